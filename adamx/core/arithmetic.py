@@ -1,0 +1,114 @@
+"""The few pieces of arithmetic on which exactness rests."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core.hyper import clock_dtype
+from adamx.core.stage import Clock, Step
+
+__all__ = ["DecayingAverage", "abs_sq", "decay_clock", "decaying_average", "divide", "root"]
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """|x|², real; of a complex number without the root that ``abs`` takes."""
+    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x
+
+
+def divide(u: jax.Array, by: jax.Array) -> jax.Array:
+    """u / by, where nothing is divided by zero: a norm is 0 only if all it has seen is 0."""
+    return u / jnp.where(by == 0, 1, by)
+
+
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """√x, with derivative 0 at 0.
+
+    There the root's own derivative is infinite, and times the derivative 0 of x = g² it would
+    make hypergradients NaN wherever a gradient has always been zero.
+    """
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    y = root(primals[0])
+    return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
+
+
+def log(x: Any) -> Any:
+    """log x, of a Python number in double precision; of 0, finite but as good as −∞.
+
+    The smallest normal number is added, which changes no x but 0; there it also keeps the
+    derivative of 1 − x = −expm1(log x) exact.
+    """
+    return math.log(x + _TINY) if isinstance(x, float) else jnp.log(x + _TINY)
+
+
+def expm1(x: Any) -> Any:
+    """eˣ − 1, of a Python number in double precision."""
+    return math.expm1(x) if isinstance(x, float) else jnp.expm1(x)
+
+
+def decay_clock(log_beta: Any) -> Clock:
+    """Keeps ℓ = Σ log βᵢ and reads the weight w = 1 − Πβᵢ = −expm1(ℓ) of an average.
+
+    1 − βᵗ cancels for small t, and a plain sum of logarithms drifts for large t. The sum is
+    therefore compensated: kept as a pair (sum, error) by Knuth's two-sum, exact to about twice
+    the precision.
+    """
+
+    def tick(pair: jax.Array) -> jax.Array:
+        old, error = pair
+        x = jnp.asarray(log_beta, pair.dtype)
+        new = old + x
+        seen = new - old
+        error = error + ((old - (new - seen)) + (x - seen))
+        return jnp.stack([new, error])
+
+    return Clock(
+        start=lambda: jnp.zeros(2, clock_dtype()),
+        tick=tick,
+        read=decay_weight,
+    )
+
+
+def decay_weight(pair: jax.Array) -> jax.Array:
+    """w = 1 − Πβᵢ = −expm1(ℓ) from the pair in which a decay clock keeps ℓ."""
+    return -jnp.expm1(pair[0] + pair[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayingAverage:
+    """a ← βa + (1−β)x, started at zero, and the weight w = 1 − Πβ that it has seen.
+
+    Call it with the old average and a new value; put :attr:`clocks` into the rule.
+    """
+
+    beta: Any
+    name: str
+
+    @property
+    def clocks(self) -> dict[str, Clock]:
+        return {self.name: decay_clock(log(self.beta))}
+
+    def __call__(self, average: jax.Array, value: jax.Array) -> jax.Array:
+        # 1 − β is exact: in double precision for a Python number, by Sterbenz for an array.
+        return average + (1 - self.beta) * (value - average)
+
+    def weight(self, step: Step) -> jax.Array:
+        """w in this step."""
+        return step.clock[self.name]
+
+
+def decaying_average(beta: Any, name: str = "log_decay") -> DecayingAverage:
+    """The decaying average with this β; ``name`` tells its clock from a second one's."""
+    return DecayingAverage(beta, name)

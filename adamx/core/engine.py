@@ -1,0 +1,405 @@
+"""Runs a row of links over trees of parameters: the only place that knows trees.
+
+Leaves of one shape and dtype share one trace: consecutive stages are composed into one function
+of one array, a nested ``jax.jit``. The row is cut only in front of a stage that must look beyond
+one array (``measure``) and around transformations that see whole trees (``Foreign``).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core import hyper
+from adamx.core.errors import StageError
+from adamx.core.foreign import Foreign
+from adamx.core.identity import Static
+from adamx.core.signal import Signal, add, check_inexact
+from adamx.core.stage import Slots, Stage, Step, keep, kind, kinds
+
+__all__ = ["apply_updates", "init", "update"]
+
+Link = Stage | Foreign
+State = dict[str, Any]
+
+
+def names(links: Sequence[Link]) -> list[str]:
+    """The links' names in the state; the second of a kind gets the suffix ``_2``."""
+    uses = collections.Counter({"count": 1})
+    found = []
+    for link in links:
+        uses[link.name] += 1
+        found.append(link.name if uses[link.name] == 1 else f"{link.name}_{uses[link.name]}")
+    return found
+
+
+def init(links: Sequence[Link], params: Any) -> State:
+    """The count, and under each link's name what it keeps."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [_parameter(path, leaf) for path, leaf in paths]
+    state: State = {"count": jnp.zeros((), jnp.int32)}
+    for name, link in zip(names(links), links, strict=True):
+        if isinstance(link, Foreign):
+            state[name] = link.init(params)
+            continue
+        rule = link.at(state["count"]).rule(hyper.clock_dtype())
+        kept = {
+            slot: tree.unflatten([_own(first(leaf), leaf) for leaf in leaves])
+            for slot, first in rule.slots.items()
+        }
+        kept |= {clock: kind_of_clock.start() for clock, kind_of_clock in rule.clocks.items()}
+        if kept:
+            state[name] = kept
+    return state
+
+
+def _parameter(path: Any, leaf: Any) -> Any:
+    where = jax.tree_util.keystr(path)
+    if not hasattr(leaf, "dtype"):
+        if not isinstance(leaf, (int, float, complex)):
+            raise StageError(
+                f"it is {leaf!r}, not an array; keep it out of the optimiser, as "
+                "equinox.filter(model, equinox.is_inexact_array) does"
+            ).within(parameter=where)
+        leaf = jnp.asarray(leaf)
+    try:
+        check_inexact("parameter", leaf)
+    except StageError as error:
+        raise error.within(parameter=where) from None
+    return leaf
+
+
+def _own(slot: Any, param: Any) -> Any:
+    """A slot that starts as the parameter is a copy: the parameter may be donated."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True) if x is param else x, slot)
+
+
+def update(
+    links: Sequence[Link],
+    split: tuple[Static, list[Any]],
+    updates: Any,
+    state: State,
+    params: Any,
+    extra: dict[str, Any],
+) -> tuple[Any, State]:
+    """One step; compiled by itself where the caller is not being compiled already."""
+    gradients, tree = jax.tree.flatten(updates)
+    aligned = None if params is None else _align(updates, tree, params)
+    seen = extra if any(isinstance(link, Foreign) for link in links) else {}
+    step = _step
+    if any(link.structure.traced for link in links) or not _are_arrays(seen):
+        step = _step.__wrapped__  # what lives only in the caller's trace can't be a cache's key
+    emitted, state = step(split[0], tree, split[1], gradients, aligned, state, seen)
+    return tree.unflatten(emitted), state
+
+
+def _are_arrays(extra: dict[str, Any]) -> bool:
+    kinds = (jax.Array, np.ndarray, np.generic, float, int, complex)
+    return all(isinstance(x, kinds) for x in jax.tree.leaves(extra))
+
+
+def _align(updates: Any, tree: Any, params: Any) -> list[Any]:
+    """The parameters that have a gradient; others (``None`` as gradient) may be anything."""
+    try:
+        aligned = tree.flatten_up_to(params)
+    except (ValueError, TypeError):
+        is_none = lambda x: x is None  # noqa: E731
+        gradients, wide = jax.tree.flatten(updates, is_leaf=is_none)
+        try:
+            aligned = wide.flatten_up_to(params)
+        except (ValueError, TypeError):
+            raise _mismatch("the gradients", updates, "the parameters", params) from None
+        aligned = [p for g, p in zip(gradients, aligned, strict=True) if g is not None]
+    if any(p is None for p in aligned):
+        raise _mismatch("the gradients", updates, "the parameters", params)
+    return aligned
+
+
+def _mismatch(one: str, a: Any, other: str, b: Any) -> StageError:
+    """What two trees that should be alike do not share."""
+    in_a, in_b = (
+        {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (a, b)
+    )
+    found = [f"{other} have no {path}" for path in sorted(in_a - in_b)]
+    found += [f"{one} have no {path}" for path in sorted(in_b - in_a)]
+    if not found:
+        found = [f"{jax.tree.structure(a)} is not {jax.tree.structure(b)}"]
+    shown = "; ".join(found[:4]) + (f"; … ({len(found)} in all)" if len(found) > 4 else "")
+    return StageError(
+        f"{one} and {other} are not trees of the same parameters: {shown}. Take gradients with "
+        "respect to the parameters that init() was given"
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    static: Static,
+    tree: Any,
+    numbers: list[Any],
+    gradients: list[Any],
+    params: list[Any] | None,
+    state: State,
+    extra: dict[str, Any],
+) -> tuple[list[Any], State]:
+    row = _Row(tree, gradients, params, state)
+    links = static.join(numbers)
+    row.check(links)
+    for name, link in zip(names(links), links, strict=True):
+        if isinstance(link, Foreign):
+            row.pass_through(name, link, extra)
+        else:
+            row.append(name, link)
+    return row.finish()
+
+
+class _Row:
+    """The signals of all parameters on their way along the chain."""
+
+    def __init__(self, tree: Any, gradients: list[Any], params: list[Any] | None, state: State):
+        self.tree, self.params, self.state = tree, params, state
+        thetas = [None] * len(gradients) if params is None else params
+        self.signals: list[Any] = list(zip(gradients, thetas, strict=True))
+        self.waiting: list[tuple[str, Stage, Step, list[Slots]]] = []
+        self.after: State = {}
+
+    def check(self, links: Sequence[Link]) -> None:
+        known = {"count", *names(links)}
+        if not isinstance(self.state, dict) or "count" not in self.state:
+            raise StageError(
+                f"the state is {type(self.state).__name__}, not what this chain's init() returns"
+            )
+        if not self.state.keys() <= known:
+            raise StageError(
+                f"the state holds {sorted(self.state.keys() - known)}, which no stage of this "
+                f"chain has; its stages are {names(links)}. Was it made by another chain?"
+            )
+
+    def append(self, name: str, stage: Stage) -> None:
+        """Tick the stage's clocks and let it wait; what needs a sum over all waits no longer."""
+        stage = stage.at(self.state["count"])
+        rule = stage.rule(hyper.clock_dtype())
+        kept = self.entry(name, [*rule.slots, *rule.clocks])
+        ticked = {k: _like(c.tick(kept[k]), kept[k]) for k, c in rule.clocks.items()}
+        step = Step({k: c.read(ticked[k]) for k, c in rule.clocks.items()})
+        slots = self.per_leaf({slot: kept[slot] for slot in rule.slots})
+        if rule.measure is not None:
+            self.advance()
+            step = step._replace(total=self.total(name, stage, step, slots))
+        self.waiting.append((name, stage, step, slots))
+        if kept:
+            self.after[name] = ticked
+
+    def entry(self, name: str, needed: list[str]) -> dict[str, Any]:
+        kept = self.state.get(name, {})
+        missing = [key for key in needed if key not in kept]
+        if missing:
+            raise StageError(
+                f"the state has no {missing} for it; it holds {sorted(self.state)}. Was it made "
+                "by another chain?"
+            ).within(stage=name)
+        return kept
+
+    def per_leaf(self, slots: dict[str, Any]) -> list[Slots]:
+        """The slots of each parameter, from slots that are trees of all parameters."""
+        columns = {}
+        for slot, kept in slots.items():
+            try:
+                columns[slot] = self.tree.flatten_up_to(kept)
+            except (ValueError, TypeError):
+                gradients = self.tree.unflatten([signal[0] for signal in self.signals])
+                raise _mismatch("the gradients", gradients, "the state's slots", kept) from None
+        return [{k: column[i] for k, column in columns.items()} for i in range(len(self.signals))]
+
+    def total(self, name: str, stage: Stage, step: Step, slots: list[Slots]) -> Any:
+        static, numbers = Static.split(stage)
+        measured = [
+            self.at_leaf(i, _measure, static, numbers, step, signal, slots[i])
+            for i, signal in enumerate(self.signals)
+        ]
+        dtype = hyper.clock_dtype()
+        return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x).astype(dtype)), *measured or [None])
+
+    def advance(self, *, last: bool = False) -> None:
+        """Run the waiting stages on every parameter."""
+        if not self.waiting and not last and self.entered:
+            return
+        labels = tuple(name for name, *_ in self.waiting)
+        static, numbers = Static.split([stage for _, stage, *_ in self.waiting])
+        steps = [step for _, _, step, _ in self.waiting]
+        done: list[list[Slots]] = []
+        for i, signal in enumerate(self.signals):
+            slots = [kept[i] for *_, kept in self.waiting]
+            self.signals[i], new = self.at_leaf(
+                i, _advance, static, labels, last, numbers, steps, signal, slots
+            )
+            done.append(new)
+        for position, (name, *_, kept) in enumerate(self.waiting):
+            for slot in kept[0] if kept else self.empty_slots(name):
+                leaves = [new[position][slot] for new in done]
+                self.after[name][slot] = self.tree.unflatten(leaves)
+        self.waiting = []
+
+    @property
+    def entered(self) -> bool:
+        return all(isinstance(signal, Signal) for signal in self.signals)
+
+    def empty_slots(self, name: str) -> list[str]:
+        """A tree without leaves still has its slots."""
+        return [slot for slot in self.state.get(name, {}) if slot not in self.after.get(name, {})]
+
+    def pass_through(self, name: str, link: Foreign, extra: dict[str, Any]) -> None:
+        self.advance()
+        params = None if self.params is None else self.tree.unflatten(self.params)
+        updates = self.tree.unflatten([signal.emitted for signal in self.signals])
+        if name not in self.state:
+            self.entry(name, [name])
+        updates, self.after[name] = link.update(updates, self.state[name], params, **extra)
+        self.signals = [
+            signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
+            for signal, u in zip(self.signals, self.tree.flatten_up_to(updates), strict=True)
+        ]
+
+    def finish(self) -> tuple[list[Any], State]:
+        self.advance(last=True)
+        count = self.state["count"]
+        largest = jnp.iinfo(count.dtype).max
+        self.after["count"] = jnp.where(count < largest, count + 1, count)
+        return self.signals, self.after
+
+    def at_leaf(self, i: int, function: Any, *args: Any) -> Any:
+        """Call, and let an error say at which parameter it happened."""
+        try:
+            return function(*args)
+        except StageError as error:
+            indices = self.tree.unflatten(range(len(self.signals)))
+            paths = jax.tree_util.tree_flatten_with_path(indices)[0]
+            signal = self.signals[i]
+            array = signal.update if isinstance(signal, Signal) else signal[0]
+            where = jax.tree_util.keystr(paths[i][0]) or "(the only one)"
+            raise error.within(parameter=f"{where} ({kind(array)})") from None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(
+    static: Static,
+    labels: tuple[str, ...],
+    last: bool,
+    numbers: list[Any],
+    steps: list[Step],
+    signal: Any,
+    slots: list[Slots],
+) -> tuple[Any, list[Slots]]:
+    """Consecutive stages on one array."""
+    if not isinstance(signal, Signal):
+        signal = Signal.enter(*signal)
+    done = []
+    with _promotion(signal):
+        for name, stage, step, before in zip(
+            labels, static.join(numbers), steps, slots, strict=True
+        ):
+            try:
+                rule, step = _at_precision(stage, step, signal)
+                signal, after = rule.update(signal, before, step)
+                done.append(keep(before, after))
+                check_shape(signal)
+            except StageError as error:
+                raise error.within(stage=name) from None
+            except (TypeError, ValueError) as error:
+                kept = ", ".join(f"{slot} {kinds(array)}" for slot, array in before.items())
+                raise StageError(
+                    f"{error} (with the slots {kept or 'none'}). The gradient and the state must "
+                    "be of the same parameters"
+                ).within(stage=name) from error
+        return signal.emitted if last else signal, done
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measure(static: Static, numbers: list[Any], step: Step, signal: Signal, slots: Slots) -> Any:
+    rule, _ = _at_precision(static.join(numbers), step, signal)
+    assert rule.measure is not None
+    with _promotion(signal):
+        return rule.measure(signal, slots)
+
+
+def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Any, Step]:
+    """The rule and the step's scalars in the precision of one array."""
+    dtype = jnp.finfo(signal.update.dtype).dtype
+    return stage.rule(dtype), hyper.cast(step, dtype)
+
+
+def _promotion(signal: Signal) -> Any:
+    """Squares and norms of complex arrays are real: there, real times complex is meant."""
+    if jnp.iscomplexobj(signal.update):
+        return jax.numpy_dtype_promotion("standard")
+    return contextlib.nullcontext()
+
+
+def check_shape(signal: Signal) -> None:
+    if signal.update.shape != signal.gradient.shape:
+        raise StageError(
+            f"it turned an update of shape {signal.gradient.shape} into one of "
+            f"{signal.update.shape}: the gradient and the state are not of the same parameters"
+        )
+
+
+def _like(after: jax.Array, before: jax.Array) -> jax.Array:
+    """A clock's new value with its old dtype, and never weakly typed."""
+    is_number = jnp.issubdtype(before.dtype, jnp.number)
+    return jnp.asarray(after).astype(before.dtype) if is_number else after
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """θ ← θ + u: the parameters after a step.
+
+    Args:
+        params: a tree of arrays.
+        updates: what ``update`` returned; where it is ``None`` the parameter stays as it is,
+            whatever it is.
+
+    Returns:
+        The new parameters, each in its own dtype; the sum is taken in the wider of the two.
+
+    Raises:
+        StageError: if the trees or shapes do not match.
+
+    >>> import adamx, jax.numpy as jnp
+    >>> adamx.apply_updates({"w": jnp.ones(2)}, {"w": -0.5 * jnp.ones(2)})
+    {'w': Array([0.5, 0.5], dtype=float32)}
+    """
+    is_none = lambda x: x is None  # noqa: E731
+    steps, tree = jax.tree.flatten(updates, is_leaf=is_none)
+    try:
+        thetas = tree.flatten_up_to(params)
+    except (ValueError, TypeError):
+        raise _mismatch("the updates", updates, "the parameters", params) from None
+    moved = [i for i, step in enumerate(steps) if step is not None]
+    try:
+        new = _add_all([thetas[i] for i in moved], [steps[i] for i in moved])
+    except TypeError:
+        raise _mismatch("the updates", updates, "the parameters", params) from None
+    for i, theta in zip(moved, new, strict=True):
+        thetas[i] = theta
+    return tree.unflatten(thetas)
+
+
+@jax.jit
+def _add_all(params: list[Any], updates: list[Any]) -> list[jax.Array]:
+    return [_add(p, u) for p, u in zip(params, updates, strict=True)]
+
+
+@jax.jit
+def _add(param: Any, update: Any) -> jax.Array:
+    param, update = jnp.asarray(param), jnp.asarray(update)
+    if param.shape != update.shape:
+        raise StageError(
+            f"an update of shape {update.shape} can't be added to a parameter of {param.shape}"
+        )
+    return add(param, update)

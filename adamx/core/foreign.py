@@ -1,0 +1,51 @@
+"""Any transformation that speaks Optax's protocol, as a link of a chain."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adamx.core import hyper
+from adamx.core.identity import ByValue
+
+__all__ = ["Foreign"]
+
+
+class Foreign:
+    """An Optax transformation in an adamx chain; it sees trees, and only the update.
+
+    In front of the first statistic it rewrites the gradient, behind it only the update.
+    """
+
+    def __init__(self, transformation: optax.GradientTransformation):
+        self.transformation = transformation
+        self.structure = ByValue(tuple(transformation))
+        self.name = hyper.origin(transformation.update)
+
+    def init(self, params: Any) -> Any:
+        return self.transformation.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+        takes_extra = optax.with_extra_args_support(self.transformation)
+        return takes_extra.update(updates, state, params, **extra)
+
+    def __repr__(self) -> str:
+        captured: dict[str, Any] = {}
+        if inspect.isfunction(self.transformation.update):
+            captured = dict(inspect.getclosurevars(self.transformation.update).nonlocals)
+        numbers = {k: x for k, x in captured.items() if isinstance(x, (int, float, np.ndarray))}
+        return f"{self.name}({', '.join(f'{k}={x!r}' for k, x in numbers.items())})"
+
+    def tree_flatten(self) -> tuple[tuple[()], ByValue]:
+        return (), self.structure
+
+    @classmethod
+    def tree_unflatten(cls, aux: ByValue, _: Any) -> Foreign:
+        return cls(optax.GradientTransformation(*aux.value))
+
+
+jax.tree_util.register_pytree_node_class(Foreign)

@@ -1,0 +1,107 @@
+"""Hyperparameters: numbers that may be floats, arrays or schedules, and the values they may take.
+
+The annotation of a stage's argument says what it is. ``b1: Decay`` makes it *data*: a leaf of the
+transformation, which may be batched, differentiated, or replaced by a schedule ``count → value``;
+the stage's body sees its value at the current step. An argument without such an annotation
+(``nesterov: bool``) is part of the algorithm's structure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["Decay", "Domain", "Hyper", "NonNegative", "Positive", "Real", "Schedule"]
+
+Schedule: TypeAlias = Callable[[Any], Any]
+"""A function from the count of past updates (0 at the first one) to a value."""
+
+Hyper: TypeAlias = float | jax.Array | np.ndarray | Schedule
+"""A hyperparameter: a number, an array (traced or batched), or a schedule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """The values that a hyperparameter may take."""
+
+    meaning: str
+    holds: Callable[[np.ndarray], np.ndarray]
+
+
+Real = Annotated[Hyper, Domain("a finite number", np.isfinite)]
+Decay = Annotated[Hyper, Domain("a decay rate in [0, 1)", lambda x: (x >= 0) & (x < 1))]
+NonNegative = Annotated[Hyper, Domain("finite and ≥ 0", lambda x: (x >= 0) & np.isfinite(x))]
+Positive = Annotated[Hyper, Domain("> 0", lambda x: x > 0)]
+
+
+def domains(factory: Callable[..., Any]) -> dict[str, Domain]:
+    """The domain of every argument of ``factory`` that is a hyperparameter."""
+    hints = get_type_hints(factory, include_extras=True)
+    found = {}
+    for name, hint in hints.items():
+        extras = hint.__metadata__ if get_origin(hint) is Annotated else ()
+        found |= {name: extra for extra in extras if isinstance(extra, Domain)}
+    return found
+
+
+def canonical(name: str, given: Any, domain: Domain) -> Any:
+    """``given`` as a float, an array or a schedule; an error if it is none or out of its domain."""
+    if callable(given) and not isinstance(given, type):
+        return given
+    if isinstance(given, (np.ndarray, jax.Array)):
+        integer = jnp.issubdtype(given.dtype, jnp.integer)
+        real = integer or jnp.issubdtype(given.dtype, jnp.floating)
+        value = given.astype(clock_dtype()) if integer else given
+    else:
+        real = isinstance(given, numbers.Real) and not isinstance(given, bool)
+        value = float(given) if real else given
+    if not real:
+        raise TypeError(
+            f"{name} must be a number, a real array or a schedule (count -> value), "
+            f"got {given!r} of type {type(given).__name__}"
+        )
+    known = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+    if known and not np.all(domain.holds(np.asarray(value, np.float64))):
+        raise ValueError(f"{name} must be {domain.meaning}, got {given}")
+    return value
+
+
+def clock_dtype() -> Any:
+    """Scalars that are kept from step to step have JAX's default precision."""
+    return jnp.result_type(float)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Arrays of the tree in ``dtype``; Python numbers stay as exact as they are."""
+    def fit(x: Any) -> Any:
+        is_array = isinstance(x, (jax.Array, np.ndarray))
+        return jnp.asarray(x, dtype) if is_array and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(fit, tree)
+
+
+def show(value: Any) -> str:
+    """A hyperparameter as it is printed in the chain."""
+    if isinstance(value, jax.core.Tracer):
+        return f"traced {value.aval.str_short()}"
+    if isinstance(value, (np.ndarray, jax.Array)):
+        if value.ndim == 0:
+            return f"{value.dtype}({float(value):.6g})"
+        return f"<{value.dtype}[{','.join(map(str, value.shape))}]>"
+    if callable(value):
+        return f"<schedule {origin(value)}>"
+    return repr(value)
+
+
+def origin(function: Any) -> str:
+    """The name by which the maker of a closure is known: ``cosine_decay_schedule``."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    parts = [part for part in name.split(".") if not part.startswith("<")]
+    return parts[0] if parts else "lambda"
+

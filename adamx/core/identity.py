@@ -1,0 +1,142 @@
+"""When two optimisers are the same: a hashable stand-in for what they are made of.
+
+JAX keys its compiled programs by ``hash`` and ``==`` of static arguments. Two schedules made by
+the same call are two closures, unequal to Python though they compute the same; comparing their
+code and what they captured makes an optimiser that is built again find the program compiled for
+the first one.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+__all__ = ["ByValue", "Static", "fingerprint"]
+
+
+class _Itself:
+    """Compares by identity; keeps its object alive so that the identity stays taken."""
+
+    def __init__(self, thing: Any):
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.thing is self.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
+    """A hashable value, equal for things that behave the same.
+
+    Numbers, strings and arrays count by type and value; functions by their code, defaults and
+    what they captured; containers by what they hold; anything else hashable by itself, and the
+    rest (tracers among them) by identity.
+    """
+    if id(thing) in _inside:
+        return ("recursion", _inside.index(id(thing)))
+    inside = (*_inside, id(thing))
+
+    def of(part: Any) -> Hashable:
+        return fingerprint(part, inside)
+
+    if isinstance(thing, jax.core.Tracer):
+        return _Itself(thing)
+    if isinstance(thing, (np.ndarray, jax.Array)) and getattr(thing, "is_fully_addressable", True):
+        try:
+            values = np.asarray(thing)
+        except TypeError:  # typed PRNG keys hold no plain numbers
+            return _Itself(thing)
+        return ("array", values.shape, str(values.dtype), values.tobytes())
+    if isinstance(thing, types.FunctionType):
+        cells = tuple(_contents(cell) for cell in thing.__closure__ or ())
+        captured = of(cells), of(thing.__defaults__), of(thing.__kwdefaults__)
+        return ("function", thing.__code__, id(thing.__globals__), *captured)
+    if isinstance(thing, types.MethodType):
+        return ("method", of(thing.__func__), of(thing.__self__))
+    if isinstance(thing, functools.partial):
+        return ("partial", of(thing.func), of(thing.args), of(thing.keywords))
+    if isinstance(thing, Mapping):
+        return (type(thing), frozenset((of(key), of(value)) for key, value in thing.items()))
+    if isinstance(thing, (tuple, list)):
+        return (type(thing), *map(of, thing))
+    try:
+        hash(thing)
+    except TypeError:
+        return _Itself(thing)
+    return (type(thing), thing)
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that the enclosing function has not bound (yet)
+        return cell
+
+
+def _holds_tracer(key: Hashable) -> bool:
+    if isinstance(key, _Itself):
+        return isinstance(key.thing, jax.core.Tracer)
+    return isinstance(key, (tuple, frozenset)) and any(map(_holds_tracer, key))
+
+
+class ByValue:
+    """Anything, compared by its fingerprint.
+
+    >>> ByValue(lambda t: 0.5**t) == ByValue(lambda t: 0.5**t), ByValue(1.0) == ByValue(1)
+    (True, False)
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+        self.key = fingerprint(value)
+        self._hash = hash(self.key)
+
+    @property
+    def traced(self) -> bool:
+        """Whether it rests on a value that lives only while some function is being traced."""
+        return _holds_tracer(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, ByValue) and self.key == other.key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class Static(NamedTuple):
+    """A pytree split for ``jax.jit``: what the program is compiled for, apart from its arrays.
+
+    Python numbers stay in the static part, where they keep their double precision; arrays and
+    tracers are taken out, so that other values of them find the same program.
+
+    >>> import jax.numpy as jnp
+    >>> static, arrays = Static.split({"b1": 0.9, "rate": jnp.float32(0.1)})
+    >>> arrays, static.join([0.2])
+    ([Array(0.1, dtype=float32)], {'b1': 0.9, 'rate': 0.2})
+    """
+
+    leaves: ByValue
+    structure: jax.tree_util.PyTreeDef
+
+    @classmethod
+    def split(cls, tree: Any) -> tuple[Static, list[Any]]:
+        leaves, structure = jax.tree.flatten(tree)
+        kept = tuple(_HOLE if isinstance(x, (jax.Array, np.ndarray)) else x for x in leaves)
+        taken = [x for x, kept_x in zip(leaves, kept, strict=True) if kept_x is _HOLE]
+        return cls(ByValue(kept), structure), taken
+
+    def join(self, arrays: Any) -> Any:
+        """The tree again, with these arrays in the places of the old ones."""
+        rest = iter(arrays)
+        leaves = [next(rest) if x is _HOLE else x for x in self.leaves.value]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+_HOLE = "<array>"

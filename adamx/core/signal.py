@@ -1,0 +1,150 @@
+"""What travels along a chain, for one array."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core.errors import StageError
+
+__all__ = ["Signal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """The gradient and the update of one parameter, side by side, and the update's bias.
+
+    Statistics are taken of the :attr:`gradient`; stages shape the :attr:`update`. Until a stage
+    has taken a statistic, the update *is* the gradient: what stands in front conditions both.
+
+    Attributes:
+        gradient: what statistics are taken of; shaped like the parameter, float32 at least.
+        update: what will be added to the parameter; shaped like it, float32 at least.
+        bias: the factor by which averages started at zero have shrunk the update so far
+            (a scalar; E[update] = bias · E[what an unbiased average would give]), or None as long
+            as no average stands in the chain.
+        statistic: whether a statistic has been taken.
+    """
+
+    gradient: jax.Array
+    update: jax.Array
+    bias: jax.Array | None = None
+    statistic: bool = False
+    _param: jax.Array | None = None
+    _dtypes: tuple[Any, ...] = ()
+
+    @classmethod
+    def enter(cls, gradient: jax.Array, param: jax.Array | None) -> Signal:
+        """The signal at the head of a chain, checked, in the precision of statistics."""
+        gradient = jnp.asarray(gradient)
+        check_inexact("gradient", gradient)
+        dtypes = (gradient.dtype,)
+        if param is not None:
+            param = jnp.asarray(param)
+            check_inexact("parameter", param)
+            if param.shape != gradient.shape:
+                raise StageError(
+                    f"the gradient's shape {gradient.shape} is not the parameter's {param.shape}; "
+                    "pass gradients of a loss with respect to these parameters"
+                )
+            if jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(param):
+                raise StageError(
+                    f"the gradient is {gradient.dtype}, the parameter {param.dtype}: a real "
+                    "parameter takes a real gradient; take its real part"
+                )
+            dtypes += (param.dtype,)
+            param = param.astype(statistics_dtype(param.dtype))
+        gradient = gradient.astype(statistics_dtype(*dtypes))
+        return cls(gradient, gradient, _param=param, _dtypes=dtypes)
+
+    @property
+    def param(self) -> jax.Array:
+        """The parameter θ before this step.
+
+        Raises:
+            StageError: if ``update`` was called without parameters.
+        """
+        if self._param is None:
+            raise StageError(
+                "this stage needs the parameters, and update() was called without them; "
+                "call update(grads, state, params)"
+            )
+        return self._param
+
+    @property
+    def emitted(self) -> jax.Array:
+        """The update as it leaves the chain, in the wider of the gradient's and parameter's dtype.
+
+        A step rounded to bfloat16 loses little beside the parameter's own rounding, and Optax's
+        wrappers expect updates to have the dtype in which gradients came.
+        """
+        return self.update.astype(jnp.promote_types(self._dtypes[0], self._dtypes[-1]))
+
+    @property
+    def next_param(self) -> jax.Array:
+        """The parameter that ``apply_updates`` will make of this update, rounding included."""
+        stored = self._dtypes[-1]
+        return add(self.param.astype(stored), self.emitted).astype(self.param.dtype)
+
+    def becomes(self, update: jax.Array) -> Signal:
+        """The signal with another update: and gradient, as long as no statistic was taken."""
+        gradient = self.gradient if self.statistic else update
+        return dataclasses.replace(self, gradient=gradient, update=update)
+
+    def measured(self, update: jax.Array, weight: Any = None) -> Signal:
+        """The signal with an update that holds a statistic of the gradient.
+
+        Args:
+            update: the new update.
+            weight: the factor by which a decaying average that started at zero falls short in
+                this update; it multiplies into the bias. None where there is no such factor.
+        """
+        bias = self.bias
+        if weight is not None:
+            bias = weight if bias is None else bias * weight
+        return dataclasses.replace(self, update=update, bias=bias, statistic=True)
+
+    def corrected(self) -> Signal:
+        """The signal with the bias divided out of its update."""
+        if self.bias is None:
+            raise StageError(
+                "there is no bias to correct: no averaging stage (scale_by_momentum, "
+                "scale_by_rms, …) stands before this one in the chain. The bias travels along "
+                "adamx.chain, not along optax.chain: use adamx.chain for the stages that belong "
+                "together"
+            )
+        return dataclasses.replace(self, update=self.update * (1 / self.bias), bias=None)
+
+
+jax.tree_util.register_dataclass(
+    Signal,
+    data_fields=["gradient", "update", "bias", "_param"],
+    meta_fields=["statistic", "_dtypes"],
+)
+
+
+def statistics_dtype(*dtypes: Any) -> Any:
+    """Statistics are float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
+    wide = jnp.dtype("float32")
+    for dtype in dtypes:
+        wide = jnp.promote_types(wide, dtype)
+    return wide
+
+
+def check_inexact(what: str, array: Any) -> None:
+    """Only real and complex floating-point arrays can take a step."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise StageError(
+            f"the {what} has dtype {array.dtype}; a step α·u needs a floating-point (or complex) "
+            "array. Convert it, or keep it out of the optimiser: equinox.partition, "
+            "optax.masked or a None leaf do"
+        )
+
+
+def add(param: Any, update: Any) -> jax.Array:
+    """θ + u in the wider dtype of the two, rounded once to the parameter's."""
+    wide = jnp.promote_types(param.dtype, update.dtype)
+    return (param.astype(wide) + update.astype(wide)).astype(param.dtype)

@@ -1,0 +1,207 @@
+"""A stage: one idea of the paper, written for one array."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core import hyper
+from adamx.core.errors import StageError
+from adamx.core.identity import ByValue
+from adamx.core.signal import Signal, statistics_dtype
+
+__all__ = ["Clock", "Rule", "Stage", "Step", "zeros"]
+
+P = ParamSpec("P")
+Slots = dict[str, Any]
+
+
+class Clock(NamedTuple):
+    """A scalar (or a small array) kept per step rather than per parameter.
+
+    Attributes:
+        start: ``() -> value`` before the first step.
+        tick: ``value -> value``, once a step, before the stage's arrays are updated.
+        read: ``value -> reading``, what the stage needs of it.
+    """
+
+    start: Callable[[], jax.Array]
+    tick: Callable[[jax.Array], jax.Array]
+    read: Callable[[jax.Array], Any]
+
+
+class Step(NamedTuple):
+    """What is the same for every array in this step.
+
+    Attributes:
+        clock: the readings of the rule's clocks, by name.
+        total: what the rule's ``measure`` gave, summed over all parameters (None without one).
+    """
+
+    clock: dict[str, Any]
+    total: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a stage does to one array.
+
+    Attributes:
+        update: ``(signal, slots, step) -> (signal, slots)``.
+        slots: the arrays it keeps for a parameter: by name, ``param -> first value``. They may
+            be of any shape, and are the same in shape and dtype after every step.
+        clocks: the scalars it keeps per step, by name. Names are distinct from the slots'.
+        measure: ``(signal, slots) -> numbers`` of one array (a pytree of scalars), summed over
+            all parameters before ``update`` runs. The only way to look beyond one array.
+    """
+
+    update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
+    slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+    clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
+    measure: Callable[[Signal, Slots], Any] | None = None
+
+
+class Definition:
+    """A stage before it has its numbers: its name, its arguments, and what makes its rule."""
+
+    def __init__(self, factory: Callable[..., Rule | Callable[[Signal], Signal]]):
+        self.name = factory.__name__
+        self.factory = factory
+        self.signature = inspect.signature(factory)
+        self.domains = hyper.domains(factory)
+
+    def bind(self, *args: Any, **kwargs: Any) -> Stage:
+        """A stage with these arguments, checked."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        try:
+            for name, domain in self.domains.items():
+                arguments[name] = hyper.canonical(name, arguments[name], domain)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
+        return Stage(self, arguments)
+
+    def __repr__(self) -> str:
+        return f"<stage {self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _definition, (self.factory.__module__, self.factory.__qualname__)
+
+
+def _definition(module: str, name: str) -> Definition:
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module)).definition
+
+
+class Stage:
+    """A definition with its arguments; a pytree whose leaves are its numbers."""
+
+    def __init__(self, definition: Definition, arguments: dict[str, Any]):
+        self.definition = definition
+        self.arguments = arguments
+        # A schedule that is a pytree (an equinox.Module, jax.tree_util.Partial) has numbers too.
+        self.data = tuple(
+            name
+            for name in definition.domains
+            if not (callable(arguments[name]) and jax.tree_util.all_leaves([arguments[name]]))
+        )
+        self.structure = ByValue({k: x for k, x in arguments.items() if k not in self.data})
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    def at(self, count: Any) -> Stage:
+        """The stage at one step: its schedules replaced by their values."""
+        now = dict(self.arguments)
+        for name, domain in self.definition.domains.items():
+            if callable(now[name]):
+                try:
+                    now[name] = hyper.canonical(name, now[name](count), domain)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"{self.name}: in the schedule of {error}") from error
+        return Stage(self.definition, now)
+
+    def rule(self, dtype: Any) -> Rule:
+        """The rule with the numbers as they are now, in the precision of the array it is for."""
+        arguments = {
+            name: hyper.cast(value, dtype) if name in self.definition.domains else value
+            for name, value in self.arguments.items()
+        }
+        made = self.definition.factory(**arguments)
+        return made if isinstance(made, Rule) else Rule(_stateless(made))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stage, (self.definition, self.arguments)
+
+    def __repr__(self) -> str:
+        shown = []
+        for name, parameter in self.definition.signature.parameters.items():
+            value = self.arguments[name]
+            off = parameter.default in (0, None) and isinstance(value, (int, float, type(None)))
+            if not off or value:  # what is switched off by default, and here, goes without saying
+                shown.append(f"{name}={hyper.show(value)}")
+        return f"{self.name}({', '.join(shown)})"
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        numbers = [(jax.tree_util.DictKey(name), self.arguments[name]) for name in self.data]
+        return numbers, (self.definition, self.data, self.structure)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple[Any, ...], numbers: Any) -> Stage:
+        stage = object.__new__(cls)
+        stage.definition, stage.data, stage.structure = aux
+        known = {**stage.structure.value, **dict(zip(stage.data, numbers, strict=True))}
+        stage.arguments = {name: known[name] for name in stage.definition.signature.parameters}
+        return stage
+
+
+jax.tree_util.register_pytree_with_keys_class(Stage)
+
+
+def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal, Slots]]:
+    return lambda signal, slots, step: (shape(signal), slots)
+
+
+def zeros(param: Any, *, real: bool = False) -> jax.Array:
+    """Zeros shaped and placed like the parameter, float32 at least.
+
+    Args:
+        param: an array or a ``jax.ShapeDtypeStruct``.
+        real: for a norm or a square of a complex parameter, which is real.
+    """
+    dtype = statistics_dtype(param.dtype)
+    return jax.lax.full_like(param, 0, dtype=jnp.finfo(dtype).dtype if real else dtype)
+
+
+def keep(before: Slots, after: Slots) -> Slots:
+    """The new slots, if they have the names, shapes and dtypes of the old ones."""
+    if before.keys() != after.keys():
+        raise StageError(f"its slots are {sorted(before)}, but its update gave {sorted(after)}")
+    for name, old in before.items():
+        if kinds(old) != kinds(after[name]):
+            raise StageError(
+                f"slot {name!r} is {kinds(old)} and would become {kinds(after[name])}: the "
+                "gradient and the state are not of the same parameters"
+            )
+    return jax.tree.map(_strong, after)
+
+
+def _strong(array: Any) -> Any:
+    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+
+
+def kinds(slot: Any) -> str:
+    return ", ".join(kind(leaf) for leaf in jax.tree.leaves(slot))
+
+
+def kind(array: Any) -> str:
+    """dtype and shape, as in ``float32[3,4]``."""
+    return f"{jnp.result_type(array)}[{','.join(map(str, jnp.shape(array)))}]"

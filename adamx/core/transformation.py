@@ -1,0 +1,204 @@
+"""The optimiser as a value: what a chain is to its user."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import jax
+import optax
+
+from adamx.core import engine
+from adamx.core.foreign import Foreign
+from adamx.core.identity import ByValue, Static
+from adamx.core.signal import Signal
+from adamx.core.stage import Definition, Rule
+
+__all__ = ["Transformation", "chain", "stage"]
+
+P = ParamSpec("P")
+
+
+class Transformation(optax.GradientTransformationExtraArgs):
+    """A row of stages: an ``optax.GradientTransformationExtraArgs`` that is also a pytree.
+
+    Its leaves are its numbers, so it can be batched by ``vmap``, differentiated by ``grad``,
+    passed to a jitted function (new numbers do not recompile) and printed. Transformations with
+    equal numbers are equal and hash equal.
+
+    >>> import jax, adamx
+    >>> adamx.sgd(0.1) == adamx.sgd(0.1), len({adamx.sgd(0.1), adamx.sgd(0.1)})
+    (True, 1)
+    >>> jax.tree.leaves(adamx.sgd(0.1, momentum=0.9))
+    [0.9, 0.1]
+    >>> print(adamx.sgd(0.1, momentum=0.9))
+    chain(
+        scale_by_heavy_ball(momentum=0.9),
+        scale_by_learning_rate(learning_rate=0.1),
+    )
+    """
+
+    links: tuple[engine.Link, ...]
+    _split: tuple[Static, list[Any]]
+
+    def __new__(cls, links: tuple[engine.Link, ...]) -> Transformation:
+        split = Static.split(links)
+        init = functools.partial(_init, links)
+        update = functools.partial(_update, links, split)
+        self = super().__new__(cls, init, update)
+        self.links, self._split = links, split
+        return self
+
+    def init(self, params: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The state before the first step.
+
+        Args:
+            params: a tree of arrays (or ``jax.ShapeDtypeStruct``), floating-point or complex;
+                ``None`` leaves are kept.
+
+        Returns:
+            A dict: ``count`` (int32, 0) and, under the name of every stage that keeps something,
+            a dict of its slots (trees like ``params``, float32 at least, placed like the
+            parameters and never aliasing them) and clocks (scalars).
+
+        Raises:
+            StageError: for a leaf that is no array, or an array of integers.
+        """
+        return _init(self.links, params)
+
+    def update(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, updates: Any, state: dict[str, Any], params: Any = None, **extra_args: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """One step; outside ``jit`` it compiles itself.
+
+        Args:
+            updates: the gradients, a tree like the parameters'; ``None`` where a parameter has
+                none.
+            state: what ``init`` or the last ``update`` returned.
+            params: the parameters; needed by stages that use them (weight decay, averaging).
+            **extra_args: handed to those Optax transformations in the chain that take them.
+
+        Returns:
+            The updates, to be *added* to the parameters (:func:`adamx.apply_updates`), and the
+            new state, alike in structure, shapes and dtypes to the old one.
+
+        Raises:
+            StageError: naming stage and parameter, if trees, shapes or dtypes do not match, or
+                a stage lacks what it needs.
+        """
+        return _update(self.links, self._split, updates, state, params, **extra_args)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Transformation) and self._value == other._value
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    @functools.cached_property
+    def _value(self) -> tuple[ByValue, Any]:
+        leaves, structure = jax.tree.flatten(self.links)
+        return ByValue(tuple(leaves)), structure
+
+    def __repr__(self) -> str:
+        if len(self.links) == 1:
+            return repr(self.links[0])
+        return "chain(" + "".join(f"\n    {link!r}," for link in self.links) + "\n)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.links,)
+
+
+def _init(links: tuple[engine.Link, ...], params: Any) -> dict[str, Any]:
+    return engine.init(links, params)
+
+
+def _update(
+    links: tuple[engine.Link, ...],
+    split: tuple[Static, list[Any]],
+    updates: Any,
+    state: dict[str, Any],
+    params: Any = None,
+    **extra_args: Any,
+) -> tuple[Any, dict[str, Any]]:
+    return engine.update(links, split, updates, state, params, extra_args)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Transformation,
+    lambda opt: (
+        [
+            (jax.tree_util.DictKey(name), link)
+            for name, link in zip(engine.names(opt.links), opt.links, strict=True)
+        ],
+        None,
+    ),
+    lambda _, links: Transformation(tuple(links)),
+)
+
+
+def stage(factory: Callable[P, Rule | Callable[[Signal], Signal]]) -> Callable[P, Transformation]:
+    """Make a stage's factory into the public function that returns a one-stage transformation.
+
+    The factory takes the stage's arguments and returns its :class:`~adamx.core.Rule`, or, for a
+    stage that keeps nothing, a function ``signal -> signal``. It is called anew in every step,
+    with numbers in place of schedules. Arguments annotated as hyperparameters
+    (:data:`~adamx.core.Decay`, :data:`~adamx.core.NonNegative`, …) are data and are checked.
+
+    >>> import adamx
+    >>> from adamx.core import Real, stage
+    >>> @stage
+    ... def power(exponent: Real):
+    ...     '''u ← sign(u) |u|^p'''
+    ...     return lambda s: s.becomes(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
+    >>> import jax.numpy as jnp
+    >>> opt = adamx.chain(power(0.5), adamx.scale_by_learning_rate(0.1))
+    >>> opt.update(jnp.array([4.0, -9.0]), opt.init(jnp.zeros(2)))[0]
+    Array([-0.2,  0.3], dtype=float32)
+    """
+    definition = Definition(factory)
+
+    @functools.wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Transformation:
+        return Transformation((definition.bind(*args, **kwargs),))
+
+    make.definition = definition  # pyright: ignore[reportFunctionMemberAccess]
+    return make
+
+
+def chain(*transformations: optax.GradientTransformation) -> Transformation:
+    """Put transformations in a row: each one's output is the next one's input.
+
+    Nested adamx chains are flattened: chaining is associative. A transformation of Optax (or of
+    any library that follows its protocol) becomes a stage too: in front of the first statistic it
+    rewrites the gradient, behind it only the update.
+
+    Raises:
+        TypeError: for something that is not a transformation.
+
+    >>> import adamx, optax
+    >>> adamx.chain(optax.clip_by_global_norm(1.0), adamx.adam(1e-3))
+    chain(
+        clip_by_global_norm(max_norm=1.0),
+        scale_by_momentum(b1=0.9),
+        scale_by_rms(b2=0.999),
+        bias_correction(),
+        scale_by_learning_rate(learning_rate=0.001),
+    )
+    """
+    links: list[engine.Link] = []
+    for given in transformations:
+        if isinstance(given, Transformation):
+            links += given.links
+        elif callable(getattr(given, "init", None)) and callable(getattr(given, "update", None)):
+            links.append(Foreign(given))
+        else:
+            raise TypeError(
+                f"chain() takes transformations, got {given!r} of type {type(given).__name__}; "
+                "a list is passed as chain(*transformations), and a stage is called: "
+                "scale_by_momentum(), not scale_by_momentum"
+            )
+    return Transformation(tuple(links))

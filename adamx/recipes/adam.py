@@ -1,0 +1,101 @@
+"""Adam and AdaMax, as in the paper."""
+
+from __future__ import annotations
+
+from adamx.core import Hyper, Transformation, chain
+from adamx.stages import (
+    bias_correction,
+    scale_by_adamax,
+    scale_by_learning_rate,
+    scale_by_momentum,
+    scale_by_rms,
+)
+
+__all__ = ["adam", "adamax"]
+
+
+def adam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    *,
+    eps_hat: Hyper = 0.0,
+) -> Transformation:
+    r"""Adam, Algorithm 1.
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, & \hat m_t &= m_t / (1 - \beta_1^t) \\
+        v_t &= \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, & \hat v_t &= v_t / (1 - \beta_2^t) \\
+        \theta_t &= \theta_{t-1} - \alpha \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
+
+    With ``eps=0, eps_hat=ε̂`` it is the reordered form at the end of Section 2,
+    :math:`\alpha_t\, m_t / (\sqrt{v_t} + \hat\epsilon)` with
+    :math:`\alpha_t = \alpha \sqrt{1-\beta_2^t} / (1-\beta_1^t)`, which is what Keras and
+    TensorFlow compute (ε̂ = 1e-7). With ``eps=0, eps_root=ε`` the denominator is
+    :math:`\sqrt{\hat v_t + \epsilon}`, whose derivative is finite everywhere.
+
+    For scheduled β the powers are products, :math:`1 - \prod_i \beta_i`: the correction stays
+    exact.
+
+    Args:
+        learning_rate: α ≥ 0; the paper's default is 0.001.
+        b1: β₁ in [0, 1).
+        b2: β₂ in [0, 1).
+        eps: ε ≥ 0, added to √v̂.
+        eps_root: ε ≥ 0, added to v̂ inside the root.
+        eps_hat: ε̂ ≥ 0, added to √v before the correction.
+
+    Equals torch.optim.Adam and optax.adam with the same numbers, but for their rounding: they
+    compute 1 − βᵗ from a float32 power or a drifting double. Statistics are float32 for bfloat16
+    and float16 parameters (torch and Optax keep the parameter's dtype). Of complex parameters
+    |g|² is the squared modulus (as in Optax; torch takes the parts as two coordinates).
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1.
+
+    >>> opt = adamx.adam(1e-3)
+    >>> params = {"w": jnp.array([1.0, 2.0])}
+    >>> state = opt.init(params)
+    >>> updates, state = opt.update({"w": jnp.array([0.1, -10.0])}, state, params)
+    >>> updates
+    {'w': Array([-0.001,  0.001], dtype=float32)}
+    """
+    return chain(
+        scale_by_momentum(b1),
+        scale_by_rms(b2, eps, eps_hat=eps_hat, eps_root=eps_root),
+        bias_correction(),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamax(
+    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8
+) -> Transformation:
+    r"""AdaMax: Adam with the infinity norm.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad
+        n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \quad
+        \theta_t = \theta_{t-1} - \frac{\alpha}{1-\beta_1^t} \frac{m_t}{n_t}
+
+    Args:
+        learning_rate: α ≥ 0; the paper's default is 0.002.
+        b1: β₁ in [0, 1).
+        b2: β₂ in [0, 1).
+        eps: ε ≥ 0, added to |g|. The paper has none: 0, where 0/0 is 0.
+
+    Equals torch.optim.Adamax and optax.adamax.
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 2.
+
+    >>> opt = adamx.adamax(2e-3)
+    >>> opt.update(jnp.array([0.1, -10.0]), opt.init(jnp.zeros(2)))[0]
+    Array([-0.002,  0.002], dtype=float32)
+    """
+    return chain(
+        scale_by_momentum(b1),
+        scale_by_adamax(b2, eps),
+        bias_correction(),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,44 @@
+"""Stochastic gradient descent, with and without momentum."""
+
+from __future__ import annotations
+
+from adamx.core import Hyper, Transformation, chain
+from adamx.stages import scale_by_heavy_ball, scale_by_learning_rate
+
+__all__ = ["sgd"]
+
+
+def sgd(
+    learning_rate: Hyper, momentum: Hyper | None = None, nesterov: bool = False
+) -> Transformation:
+    r"""Stochastic gradient descent.
+
+    .. math::
+        b_t = \mu b_{t-1} + g_t, \qquad \theta_t = \theta_{t-1} - \alpha b_t
+        \quad \text{or, with Nesterov,} \quad \theta_{t-1} - \alpha (g_t + \mu b_t)
+
+    Args:
+        learning_rate: α ≥ 0.
+        momentum: μ in [0, 1); None for plain descent, which keeps no state.
+        nesterov: Nesterov's momentum, in the form of Sutskever et al. 2013.
+
+    Equals torch.optim.SGD (dampening 0) and optax.sgd, also under a schedule: the learning rate
+    stands outside the velocity. (Sutskever has it inside; the same for a constant rate.)
+
+    Source: Robbins & Monro 1951; Polyak 1964; Sutskever et al. 2013.
+
+    Raises:
+        ValueError: for ``nesterov`` without a momentum.
+
+    >>> opt = adamx.sgd(0.1, momentum=0.9)
+    >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
+    Array([-0.1], dtype=float32)
+    """
+    if momentum is None:
+        if nesterov:
+            raise ValueError("sgd: nesterov=True needs a momentum; pass momentum=0.9, say")
+        return scale_by_learning_rate(learning_rate)
+    return chain(
+        scale_by_heavy_ball(momentum, nesterov),
+        scale_by_learning_rate(learning_rate),
+    )

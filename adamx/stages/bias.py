@@ -1,0 +1,32 @@
+"""Undoing the start at zero."""
+
+from __future__ import annotations
+
+from adamx.core import stage
+
+__all__ = ["bias_correction"]
+
+
+@stage
+def bias_correction():
+    r"""Divide the update by its bias.
+
+    .. math::
+        u \leftarrow u / \text{bias}
+
+    An average that starts at zero is too small by the weight :math:`1 - \prod_i \beta_i` it has
+    seen. Every averaging stage in front has multiplied its share into the bias, so this stage
+    needs no arguments and stands anywhere behind them: for Adam the bias is
+    :math:`(1-\beta_1^t)/\sqrt{1-\beta_2^t}`, and any schedule of β is right as well.
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 3.
+
+    Raises:
+        StageError: if nothing has been averaged since the start of the chain, or since the last
+            correction.
+
+    >>> opt = adamx.chain(adamx.scale_by_momentum(0.9), adamx.bias_correction())
+    >>> opt.update(jnp.array([2.0]), opt.init(jnp.zeros(1)))[0]
+    Array([2.], dtype=float32)
+    """
+    return lambda signal: signal.corrected()

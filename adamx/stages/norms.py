@@ -1,0 +1,94 @@
+"""The L^p family of Section 7.1: how large the gradient is, by other norms than the square."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage
+from adamx.core.arithmetic import expm1, log
+from adamx.stages.rms import real_zeros
+
+__all__ = ["scale_by_adamax", "scale_by_lp_norm"]
+
+
+@stage
+def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
+    r"""Divide the update by the exponentially weighted infinity norm of the gradient (AdaMax).
+
+    .. math::
+        n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad u \leftarrow \frac{u}{n_t}
+
+    A maximum is not an average: it needs no correction and leaves the bias as it is.
+
+    Keeps ``nu`` (n), shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: added to |g|, as torch and Optax do; the paper has none (0, where 0/0 is 0).
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 7.1, equation 12.
+
+    >>> opt = adamx.scale_by_adamax(b2=0.5, eps=0.0)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (4.0, 1.0):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    >>> u, state["scale_by_adamax"]["nu"]
+    (Array([0.5], dtype=float32), Array([2.], dtype=float32))
+    """
+
+    def update(signal, slots, step):
+        nu = jnp.maximum(b2 * slots["nu"], jnp.abs(signal.gradient) + eps)
+        return signal.measured(divide(signal.update, nu)), {"nu": nu}
+
+    return Rule(update, slots={"nu": real_zeros})
+
+
+@stage
+def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e-8):
+    r"""Divide the update by the exponentially weighted L^p norm of the gradient.
+
+    .. math::
+        v_t = \beta_2^p v_{t-1} + (1 - \beta_2^p) |g_t|^p, \qquad
+        u \leftarrow \frac{u}{v_t^{1/p} + \epsilon w_t^{1/p}}, \qquad
+        w_t = 1 - \prod_i \beta_{2,i}^p
+
+    p = 2 with β₂ is :func:`scale_by_rms` with β₂²; p → ∞ is :func:`scale_by_adamax`. The paper
+    calls large p unstable, as |g|^p over- and underflows; here the norm :math:`n = v^{1/p}` is
+    kept instead of v, and its powers are taken relative to the larger of the two terms:
+
+    .. math::
+        a = \beta_2 n_{t-1}, \quad c = (1 - \beta_2^p)^{1/p} |g_t|, \quad M = \max(a, c), \quad
+        n_t = M \left( (a/M)^p + (c/M)^p \right)^{1/p}
+
+    which is stable for every p, ``math.inf`` included.
+
+    Keeps ``nu`` (n), shaped like the parameter, real.
+
+    Args:
+        p: the order of the norm, > 0.
+        b2: β₂ in [0, 1); decays the norm, so the p-th power decays with :math:`\beta_2^p`.
+        eps: added to :math:`\hat v^{1/p}`.
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 7.1, equations 6-8.
+
+    >>> opt = adamx.chain(adamx.scale_by_lp_norm(p=100.0), adamx.bias_correction())
+    >>> opt.update(jnp.array([3.0, -1e-3]), opt.init(jnp.zeros(2)))[0].round(3)
+    Array([ 1., -1.], dtype=float32)
+    """
+    log_decay = p * log(b2)
+    if isinstance(log_decay, float):
+        log_decay = max(log_decay, log(0.0))
+    else:
+        log_decay = jnp.maximum(log_decay, log(0.0))
+    share = (-expm1(log_decay)) ** (1 / p)
+
+    def update(signal, slots, step):
+        a, c = b2 * slots["nu"], share * jnp.abs(signal.gradient)
+        largest = jnp.maximum(a, c)
+        scale = jnp.where(largest == 0, 1, largest)
+        nu = largest * ((a / scale) ** p + (c / scale) ** p) ** (1 / p)
+        shrunk = step.clock["log_decay"] ** (1 / p)
+        u = divide(signal.update, nu + eps * shrunk)
+        return signal.measured(u, weight=1 / shrunk), {"nu": nu}
+
+    return Rule(update, slots={"nu": real_zeros}, clocks={"log_decay": decay_clock(log_decay)})

@@ -1,0 +1,102 @@
+"""Stages that keep nothing: scaling, decay, clipping."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from adamx.core import NonNegative, Positive, Real, Rule, abs_sq, divide, root, stage
+
+__all__ = ["add_decayed_weights", "clip_by_global_norm", "scale", "scale_by_learning_rate"]
+
+
+@stage
+def scale(factor: Real):
+    r"""Multiply the update.
+
+    .. math::
+        u \leftarrow x u
+
+    Args:
+        factor: x, any finite number.
+
+    >>> opt = adamx.scale(-2.0)
+    >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
+    Array([-2.], dtype=float32)
+    """
+    return lambda signal: signal.becomes(factor * signal.update)
+
+
+@stage
+def scale_by_learning_rate(learning_rate: NonNegative):
+    r"""Turn a direction into a step downhill.
+
+    .. math::
+        u \leftarrow -\alpha_t u
+
+    Args:
+        learning_rate: α ≥ 0.
+
+    >>> opt = adamx.scale_by_learning_rate(lambda t: 0.5 / (t + 1))
+    >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
+    Array([-0.5], dtype=float32)
+    """
+    return lambda signal: signal.becomes(-learning_rate * signal.update)
+
+
+@stage
+def add_decayed_weights(weight_decay: NonNegative = 0.0):
+    r"""Add a multiple of the parameter to the update.
+
+    .. math::
+        u \leftarrow u + \lambda \theta
+
+    In front of the first statistic this is L2 regularisation (the gradient of λ|θ|²/2 enters the
+    averages); between the last statistic and the learning rate it is decoupled weight decay,
+    AdamW.
+
+    Args:
+        weight_decay: λ ≥ 0.
+
+    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.add_decayed_weights(0.5)
+    >>> theta = jnp.array([2.0])
+    >>> opt.update(jnp.array([1.0]), opt.init(theta), theta)[0]
+    Array([2.], dtype=float32)
+    """
+    return lambda signal: signal.becomes(signal.update + weight_decay * signal.param)
+
+
+@stage
+def clip_by_global_norm(max_norm: Positive):
+    r"""Shrink the update so that its norm over all parameters is at most ``max_norm``.
+
+    .. math::
+        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right), \qquad
+        \lVert u \rVert^2 = \sum_\text{all parameters} |u|^2
+
+    In front of a statistic it clips the gradient. A non-finite norm makes the update NaN rather
+    than hiding it.
+
+    Args:
+        max_norm: c > 0.
+
+    Source: Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063), Algorithm 1.
+
+    >>> opt = adamx.clip_by_global_norm(1.0)
+    >>> grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    >>> opt.update(grads, opt.init(grads))[0]
+    {'a': Array([0.6], dtype=float32), 'b': Array([0.8], dtype=float32)}
+    """
+
+    def measure(signal, slots):
+        return jnp.sum(abs_sq(signal.update))
+
+    def update(signal, slots, step):
+        norm = root(step.total)
+        return signal.becomes(signal.update * jnp.minimum(1, divide(max_norm, norm))), slots
+
+    return Rule(update, measure=measure)
