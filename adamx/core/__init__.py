@@ -37,6 +37,7 @@ from adamx.core.arithmetic import (
     decay_clock,
     decaying_average,
     divide,
+    plus,
     root,
 )
 from adamx.core.engine import apply_updates
@@ -67,6 +68,7 @@ __all__ = [
     "decay_clock",
     "decaying_average",
     "divide",
+    "plus",
     "root",
     "stage",
     "zeros",

@@ -13,7 +13,7 @@ import numpy as np
 from adamx.core.hyper import clock_dtype
 from adamx.core.stage import Clock, Step
 
-__all__ = ["DecayingAverage", "abs_sq", "decay_clock", "decaying_average", "divide", "root"]
+__all__ = ["DecayingAverage", "abs_sq", "decay_clock", "decaying_average", "divide", "plus", "root"]
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -23,8 +23,22 @@ def abs_sq(x: jax.Array) -> jax.Array:
     return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x
 
 
-def divide(u: jax.Array, by: jax.Array) -> jax.Array:
-    """u / by, where nothing is divided by zero: a norm is 0 only if all it has seen is 0."""
+def plus(x: jax.Array, number: Any, times: Any = 1) -> jax.Array:
+    """x + number · times, where the Python number 0 costs nothing.
+
+    XLA may not drop 0 · w by itself, as w could be infinite.
+    """
+    return x if isinstance(number, float) and number == 0 else x + number * times
+
+
+def divide(u: jax.Array, by: jax.Array, *positive: Any) -> jax.Array:
+    """u / by, where 0/0 is 0: a norm is zero only if everything it has seen is zero.
+
+    ``positive`` are the numbers that were added to ``by``: with a Python number > 0 among them
+    it can't be zero, and the question costs nothing.
+    """
+    if any(isinstance(number, float) and number > 0 for number in positive):
+        return u / by
     return u / jnp.where(by == 0, 1, by)
 
 

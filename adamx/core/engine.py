@@ -89,20 +89,22 @@ def update(
     params: Any,
     extra: dict[str, Any],
 ) -> tuple[Any, State]:
-    """One step; compiled by itself where the caller is not being compiled already."""
+    """One step."""
     gradients, tree = jax.tree.flatten(updates)
     aligned = None if params is None else _align(updates, tree, params)
     seen = extra if any(isinstance(link, Foreign) for link in links) else {}
-    step = _step
-    if any(link.structure.traced for link in links) or not _are_arrays(seen):
-        step = _step.__wrapped__  # what lives only in the caller's trace can't be a cache's key
+    step = _compiled_step if _is_eager(gradients, state, seen) else _step
     emitted, state = step(split[0], tree, split[1], gradients, aligned, state, seen)
     return tree.unflatten(emitted), state
 
 
-def _are_arrays(extra: dict[str, Any]) -> bool:
-    kinds = (jax.Array, np.ndarray, np.generic, float, int, complex)
-    return all(isinstance(x, kinds) for x in jax.tree.leaves(extra))
+def _is_eager(*trees: Any) -> bool:
+    """Whether nobody is compiling this already, and nothing stands in the way of doing so."""
+    arrays = (jax.Array, np.ndarray, np.generic, float, int, complex)
+    return all(
+        isinstance(leaf, arrays) and not isinstance(leaf, jax.core.Tracer)
+        for leaf in jax.tree.leaves(trees)
+    )
 
 
 def _align(updates: Any, tree: Any, params: Any) -> list[Any]:
@@ -139,7 +141,6 @@ def _mismatch(one: str, a: Any, other: str, b: Any) -> StageError:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(
     static: Static,
     tree: Any,
@@ -158,6 +159,9 @@ def _step(
         else:
             row.append(name, link)
     return row.finish()
+
+
+_compiled_step = jax.jit(_step, static_argnums=(0, 1))
 
 
 class _Row:
@@ -381,8 +385,9 @@ def apply_updates(params: Any, updates: Any) -> Any:
     except (ValueError, TypeError):
         raise _mismatch("the updates", updates, "the parameters", params) from None
     moved = [i for i, step in enumerate(steps) if step is not None]
+    pair = [thetas[i] for i in moved], [steps[i] for i in moved]
     try:
-        new = _add_all([thetas[i] for i in moved], [steps[i] for i in moved])
+        new = _compiled_add_all(*pair) if _is_eager(pair) else _add_all(*pair)
     except TypeError:
         raise _mismatch("the updates", updates, "the parameters", params) from None
     for i, theta in zip(moved, new, strict=True):
@@ -390,12 +395,13 @@ def apply_updates(params: Any, updates: Any) -> Any:
     return tree.unflatten(thetas)
 
 
-@jax.jit
 def _add_all(params: list[Any], updates: list[Any]) -> list[jax.Array]:
     return [_add(p, u) for p, u in zip(params, updates, strict=True)]
 
 
-@jax.jit
+_compiled_add_all = jax.jit(_add_all)
+
+
 def _add(param: Any, update: Any) -> jax.Array:
     param, update = jnp.asarray(param), jnp.asarray(update)
     if param.shape != update.shape:

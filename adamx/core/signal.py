@@ -146,5 +146,7 @@ def check_inexact(what: str, array: Any) -> None:
 
 def add(param: Any, update: Any) -> jax.Array:
     """θ + u in the wider dtype of the two, rounded once to the parameter's."""
+    if param.dtype == update.dtype:
+        return jax.lax.add(param, update)
     wide = jnp.promote_types(param.dtype, update.dtype)
-    return (param.astype(wide) + update.astype(wide)).astype(param.dtype)
+    return jax.lax.add(param.astype(wide), update.astype(wide)).astype(param.dtype)

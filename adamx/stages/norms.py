@@ -38,7 +38,7 @@ def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
 
     def update(signal, slots, step):
         nu = jnp.maximum(b2 * slots["nu"], jnp.abs(signal.gradient) + eps)
-        return signal.measured(divide(signal.update, nu)), {"nu": nu}
+        return signal.measured(divide(signal.update, nu, eps)), {"nu": nu}
 
     return Rule(update, slots={"nu": real_zeros})
 
@@ -88,7 +88,7 @@ def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e
         scale = jnp.where(largest == 0, 1, largest)
         nu = largest * ((a / scale) ** p + (c / scale) ** p) ** (1 / p)
         shrunk = step.clock["log_decay"] ** (1 / p)
-        u = divide(signal.update, nu + eps * shrunk)
+        u = divide(signal.update, nu + eps * shrunk, eps)
         return signal.measured(u, weight=1 / shrunk), {"nu": nu}
 
     return Rule(update, slots={"nu": real_zeros}, clocks={"log_decay": decay_clock(log_decay)})

@@ -13,6 +13,7 @@ from adamx.core import (
     abs_sq,
     decaying_average,
     divide,
+    plus,
     root,
     stage,
     zeros,
@@ -67,8 +68,10 @@ def scale_by_rms(
     def update(signal, slots, step):
         nu = mean_square(slots["nu"], abs_sq(signal.gradient))
         weight = mean_square.weight(step)
-        rms = root(nu + eps_root * weight) + (eps * root(weight) + eps_hat)
-        return signal.measured(divide(signal.update, rms), weight=1 / root(weight)), {"nu": nu}
+        shrunk = root(weight)
+        rms = plus(plus(root(plus(nu, eps_root, weight)), eps, shrunk), eps_hat)
+        u = divide(signal.update, rms, eps, eps_hat, eps_root)
+        return signal.measured(u, weight=1 / shrunk), {"nu": nu}
 
     return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)
 
@@ -103,7 +106,7 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
         mu = mean(slots["mu"], signal.gradient)
         nu = mean(slots["nu"], abs_sq(signal.gradient))
         stddev = root(jnp.maximum(nu - abs_sq(mu), 0)) + eps
-        return signal.measured(divide(signal.update, stddev)), {"mu": mu, "nu": nu}
+        return signal.measured(divide(signal.update, stddev, eps)), {"mu": mu, "nu": nu}
 
     return Rule(update, slots={"mu": zeros, "nu": real_zeros})
 
@@ -133,7 +136,7 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
 
     def update(signal, slots, step):
         squares = slots["sum_of_squares"] + abs_sq(signal.gradient)
-        return signal.measured(divide(signal.update, root(squares) + eps)), {
+        return signal.measured(divide(signal.update, root(squares) + eps, eps)), {
             "sum_of_squares": squares
         }
 
@@ -165,7 +168,7 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
 
     def update(signal, slots, step):
         nu = mean_square(slots["nu"], abs_sq(signal.gradient))
-        u = root(slots["delta"] + eps) * divide(signal.update, root(nu + eps))
+        u = root(slots["delta"] + eps) * divide(signal.update, root(nu + eps), eps)
         delta = mean_square(slots["delta"], abs_sq(u))
         return signal.measured(u), {"nu": nu, "delta": delta}
 
