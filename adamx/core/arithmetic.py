@@ -72,21 +72,24 @@ def expm1(x: Any) -> Any:
     return math.expm1(x) if isinstance(x, float) else jnp.expm1(x)
 
 
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a + b as it is rounded, and what the rounding lost, exactly (Knuth)."""
+    total = a + b
+    seen = total - a
+    return total, (a - (total - seen)) + (b - seen)
+
+
 def decay_clock(log_beta: Any) -> Clock:
     """Keeps ℓ = Σ log βᵢ and reads the weight w = 1 − Πβᵢ = −expm1(ℓ) of an average.
 
     1 − βᵗ cancels for small t, and a plain sum of logarithms drifts for large t. The sum is
-    therefore compensated: kept as a pair (sum, error) by Knuth's two-sum, exact to about twice
-    the precision.
+    therefore compensated: kept as a pair (sum, what its roundings lost), exact to about twice the
+    precision.
     """
 
     def tick(pair: jax.Array) -> jax.Array:
-        old, error = pair
-        x = jnp.asarray(log_beta, pair.dtype)
-        new = old + x
-        seen = new - old
-        error = error + ((old - (new - seen)) + (x - seen))
-        return jnp.stack([new, error])
+        total, lost = two_sum(pair[0], jnp.asarray(log_beta, pair.dtype))
+        return jnp.stack([total, pair[1] + lost])
 
     return Clock(
         start=lambda: jnp.zeros(2, clock_dtype()),
@@ -117,6 +120,17 @@ class DecayingAverage:
     def __call__(self, average: jax.Array, value: jax.Array) -> jax.Array:
         # 1 − β is exact: in double precision for a Python number, by Sterbenz for an array.
         return average + (1 - self.beta) * (value - average)
+
+    def compensated(
+        self, average: jax.Array, lost: jax.Array, value: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The new average, and what its roundings have lost, carried along to the next step.
+
+        Of what is lost, a few leading bits are enough: it may be kept in bfloat16.
+        """
+        owed = lost.astype(average.dtype)
+        new, rest = two_sum(average, owed + (1 - self.beta) * ((value - average) - owed))
+        return new, rest.astype(lost.dtype)
 
     def weight(self, step: Step) -> jax.Array:
         """w in this step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -81,7 +82,7 @@ class Signal:
         A step rounded to bfloat16 loses little beside the parameter's own rounding, and Optax's
         wrappers expect updates to have the dtype in which gradients came.
         """
-        return self.update.astype(jnp.promote_types(self._dtypes[0], self._dtypes[-1]))
+        return self.update.astype(wider(*self._dtypes))
 
     @property
     def next_param(self) -> jax.Array:
@@ -126,12 +127,15 @@ jax.tree_util.register_dataclass(
 )
 
 
+def wider(*dtypes: Any) -> Any:
+    """The dtype that holds all of these; an explicit question, so strict promotion allows it."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
 def statistics_dtype(*dtypes: Any) -> Any:
     """Statistics are float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
-    wide = jnp.dtype("float32")
-    for dtype in dtypes:
-        wide = jnp.promote_types(wide, dtype)
-    return wide
+    return wider(jnp.float32, *dtypes)
 
 
 def check_inexact(what: str, array: Any) -> None:
@@ -148,5 +152,5 @@ def add(param: Any, update: Any) -> jax.Array:
     """θ + u in the wider dtype of the two, rounded once to the parameter's."""
     if param.dtype == update.dtype:
         return jax.lax.add(param, update)
-    wide = jnp.promote_types(param.dtype, update.dtype)
+    wide = wider(param.dtype, update.dtype)
     return jax.lax.add(param.astype(wide), update.astype(wide)).astype(param.dtype)

@@ -124,7 +124,9 @@ class Stage:
         for name, domain in self.definition.domains.items():
             if callable(now[name]):
                 try:
-                    now[name] = hyper.canonical(name, now[name](count), domain)
+                    with jax.numpy_dtype_promotion("standard"):  # the count meets floats there
+                        value = now[name](count)
+                    now[name] = hyper.canonical(name, value, domain)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{self.name}: in the schedule of {error}") from error
         return Stage(self.definition, now)
@@ -170,15 +172,18 @@ def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal,
     return lambda signal, slots, step: (shape(signal), slots)
 
 
-def zeros(param: Any, *, real: bool = False) -> jax.Array:
-    """Zeros shaped and placed like the parameter, float32 at least.
+def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.Array:
+    """Zeros shaped and placed like the parameter.
 
     Args:
         param: an array or a ``jax.ShapeDtypeStruct``.
+        dtype: the parameter's, but float32 at least, if None.
         real: for a norm or a square of a complex parameter, which is real.
     """
-    dtype = statistics_dtype(param.dtype)
-    return jax.lax.full_like(param, 0, dtype=jnp.finfo(dtype).dtype if real else dtype)
+    if dtype is None:
+        dtype = statistics_dtype(param.dtype)
+        dtype = jnp.finfo(dtype).dtype if real else dtype
+    return jax.lax.full_like(param, 0, dtype=dtype)
 
 
 def keep(before: Slots, after: Slots) -> Slots:

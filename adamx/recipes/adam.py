@@ -22,6 +22,7 @@ def adam(
     eps_root: Hyper = 0.0,
     *,
     eps_hat: Hyper = 0.0,
+    compensated: bool = False,
 ) -> Transformation:
     r"""Adam, Algorithm 1.
 
@@ -46,6 +47,8 @@ def adam(
         eps: ε ≥ 0, added to √v̂.
         eps_root: ε ≥ 0, added to v̂ inside the root.
         eps_hat: ε̂ ≥ 0, added to √v before the correction.
+        compensated: keep v in eight more bits (two more bytes a parameter), for β₂ so close to 1
+            that its roundings add up; see :func:`scale_by_rms`.
 
     Equals torch.optim.Adam and optax.adam with the same numbers, but for their rounding: they
     compute 1 − βᵗ from a float32 power or a drifting double. Statistics are float32 for bfloat16
@@ -63,7 +66,7 @@ def adam(
     """
     return chain(
         scale_by_momentum(b1),
-        scale_by_rms(b2, eps, eps_hat=eps_hat, eps_root=eps_root),
+        scale_by_rms(b2, eps, eps_hat=eps_hat, eps_root=eps_root, compensated=compensated),
         bias_correction(),
         scale_by_learning_rate(learning_rate),
     )

@@ -22,6 +22,7 @@ from adamx.core import (
 __all__ = ["scale_by_adadelta", "scale_by_rms", "scale_by_rss", "scale_by_stddev"]
 
 real_zeros = functools.partial(zeros, real=True)
+bfloat16_zeros = functools.partial(zeros, dtype=jnp.bfloat16)
 
 
 @stage
@@ -31,6 +32,7 @@ def scale_by_rms(
     *,
     eps_hat: NonNegative = 0.0,
     eps_root: NonNegative = 0.0,
+    compensated: bool = False,
 ):
     r"""Divide the update by the root mean square of the gradient, Adam's second moment.
 
@@ -48,13 +50,20 @@ def scale_by_rms(
     Measures the gradient, not the momentum that may flow past it. With every ε zero, 0/0 is 0.
     Of a complex gradient, v is real and the step keeps the gradient's phase.
 
-    Keeps ``nu``, shaped like the parameter, real.
+    Rounding v to float32 in every step is a random walk: after t steps of a β₂ so close to 1
+    that nothing is forgotten, v is off by about 1.4e-8·√t of itself (β₂ = 0.99999: 1e-6 of the
+    update after 5·10⁴ steps). No arithmetic can help as long as v is kept in one float32;
+    ``compensated`` keeps beside v what its roundings have lost.
+
+    Keeps ``nu``, shaped like the parameter, real; if compensated also ``nu_lost``, in
+    bfloat16.
 
     Args:
         b2: β₂ in [0, 1).
         eps: added to :math:`\sqrt{\hat v}`.
         eps_hat: added to :math:`\sqrt v`, not scaled with the weight.
         eps_root: added to :math:`\hat v` inside the root; makes the step differentiable at 0.
+        compensated: keep v in eight more bits, for two more bytes a parameter.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1 and Section 2; Tieleman & Hinton
     2012 (RMSProp).
@@ -66,14 +75,21 @@ def scale_by_rms(
     mean_square = decaying_average(b2)
 
     def update(signal, slots, step):
-        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
+        square = abs_sq(signal.gradient)
+        if compensated:
+            nu, lost = mean_square.compensated(slots["nu"], slots["nu_lost"], square)
+            kept = {"nu": nu, "nu_lost": lost}
+        else:
+            nu = mean_square(slots["nu"], square)
+            kept = {"nu": nu}
         weight = mean_square.weight(step)
         shrunk = root(weight)
         rms = plus(plus(root(plus(nu, eps_root, weight)), eps, shrunk), eps_hat)
         u = divide(signal.update, rms, eps, eps_hat, eps_root)
-        return signal.measured(u, weight=1 / shrunk), {"nu": nu}
+        return signal.measured(u, weight=1 / shrunk), kept
 
-    return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)
+    slots = {"nu": real_zeros} | ({"nu_lost": bfloat16_zeros} if compensated else {})
+    return Rule(update, slots=slots, clocks=mean_square.clocks)
 
 
 @stage
