@@ -2,13 +2,17 @@
 
 import gzip
 import math
+import runpy
 import struct
+import sys
 
 import numpy as np
 import pytest
 
-digits = pytest.importorskip("examples.digits")
-from examples import data  # noqa: E402
+for needed in ("flax", "matplotlib", "rich", "sklearn"):
+    pytest.importorskip(needed)
+
+from examples import data, digits  # noqa: E402
 
 
 def idx(array, element_type=8):
@@ -48,24 +52,25 @@ def test_idx_file_gives_the_array_it_was_made_from(tmp_path, name, shape):
 
 
 GOOD = idx(np.zeros((2, 3)))
+ZIPPED = gzip.compress(GOOD, mtime=0)
+
+BAD = {
+    "empty": (b"", "magic number 00000802 .* found nothing"),
+    "type": (idx(np.zeros((2, 3)), element_type=13), "magic number 00000802 .* found 00000d02"),
+    "ndim": (idx(np.zeros(6)), "magic number 00000802 .* found 00000801"),
+    "other": (b"\x89PNG\r\n", "magic number 00000802 .* found 89504e47"),
+    "header": (GOOD[:9], "a header of 12 bytes, found 9"),
+    "short": (GOOD[:-1], r"18 bytes for an array of shape \(2, 3\), found 17"),
+    "long": (GOOD + b"\0", r"18 bytes for an array of shape \(2, 3\), found 19"),
+    "plain.gz": (GOOD, "a whole gzip file"),
+    "cut.gz": (ZIPPED[:-12], "a whole gzip file"),
+    "torn.gz": (ZIPPED[:-6] + b"abcdef", "a whole gzip file"),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("empty", b"", "magic number 00000802 .* found nothing"),
-        ("type", idx(np.zeros((2, 3)), element_type=13), "magic number 00000802 .* found 00000d02"),
-        ("ndim", idx(np.zeros(6)), "magic number 00000802 .* found 00000801"),
-        ("other", b"\x89PNG\r\n", "magic number 00000802 .* found 89504e47"),
-        ("header", GOOD[:9], "a header of 12 bytes, found 9"),
-        ("short", GOOD[:-1], r"18 bytes for an array of shape \(2, 3\), found 17"),
-        ("long", GOOD + b"\0", r"18 bytes for an array of shape \(2, 3\), found 19"),
-        ("plain.gz", GOOD, "a whole gzip file"),
-        ("cut.gz", gzip.compress(GOOD)[:-12], "a whole gzip file"),
-        ("torn.gz", gzip.compress(GOOD)[:-6] + b"abcdef", "a whole gzip file"),
-    ],
-)
-def test_bad_idx_file_is_named_with_what_was_expected(tmp_path, name, content, expected):
+@pytest.mark.parametrize("name", BAD)
+def test_bad_idx_file_is_named_with_what_was_expected(tmp_path, name):
+    content, expected = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: expected .*{expected}"):
         data.read_idx(tmp_path / name, ndim=2)
@@ -96,6 +101,7 @@ def test_mnist_is_found_and_scaled(tmp_path, monkeypatch, inside, compress):
         ({"train_images": idx(np.zeros((8, 28, 27)))}, "28x28 images, found 28x27"),
         ({"t10k_labels": idx(np.full(8, 10))}, "labels from 0 to 9, found 10"),
     ],
+    ids=["count", "size", "label"],
 )
 def test_mnist_that_does_not_fit_together_is_refused(tmp_path, replaced, expected):
     write_mnist(tmp_path, **replaced)
@@ -134,7 +140,7 @@ def test_batches_are_the_same_for_a_seed_and_visit_no_example_twice():
 
 
 def test_smoothing_of_a_constant_is_that_constant():
-    np.testing.assert_allclose(digits.smoothed(np.full(9, 2.5)), 2.5, rtol=1e-12)
+    np.testing.assert_allclose(digits.smoothed(np.full(400, 2.5)), 2.5, rtol=1e-12)
 
 
 def test_demo_trains_every_optimiser_and_draws_them(tmp_path, monkeypatch, capsys):
@@ -161,3 +167,17 @@ def test_demo_refuses_a_senseless_number_of_epochs(capsys):
     with pytest.raises(SystemExit):
         digits.main(["--epochs", "0"])
     assert "--epochs must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_demo_says_which_file_is_broken(tmp_path, monkeypatch):
+    write_mnist(tmp_path, t10k_labels=b"")
+    monkeypatch.setenv("ADAMX_DATA_DIR", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"t10k-labels-idx1-ubyte\.gz: expected"):
+        digits.main(["--quick"])
+
+
+def test_demo_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "examples.digits")
+    monkeypatch.setitem(sys.modules, "rich.table", None)  # as if it were not there
+    with pytest.raises(SystemExit, match=r"needs rich.*pip install 'adamx\[demo\]'"):
+        runpy.run_module("examples.digits", run_name="__main__")

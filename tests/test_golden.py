@@ -18,9 +18,7 @@ NAMES = list(RECORD["problem"]["shapes"])
 
 
 def l2_adam(rate, b1, b2, eps, weight_decay):
-    return adamx.chain(
-        adamx.add_decayed_weights(weight_decay), adamx.adam(rate, b1, b2, eps)
-    )
+    return adamx.chain(adamx.add_decayed_weights(weight_decay), adamx.adam(rate, b1, b2, eps))
 
 
 def adamw(rate, b1, b2, eps, weight_decay):
@@ -109,7 +107,9 @@ def check(case, dtype, rtol):
     for name in NAMES:
         params = recorded[f"{case['id']}.{name}"]
         truth = params - start[f"params.{name}"]
-        rounding = RECORD["problem"]["steps"] * np.finfo(np.float64).eps * np.abs(params).max(axis=0)
+        rounding = (
+            RECORD["problem"]["steps"] * np.finfo(np.float64).eps * np.abs(params).max(axis=0)
+        )
         allowed = rtol * np.abs(truth).max(axis=0) + rounding
         assert np.all(np.abs(ours[name] - truth).max(axis=0) <= allowed), name
 

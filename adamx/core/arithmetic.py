@@ -31,7 +31,7 @@ def plus(x: jax.Array, number: Any, times: Any = 1) -> jax.Array:
     return x if isinstance(number, float) and number == 0 else x + number * times
 
 
-def divide(u: jax.Array, by: jax.Array, *positive: Any) -> jax.Array:
+def divide(u: Any, by: jax.Array, *positive: Any) -> jax.Array:
     """u / by, where 0/0 is 0: a norm is zero only if everything it has seen is zero.
 
     ``positive`` are the numbers that were added to ``by``: with a Python number > 0 among them
@@ -118,8 +118,16 @@ class DecayingAverage:
         return {self.name: decay_clock(log(self.beta))}
 
     def __call__(self, average: jax.Array, value: jax.Array) -> jax.Array:
-        # 1 − β is exact: in double precision for a Python number, by Sterbenz for an array.
-        return average + (1 - self.beta) * (value - average)
+        # From the one with the larger weight towards the other: β and 1 − β rounded apart would
+        # not sum to 1, and starting from the smaller would lose the larger's last digits.
+        beta = self.beta
+        if isinstance(beta, float):
+            if beta >= 0.5:
+                return average + (1 - beta) * (value - average)
+            return value + beta * (average - value)
+        old = beta >= 0.5
+        start, end = jnp.where(old, average, value), jnp.where(old, value, average)
+        return start + jnp.where(old, 1 - beta, beta) * (end - start)
 
     def compensated(
         self, average: jax.Array, lost: jax.Array, value: jax.Array

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from adamx.core import hyper
 from adamx.core.errors import StageError
@@ -102,8 +103,7 @@ def _is_eager(*trees: Any) -> bool:
     """Whether nobody is compiling this already, and nothing stands in the way of doing so."""
     arrays = (jax.Array, np.ndarray, np.generic, float, int, complex)
     return all(
-        isinstance(leaf, arrays) and not isinstance(leaf, jax.core.Tracer)
-        for leaf in jax.tree.leaves(trees)
+        isinstance(leaf, arrays) and not isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)
     )
 
 

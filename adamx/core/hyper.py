@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeAlias, get_origin, get_type_hints
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 __all__ = ["Decay", "Domain", "Hyper", "NonNegative", "Positive", "Real", "Schedule"]
 
@@ -43,30 +44,32 @@ Positive = Annotated[Hyper, Domain("> 0", lambda x: x > 0)]
 def domains(factory: Callable[..., Any]) -> dict[str, Domain]:
     """The domain of every argument of ``factory`` that is a hyperparameter."""
     hints = get_type_hints(factory, include_extras=True)
-    found = {}
-    for name, hint in hints.items():
-        extras = hint.__metadata__ if get_origin(hint) is Annotated else ()
-        found |= {name: extra for extra in extras if isinstance(extra, Domain)}
-    return found
+    return {
+        name: extra
+        for name, hint in hints.items()
+        for extra in (hint.__metadata__ if get_origin(hint) is Annotated else ())
+        if isinstance(extra, Domain)
+    }
 
 
 def canonical(name: str, given: Any, domain: Domain) -> Any:
     """``given`` as a float, an array or a schedule; an error if it is none or out of its domain."""
     if callable(given) and not isinstance(given, type):
         return given
+    value: Any = None
     if isinstance(given, (np.ndarray, jax.Array)):
-        integer = jnp.issubdtype(given.dtype, jnp.integer)
-        real = integer or jnp.issubdtype(given.dtype, jnp.floating)
-        value = given.astype(clock_dtype()) if integer else given
-    else:
-        real = isinstance(given, numbers.Real) and not isinstance(given, bool)
-        value = float(given) if real else given
-    if not real:
+        if jnp.issubdtype(given.dtype, jnp.floating):
+            value = given
+        elif jnp.issubdtype(given.dtype, jnp.integer):
+            value = given.astype(clock_dtype())
+    elif isinstance(given, numbers.Real) and not isinstance(given, bool):
+        value = float(given)
+    if value is None:
         raise TypeError(
             f"{name} must be a number, a real array or a schedule (count -> value), "
             f"got {given!r} of type {type(given).__name__}"
         )
-    known = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+    known = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
     if known and not np.all(domain.holds(np.asarray(value, np.float64))):
         raise ValueError(f"{name} must be {domain.meaning}, got {given}")
     return value
@@ -79,6 +82,7 @@ def clock_dtype() -> Any:
 
 def cast(tree: Any, dtype: Any) -> Any:
     """Arrays of the tree in ``dtype``; Python numbers stay as exact as they are."""
+
     def fit(x: Any) -> Any:
         is_array = isinstance(x, (jax.Array, np.ndarray))
         return jnp.asarray(x, dtype) if is_array and jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -88,7 +92,7 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 def show(value: Any) -> str:
     """A hyperparameter as it is printed in the chain."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return f"traced {value.aval.str_short()}"
     if isinstance(value, (np.ndarray, jax.Array)):
         if value.ndim == 0:
@@ -104,4 +108,3 @@ def origin(function: Any) -> str:
     name = getattr(function, "__qualname__", type(function).__name__)
     parts = [part for part in name.split(".") if not part.startswith("<")]
     return parts[0] if parts else "lambda"
-

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 __all__ = ["ByValue", "Static", "fingerprint"]
 
@@ -46,7 +47,7 @@ def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
     def of(part: Any) -> Hashable:
         return fingerprint(part, inside)
 
-    if isinstance(thing, jax.core.Tracer):
+    if isinstance(thing, Tracer):
         return _Itself(thing)
     if isinstance(thing, (np.ndarray, jax.Array)) and getattr(thing, "is_fully_addressable", True):
         try:
@@ -82,14 +83,15 @@ def _contents(cell: types.CellType) -> Any:
 
 def _holds_tracer(key: Hashable) -> bool:
     if isinstance(key, _Itself):
-        return isinstance(key.thing, jax.core.Tracer)
+        return isinstance(key.thing, Tracer)
     return isinstance(key, (tuple, frozenset)) and any(map(_holds_tracer, key))
 
 
 class ByValue:
     """Anything, compared by its fingerprint.
 
-    >>> ByValue(lambda t: 0.5**t) == ByValue(lambda t: 0.5**t), ByValue(1.0) == ByValue(1)
+    >>> halving = lambda start: lambda t: start * 0.5**t
+    >>> ByValue(halving(0.1)) == ByValue(halving(0.1)), ByValue(1.0) == ByValue(1)
     (True, False)
     """
 
@@ -123,7 +125,7 @@ class Static(NamedTuple):
     """
 
     leaves: ByValue
-    structure: jax.tree_util.PyTreeDef
+    structure: Any  # a jax.tree_util.PyTreeDef
 
     @classmethod
     def split(cls, tree: Any) -> tuple[Static, list[Any]]:

@@ -120,7 +120,7 @@ def _update(
     links: tuple[engine.Link, ...],
     split: tuple[Static, list[Any]],
     updates: Any,
-    state: dict[str, Any],
+    state: Any,
     params: Any = None,
     **extra_args: Any,
 ) -> tuple[Any, dict[str, Any]]:
@@ -165,7 +165,7 @@ def stage(factory: Callable[P, Rule | Callable[[Signal], Signal]]) -> Callable[P
     def make(*args: P.args, **kwargs: P.kwargs) -> Transformation:
         return Transformation((definition.bind(*args, **kwargs),))
 
-    make.definition = definition  # pyright: ignore[reportFunctionMemberAccess]
+    make.definition = definition  # pyright: ignore[reportAttributeAccessIssue]
     return make
 
 
@@ -184,7 +184,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     chain(
         clip_by_global_norm(max_norm=1.0),
         scale_by_momentum(b1=0.9),
-        scale_by_rms(b2=0.999),
+        scale_by_rms(b2=0.999, eps=1e-08),
         bias_correction(),
         scale_by_learning_rate(learning_rate=0.001),
     )

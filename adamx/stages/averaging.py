@@ -35,7 +35,8 @@ def polyak_ema(decay: Decay = 0.999):
     Raises:
         StageError: if ``update`` is called without parameters.
 
-    >>> opt = adamx.chain(adamx.scale_by_learning_rate(1.0), adamx.polyak_ema(lambda t: t / (t + 1)))
+    >>> mean = adamx.polyak_ema(lambda t: t / (t + 1))
+    >>> opt = adamx.chain(adamx.scale_by_learning_rate(1.0), mean)
     >>> theta = jnp.array([0.0])
     >>> state = opt.init(theta)
     >>> for _ in range(3):

@@ -1,0 +1,65 @@
+# Every target sets itself up: a virtual environment beside this file, filled on first use and
+# again when pyproject.toml changes. Needs Python 3.11 or newer and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+.PHONY: help demo test lint format test-oldest test-newest newest clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## train a classifier with every optimiser (ARGS="--quick", ARGS="--help")
+	$(VENV)/bin/python -m examples.digits $(ARGS)
+
+test: $(VENV)/.test ## run the tests and the documentation's examples (ARGS="-k adam")
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/.dev ## check formatting, style and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+format: $(VENV)/.dev ## format the code and repair what can be repaired
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+test-oldest: ## run the tests on the oldest supported Python and JAX
+	$(MAKE) test VENV=.venv-oldest PYTHON="$(or $(call find_python,11),$(PYTHON))"
+
+test-newest: ## run the tests on the newest Python found here, with the newest JAX for it
+	@test -n "$(NEWEST)" || { echo "Found no Python newer than $(PYTHON)."; exit 1; }
+	$(MAKE) test VENV=.venv-newest PYTHON="$(NEWEST)"
+
+newest: # print the Python of test-newest, or nothing where none is newer than $(PYTHON)
+	@echo $(NEWEST)
+
+clean: ## remove the environments, caches and outputs
+	rm -rf .venv .venv-oldest .venv-newest out build dist .pytest_cache .ruff_cache .hypothesis
+	find adamx examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call find_python,13 12) is the first Python 3.13, else 3.12, on the path or among pyenv's.
+find_python = $(shell for minor in $(1); do \
+  for python in python3.$$minor "$$(pyenv root 2>/dev/null)"/versions/3.$$minor.*/bin/python; do \
+    "$$python" -c "" 2>/dev/null && echo "$$python" && exit; done; done)
+NEWEST = $(call find_python,$(shell \
+  $(PYTHON) -c "import sys; print(*range(13, sys.version_info.minor, -1))"))
+
+# The file $(VENV)/.<extra> says that adamx is installed there with this extra.
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PINS) -e ".[$*]"
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "adamx needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The oldest set: what pyproject.toml asks for as "name>=version", at exactly that version.
+.venv-oldest/.test: PINS = --constraint .venv-oldest/pins.txt
+.venv-oldest/.test: .venv-oldest/pins.txt
+.venv-oldest/pins.txt: pyproject.toml | .venv-oldest/bin/python
+	sed -n 's/.*"\([a-z-][a-z-]*\)>=\([0-9.]*\)".*/\1==\2/p' $< > $@

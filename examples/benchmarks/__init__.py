@@ -1,0 +1,43 @@
+"""Measurements, repeatable: `python -m examples.benchmarks.accuracy` and `.cost`."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import adamx
+
+
+def versions() -> dict[str, str]:
+    """What a table was measured with."""
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "absent"
+
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("jax", "jaxlib", "optax", "torch")},
+        "adamx": adamx.__version__,
+        "platform": f"{platform.system()} {platform.machine()} {jax.default_backend()}",
+        "processors": str(os.cpu_count()),
+    }
+
+
+def headline(versions: Mapping[str, str]) -> str:
+    """The versions in one line."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def save(results: Mapping[str, Any], path: Path | None) -> None:
+    """Store the numbers as JSON, if there is somewhere to store them."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")

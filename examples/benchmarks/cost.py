@@ -1,0 +1,442 @@
+"""What does a step cost? adamx beside Optax, in one process.
+
+    python -m examples.benchmarks.cost [--quick] [--json FILE]
+
+Two programs are timed in pairs, in changing order, each pair with parameters and states of its
+own. A time is the median over pairs; a ratio is the median of the pairs' ratios, with its
+quartiles. Python's garbage collector runs between the measurements, not in them.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    import adamx
+    from examples import benchmarks
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+
+STEP_BAR, TRACE_BAR, EAGER_BAR, RECOMPILE_BAR = 1.03, 0.25, 2.0, 0
+
+
+class Contender(NamedTuple):
+    make: Callable[..., optax.GradientTransformation]
+    apply: Callable[[Any, Any], Any]
+
+
+ADAMX = Contender(adamx.adam, adamx.apply_updates)
+COMPENSATED = Contender(partial(adamx.adam, compensated=True), adamx.apply_updates)
+OPTAX = Contender(optax.adam, optax.apply_updates)
+
+
+class Shape(NamedTuple):
+    """Parameters as so many vectors of one size."""
+
+    leaves: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.leaves}×{self.size:,}"
+
+    def full(self, value: float) -> dict[str, jax.Array]:
+        return {f"w{i}": jnp.full(self.size, value) for i in range(self.leaves)}
+
+
+class Setting(NamedTuple):
+    """How much is measured."""
+
+    steps: Sequence[Shape]
+    updates: Sequence[Shape]
+    large: Shape
+    fresh: Shape
+    pairs: int
+    seconds: float  # at least, of one measurement
+    traces: int
+    compiles: int
+
+
+LARGE = Shape(1, 1_000_000)
+SHAPES = (LARGE, Shape(1, 1000), Shape(10, 100_000), Shape(300, 10_000), Shape(1000, 1000))
+UPDATES = (Shape(300, 10_000), Shape(300, 100))
+FULL = Setting(SHAPES, UPDATES, LARGE, SHAPES[-1], 100, 0.02, traces=9, compiles=5)
+QUICK = FULL._replace(pairs=20, seconds=0.01, traces=5, compiles=1)
+TINY_SHAPE = Shape(2, 8)
+TINY = Setting((TINY_SHAPE,), (TINY_SHAPE,), TINY_SHAPE, TINY_SHAPE, 2, 0.0, traces=2, compiles=1)
+
+
+# Timing.
+
+Loop = Callable[[int], object]
+"""Runs a program so many times and waits for its results."""
+
+
+class Ratio(NamedTuple):
+    """Two programs' times in seconds and the ratio of the first to the second."""
+
+    what: str
+    first: float
+    second: float
+    ratio: float
+    quartiles: tuple[float, float]
+    bar: float | None = None
+
+
+def ratio(what: str, pairs: Sequence[tuple[float, float]], bar: float | None = None) -> Ratio:
+    first, second = map(statistics.median, zip(*pairs, strict=True))
+    ratios = [a / b for a, b in pairs]
+    low, middle, high = statistics.quantiles(ratios, method="inclusive")
+    return Ratio(what, first, second, middle, (low, high), bar)
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """No garbage collection inside; `gc.collect()` there looks only at what is new."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def clock(function: Callable[..., object], *args: Any) -> float:
+    began = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - began
+
+
+def time_pairs(
+    first: Callable[[], Loop], second: Callable[[], Loop], pairs: int, seconds: float
+) -> list[tuple[float, float]]:
+    """Seconds a run, from loops that are started afresh for each pair."""
+    slower = max(min(clock(loop, 1) for _ in range(3)) for loop in (first(), second()))
+    runs = math.ceil(seconds / slower) or 1
+    times = []
+    with without_gc():
+        for pair in range(pairs):
+            loops = first(), second()
+            for loop in loops:
+                loop(1)
+            gc.collect()
+            taken = [0.0, 0.0]
+            for i in (0, 1) if pair % 2 else (1, 0):
+                taken[i] = clock(loops[i], runs) / runs
+            times.append((taken[0], taken[1]))
+    return times
+
+
+# Programs.
+
+
+def training_step(contender: Contender, rate: float = 1e-3) -> tuple[Any, Any]:
+    """A transformation and its whole training step, compiled, in place."""
+    tx = contender.make(rate)
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return contender.apply(params, updates), state
+
+    return tx, jax.jit(step, donate_argnums=(0, 1))
+
+
+def training(contender: Contender, shape: Shape) -> Callable[[], Loop]:
+    tx, step = training_step(contender)
+    begin = jax.jit(lambda: (params := shape.full(1.0), tx.init(params)))
+    grads = shape.full(0.1)
+
+    def start() -> Loop:
+        params, state = begin()
+
+        def loop(runs: int) -> None:
+            nonlocal params, state
+            for _ in range(runs):
+                params, state = step(params, state, grads)
+            jax.block_until_ready((params, state))
+
+        return loop
+
+    return start
+
+
+def updating(contender: Contender, shape: Shape, *, inside_jit: bool) -> Callable[[], Loop]:
+    tx = contender.make(1e-3)
+    init, update = jax.jit(tx.init), jax.jit(tx.update) if inside_jit else tx.update
+    params, grads = shape.full(1.0), shape.full(0.1)
+
+    def start() -> Loop:
+        state = init(params)
+
+        def loop(runs: int) -> None:
+            nonlocal state
+            for _ in range(runs):
+                updates, state = update(grads, state, params)
+                jax.block_until_ready(updates)
+
+        return loop
+
+    return start
+
+
+def build(contender: Contender, shape: Shape, rate: float, *, compile: bool) -> list[float]:
+    """Seconds of tracing, lowering and (if wanted) compiling a step nobody has seen before."""
+    tx, step = training_step(contender, rate)
+    params = jax.eval_shape(lambda: shape.full(1.0))
+    made: Any = step
+    arguments: tuple[Any, ...] = params, jax.eval_shape(tx.init, params), params
+    taken = []
+    for stage in ("trace", "lower", "compile") if compile else ("trace", "lower"):
+        gc.collect()
+        began = time.perf_counter()
+        made = getattr(made, stage)(*arguments)
+        taken.append(time.perf_counter() - began)
+        arguments = ()
+    return taken
+
+
+# Measurements.
+
+
+def measure_steps(setting: Setting) -> Iterator[Ratio]:
+    for shape in setting.steps:
+        programs = (training(contender, shape) for contender in (ADAMX, OPTAX))
+        yield ratio(str(shape), time_pairs(*programs, setting.pairs, setting.seconds), STEP_BAR)
+
+
+def measure_compensated(setting: Setting) -> Iterator[Ratio]:
+    programs = (training(contender, setting.large) for contender in (COMPENSATED, ADAMX))
+    yield ratio(str(setting.large), time_pairs(*programs, setting.pairs, setting.seconds))
+
+
+def measure_build(setting: Setting) -> Iterator[Ratio]:
+    """Every step with a learning rate of its own, so that no cache knows it."""
+    times: dict[str, list[tuple[float, float]]] = {"trace": [], "lower": [], "compile": []}
+    for contender in (ADAMX, OPTAX):
+        build(contender, setting.fresh, 1e-2, compile=False)
+    with without_gc():
+        for pair in range(setting.traces):
+            rate, compile = 1e-3 + 1e-6 * pair, pair < setting.compiles
+            contenders = (ADAMX, OPTAX) if pair % 2 else (OPTAX, ADAMX)
+            taken = {c: build(c, setting.fresh, rate, compile=compile) for c in contenders}
+            for stage, both in zip(times, zip(taken[ADAMX], taken[OPTAX], strict=True)):
+                times[stage].append(both)
+    for stage, pairs in times.items():
+        yield ratio(stage, pairs, TRACE_BAR if stage == "trace" else None)
+
+
+def measure_updates(setting: Setting) -> Iterator[Ratio]:
+    for shape in setting.updates:
+        for name, contender, bar in (("adamx", ADAMX, EAGER_BAR), ("optax", OPTAX, None)):
+            programs = (updating(contender, shape, inside_jit=inside) for inside in (False, True))
+            pairs = setting.pairs if contender is ADAMX else min(setting.pairs, 10)
+            times = time_pairs(*programs, pairs, setting.seconds)
+            yield ratio(f"{name}, {shape}", times, bar)
+
+
+class Count(NamedTuple):
+    """Something counted."""
+
+    what: str
+    adamx: int
+    optax: int
+    bar: int | None = None
+
+
+def recompilations(calls: Iterable[tuple[Any, Any, Any]], **options: Any) -> int:
+    """How often a jitted step(holder, state, params) is compiled again in these calls."""
+    traces = 0
+
+    def step(holder: Any, state: Any, params: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        tx = holder.tx if isinstance(holder, TrainState) else holder
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, **options)
+    for call in calls:
+        compiled(*call)
+    return traces - 1
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("tx",))
+@dataclasses.dataclass
+class TrainState:
+    """Keeps its transformation static, as Flax's does."""
+
+    tx: Any
+
+
+def itself(tx: Any) -> Any:
+    return tx
+
+
+def calls(*made: optax.GradientTransformation, hold: Callable[[Any], Any] = itself) -> Any:
+    params = jnp.ones(8)
+    return [(hold(tx), tx.init(params), params) for tx in made]
+
+
+def injected_rates(*rates: float) -> Any:
+    """Optax's way to change a rate without compiling: it is kept in the state."""
+    tx, params = optax.inject_hyperparams(optax.adam)(rates[0]), jnp.ones(8)
+    for rate in rates:
+        state = tx.init(params)
+        state.hyperparams["learning_rate"] = jnp.asarray(rate)
+        yield tx, state, params
+
+
+def measure_recompilations() -> Iterator[Count]:
+    def count(what: str, adamx: int, optax: int) -> Count:
+        return Count(what, adamx, optax, RECOMPILE_BAR)
+
+    def again(rate: Any, hold: Callable[[Any], Any], **options: Any) -> Iterator[int]:
+        """Recompilations when the same is built again."""
+        for contender in (ADAMX, OPTAX):
+            made = contender.make(rate()), contender.make(rate())
+            yield recompilations(calls(*made, hold=hold), **options)
+
+    static = {"static_argnums": 0}
+    constant, schedule = (lambda: 1e-3), (lambda: optax.cosine_decay_schedule(1e-3, 1000))
+    yield count("equal, static argument", *again(constant, itself, **static))
+    yield count("equal, static field (TrainState.tx)", *again(constant, TrainState))
+    yield count("equal with a schedule, static argument", *again(schedule, itself, **static))
+
+    rates = (1e-3, 1e-4, 1e-5)
+    passed = recompilations(calls(*map(adamx.adam, rates)))
+    rebuilt = recompilations(calls(*map(optax.adam, rates)), **static)
+    injected = recompilations(injected_rates(*rates), **static)
+    yield count("2 new rates: argument | static argument", passed, rebuilt)
+    yield count("2 new rates: argument | inject_hyperparams", passed, injected)
+
+
+def measure_memory(setting: Setting) -> Iterator[Count]:
+    def analysis(contender: Contender) -> Any:
+        tx, step = training_step(contender)
+        params = jax.eval_shape(lambda: setting.large.full(1.0))
+        return step.lower(params, jax.eval_shape(tx.init, params), params).compile()
+
+    ours, theirs = (analysis(contender).memory_analysis() for contender in (ADAMX, OPTAX))
+    for kind in ("argument", "output", "alias", "temp"):
+        sizes = (getattr(memory, f"{kind}_size_in_bytes") for memory in (ours, theirs))
+        yield Count(kind, *sizes)
+
+
+# Presentation.
+
+
+def in_units(seconds: float) -> str:
+    unit, name = next(
+        (unit, name)
+        for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (0.0, "ns"))
+        if seconds >= unit
+    )
+    return f"{seconds / (unit or 1e-9):.3g} {name}"
+
+
+def verdict(value: float, bar: float | None) -> str:
+    return "" if bar is None else f"≤ {bar:g} {'✓' if value <= bar else '✗'}"
+
+
+def tabulate_ratios(rows: Iterable[Ratio], first: str, second: str) -> Table:
+    table = columns(first, second, "ratio", "quartiles", "bar")
+    for row in rows:
+        table.add_row(
+            row.what,
+            in_units(row.first),
+            in_units(row.second),
+            f"{row.ratio:.3f}",
+            "{:.3f} … {:.3f}".format(*row.quartiles),
+            verdict(row.ratio, row.bar),
+        )
+    return table
+
+
+def tabulate_counts(rows: Iterable[Count]) -> Table:
+    table = columns("adamx", "optax", "bar")
+    for row in rows:
+        table.add_row(row.what, f"{row.adamx:,}", f"{row.optax:,}", verdict(row.adamx, row.bar))
+    return table
+
+
+def columns(*headings: str) -> Table:
+    table = Table("", box=box.MARKDOWN)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    size = {"action": "store_const", "dest": "setting"}
+    parser.add_argument("--quick", **size, const=QUICK, default=FULL, help="fewer repetitions")
+    parser.add_argument("--tiny", **size, const=TINY, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the tables, store the numbers; return them."""
+    options = parse(arguments)
+    setting = options.setting
+    versions = benchmarks.versions()
+    console = Console(width=120, highlight=False)
+    console.print(benchmarks.headline(versions), soft_wrap=True)
+    results: dict[str, Any] = {"versions": versions}
+
+    def show(name: str, title: str, rows: Iterable[Any], tabulate: Callable[..., Table]) -> None:
+        measured = list(rows)
+        results[name] = [row._asdict() for row in measured]
+        console.print(title, tabulate(measured), sep="\n")
+
+    beside = partial(tabulate_ratios, first="adamx", second="optax")
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
+        show("step", "A training step, compiled, in place", measure_steps(setting), beside)
+        show(
+            "compensated",
+            "The same, v compensated",
+            measure_compensated(setting),
+            partial(tabulate_ratios, first="compensated=True", second="compensated=False"),
+        )
+        show("build", f"A new training step on {setting.fresh}", measure_build(setting), beside)
+        show(
+            "update",
+            "update() called outside of jit",
+            measure_updates(setting),
+            partial(tabulate_ratios, first="outside", second="inside"),
+        )
+        show("recompilations", "Recompilations", measure_recompilations(), tabulate_counts)
+        show(
+            "memory",
+            f"Bytes of a training step on {setting.large}",
+            measure_memory(setting),
+            tabulate_counts,
+        )
+    benchmarks.save(results, options.json)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The family side by side: one classifier of handwritten digits, trained by every recipe.
+
+    python -m examples.digits [--quick] [--out DIR] [--epochs N] [--seed N]
+
+Every optimiser gets the same network, the same start and the same batches. The network and the
+training loop are plain Flax: an adamx optimiser is the `tx` of a `TrainState`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from flax.training.train_state import TrainState
+    from matplotlib.figure import Figure
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.table import Table
+    from rich.text import Text
+
+    import adamx
+    from examples import data
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The demo needs {error.name}: pip install 'adamx[demo]'") from error
+
+BATCH = 64
+AVERAGED = "adam + polyak_ema"
+
+
+def optimisers() -> dict[str, optax.GradientTransformation]:
+    """Every recipe, each with a learning rate that suits it."""
+    return {
+        "sgd": adamx.sgd(0.3),
+        "sgd + momentum": adamx.sgd(0.05, momentum=0.9),
+        "sgd + nesterov": adamx.sgd(0.05, momentum=0.9, nesterov=True),
+        "adagrad": adamx.adagrad(0.03),
+        "adadelta": adamx.adadelta(1.0),
+        "rmsprop": adamx.rmsprop(1e-3),
+        "rmsprop + momentum": adamx.rmsprop(2e-4, momentum=0.9),
+        "adam": adamx.adam(2e-3),
+        "adamax": adamx.adamax(5e-3),
+        AVERAGED: adamx.chain(adamx.adam(2e-3), adamx.polyak_ema(0.99)),
+    }
+
+
+class Classifier(nn.Module):
+    """A perceptron with two hidden layers."""
+
+    hidden: Sequence[int] = (128, 64)
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        for width in self.hidden:
+            images = nn.relu(nn.Dense(width)(images))
+        return nn.Dense(self.classes)(images)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+@partial(jax.jit, donate_argnums=0)
+def train_epoch(
+    state: TrainState, images: jax.Array, labels: jax.Array, batches: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """Take a step for each row of `batches`, the indices of its examples; also give the losses."""
+
+    def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            return cross_entropy(state.apply_fn(params, images[batch]), labels[batch])
+
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        return state.apply_gradients(grads=gradient), value
+
+    return jax.lax.scan(step, state, batches)
+
+
+class Run(NamedTuple):
+    """What one training gave: the last state, the loss at each step, the seconds it took."""
+
+    state: TrainState
+    losses: np.ndarray
+    compile_time: float
+    train_time: float
+
+
+def train(
+    state: TrainState,
+    dataset: data.Dataset,
+    epochs: Sequence[np.ndarray],
+    report: Callable[..., object],
+) -> Run:
+    """Train for one epoch after the other, reporting the mean loss of each."""
+    examples = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+
+    began = time.perf_counter()
+    compiled = train_epoch.lower(state, *examples, epochs[0]).compile()
+    compile_time = time.perf_counter() - began
+
+    losses = []
+    began = time.perf_counter()
+    for batches in epochs:
+        state, epoch_losses = compiled(state, *examples, batches)
+        losses.append(np.asarray(epoch_losses))
+        report(loss=losses[-1].mean())
+    return Run(state, np.concatenate(losses), compile_time, time.perf_counter() - began)
+
+
+def shuffled(size: int, epochs: int, seed: int) -> list[np.ndarray]:
+    """For each epoch the indices 0 … size - 1 in a new order, cut into rows of one batch each."""
+    random = np.random.default_rng(seed)
+    steps = size // BATCH
+    orders = (random.permutation(size)[: steps * BATCH] for _ in range(epochs))
+    return [order.reshape(steps, BATCH).astype(np.int32) for order in orders]
+
+
+class Score(NamedTuple):
+    """A row of the final table."""
+
+    name: str
+    train_loss: float
+    test_accuracy: float
+    compile_time: float
+    train_time: float
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate(
+    apply: Callable[..., Any], params: Any, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Loss and accuracy."""
+    logits = apply(params, images)
+    hits = jax.lax.argmax(logits, 1, labels.dtype) == labels
+    return cross_entropy(logits, labels), hits.mean()
+
+
+def score(name: str, run: Run, params: Any, dataset: data.Dataset) -> Score:
+    apply = run.state.apply_fn
+    train_loss, _ = evaluate(apply, params, dataset.train_images, dataset.train_labels)
+    _, test_accuracy = evaluate(apply, params, dataset.test_images, dataset.test_labels)
+    return Score(name, float(train_loss), float(test_accuracy), run.compile_time, run.train_time)
+
+
+def tabulate(scores: Sequence[Score]) -> Table:
+    table = Table("optimiser")
+    for heading in ("train loss", "test accuracy", "compile", "train"):
+        table.add_column(heading, justify="right")
+    for row in scores:
+        table.add_row(
+            row.name,
+            f"{row.train_loss:.2e}",
+            f"{row.test_accuracy:.2%}",
+            f"{row.compile_time:.2f} s",
+            f"{row.train_time:.2f} s",
+        )
+    return table
+
+
+def smoothed(losses: np.ndarray) -> np.ndarray:
+    """The decaying average over a fiftieth of the run, its bias corrected as Adam corrects it."""
+    decay = max(0, 1 - 50 / len(losses))
+    average, averages = 0.0, []
+    for count, loss in enumerate(losses, start=1):
+        average = decay * average + (1 - decay) * loss
+        averages.append(average / (1 - decay**count))
+    return np.array(averages)
+
+
+def draw(curves: Mapping[str, np.ndarray], title: str, path: Path) -> None:
+    """Draw the loss curves on a logarithmic scale, each named where it ends."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for index, curve in enumerate(curves.values()):
+        axes.semilogy(np.arange(1, len(curve) + 1), curve, color=f"C{index}", linewidth=1.3)
+    axes.set(title=title, xlabel="step", ylabel="training loss, smoothed")
+    axes.margins(x=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+    def height(loss: float) -> float:  # from 0 at the bottom of the axes to 1 at the top
+        return np.interp(np.log(loss), np.log(axes.get_ylim()), (0, 1)).item()
+
+    ends = [(height(curve[-1]), name, f"C{i}") for i, (name, curve) in enumerate(curves.items())]
+    place = -1.0
+    for end, name, colour in sorted(ends):  # upwards, each name clear of the one below
+        place = max(end, place + 0.045)
+        axes.annotate(
+            name,
+            xy=(1, end),
+            xytext=(1.04, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            verticalalignment="center",
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5)},
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.digits", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="a short run on a part of the data")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
+    parser.add_argument("--epochs", type=int, help="default: 60 on the digits, 10 on MNIST")
+    parser.add_argument("--seed", type=int, default=0, help="of the start and of the batches")
+    options = parser.parse_args(arguments)
+    if options.epochs is not None and options.epochs < 1:
+        parser.error(f"--epochs must be at least 1, got {options.epochs}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Score]:
+    """Train with every optimiser, print the table, draw the picture; return the table's rows."""
+    options = parse(arguments)
+    console = Console()
+
+    try:
+        dataset = data.load()
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    if options.quick:
+        dataset = dataset.head(640)
+    size, pixels = dataset.train_images.shape
+    batches = shuffled(
+        size,
+        epochs=options.epochs or (4 if options.quick else 60 if size < 10_000 else 10),
+        seed=options.seed,
+    )
+    model = Classifier()
+    params = model.init(jax.random.key(options.seed), dataset.train_images[:1])
+    widths = "-".join(map(str, (pixels, *model.hidden, model.classes)))
+    title = f"{dataset.name}, perceptron {widths}"
+    console.print(
+        f"{title}: {len(batches)} epochs of {len(batches[0])} batches of {BATCH}", highlight=False
+    )
+
+    contenders = optimisers()
+    console.print(Columns(Panel.fit(Text(repr(tx)), title=name) for name, tx in contenders.items()))
+
+    runs: dict[str, Run] = {}
+    bars = (BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.2e}"))
+    with Progress(TextColumn("{task.description:<18}"), *bars, console=console) as progress:
+        for name, tx in contenders.items():
+            task = progress.add_task(name, total=len(batches), loss=float("nan"))
+            start = TrainState.create(  # of copies, for train_epoch takes over its arrays
+                apply_fn=model.apply, params=jax.tree.map(jnp.copy, params), tx=tx
+            )
+            runs[name] = train(start, dataset, batches, partial(progress.update, task, advance=1))
+
+    scores = [score(name, run, run.state.params, dataset) for name, run in runs.items()]
+    average = adamx.polyak_params(runs[AVERAGED].state.opt_state)
+    scores.append(score(f"{AVERAGED}, average", runs[AVERAGED], average, dataset))
+    console.print(tabulate(scores))
+
+    # Averaging leaves the iterates alone: the curve of AVERAGED would lie on Adam's.
+    curves = {name: smoothed(run.losses) for name, run in runs.items() if name != AVERAGED}
+    picture = options.out / "digits.png"
+    draw(curves, title, picture)
+    console.print(f"Loss curves: {picture}")
+    return scores
+
+
+if __name__ == "__main__":
+    main()
