@@ -58,7 +58,8 @@ class Signal:
                 )
             dtypes += (param.dtype,)
             param = param.astype(statistics_dtype(param.dtype))
-        gradient = gradient.astype(statistics_dtype(*dtypes))
+        # As the slots have it: the parameter's precision, where there is one to ask.
+        gradient = gradient.astype(statistics_dtype(dtypes[-1]))
         return cls(gradient, gradient, _param=param, _dtypes=dtypes)
 
     @property
@@ -87,8 +88,8 @@ class Signal:
     @property
     def next_param(self) -> jax.Array:
         """The parameter that ``apply_updates`` will make of this update, rounding included."""
-        stored = self._dtypes[-1]
-        return add(self.param.astype(stored), self.emitted).astype(self.param.dtype)
+        step = rounded(self.update, wider(*self._dtypes))
+        return rounded(self.param + step, self._dtypes[-1])
 
     def becomes(self, update: jax.Array) -> Signal:
         """The signal with another update: and gradient, as long as no statistic was taken."""
@@ -146,6 +147,13 @@ def check_inexact(what: str, array: Any) -> None:
             "array. Convert it, or keep it out of the optimiser: equinox.partition, "
             "optax.masked or a None leaf do"
         )
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """x as ``dtype`` would hold it. XLA may drop a cast there and back, but not this."""
+    if jnp.finfo(dtype).bits >= jnp.finfo(x.dtype).bits:
+        return x
+    return jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
 
 
 def add(param: Any, update: Any) -> jax.Array:

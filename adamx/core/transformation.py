@@ -106,7 +106,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         if len(self.links) == 1:
             return repr(self.links[0])
-        return "chain(" + "".join(f"\n    {link!r}," for link in self.links) + "\n)"
+        rows = "".join(f"    {link!r},\n" for link in self.links)
+        return f"chain(\n{rows})" if rows else "chain()"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.links,)

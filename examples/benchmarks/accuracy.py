@@ -108,7 +108,7 @@ def with_jax(
 ) -> Blocks:
     tx = make(RATE, schedule(case.b1), schedule(case.b2), EPS)
 
-    def step(state: Any, grad: jax.Array) -> tuple[Any, jax.Array]:
+    def step(state: Any, grad: jax.Array) -> tuple[Any, Any]:
         update, state = tx.update(grad, state)
         return state, update
 
@@ -121,7 +121,7 @@ def with_jax(
 
 def optax_adam(rate: float, b1: Any, b2: Any, eps: float) -> optax.GradientTransformation:
     scheduled = callable(b1) or callable(b2)
-    make = optax.inject_hyperparams(optax.adam) if scheduled else optax.adam
+    make: Any = optax.inject_hyperparams(optax.adam) if scheduled else optax.adam
     return make(rate, b1=b1, b2=b2, eps=eps)
 
 

@@ -12,9 +12,8 @@ import contextlib
 import dataclasses
 import gc
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 try:
     import jax
     import jax.numpy as jnp
+    import numpy as np
     import optax
     from rich import box
     from rich.console import Console
@@ -100,9 +100,9 @@ class Ratio(NamedTuple):
 
 
 def ratio(what: str, pairs: Sequence[tuple[float, float]], bar: float | None = None) -> Ratio:
-    first, second = map(statistics.median, zip(*pairs, strict=True))
-    ratios = [a / b for a, b in pairs]
-    low, middle, high = statistics.quantiles(ratios, method="inclusive")
+    times = np.array(pairs)
+    first, second = np.median(times, axis=0).tolist()
+    low, middle, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75)).tolist()
     return Ratio(what, first, second, middle, (low, high), bar)
 
 
@@ -125,24 +125,31 @@ def clock(function: Callable[..., object], *args: Any) -> float:
     return time.perf_counter() - began
 
 
-def time_pairs(
-    first: Callable[[], Loop], second: Callable[[], Loop], pairs: int, seconds: float
-) -> list[tuple[float, float]]:
-    """Seconds a run, from loops that are started afresh for each pair."""
+Start = Callable[[], Loop]
+"""Makes what a program works on, afresh."""
+
+
+def compare(
+    what: str, first: Start, second: Start, setting: Setting, bar: float | None = None
+) -> Ratio:
     slower = max(min(clock(loop, 1) for _ in range(3)) for loop in (first(), second()))
-    runs = math.ceil(seconds / slower) or 1
-    times = []
+    runs = math.ceil(setting.seconds / slower) or 1
     with without_gc():
-        for pair in range(pairs):
-            loops = first(), second()
-            for loop in loops:
-                loop(1)
-            gc.collect()
-            taken = [0.0, 0.0]
-            for i in (0, 1) if pair % 2 else (1, 0):
-                taken[i] = clock(loops[i], runs) / runs
-            times.append((taken[0], taken[1]))
-    return times
+        pairs = [
+            time_pair(first(), second(), runs, swapped=bool(pair % 2))
+            for pair in range(setting.pairs)
+        ]
+    return ratio(what, pairs, bar)
+
+
+def time_pair(first: Loop, second: Loop, runs: int, *, swapped: bool) -> tuple[float, float]:
+    """Seconds a run of each, the second one timed first if swapped."""
+    loops = (second, first) if swapped else (first, second)
+    for loop in loops:
+        loop(1)
+    gc.collect()
+    times = [clock(loop, runs) / runs for loop in loops]
+    return (times[1], times[0]) if swapped else (times[0], times[1])
 
 
 # Programs.
@@ -178,9 +185,9 @@ def training(contender: Contender, shape: Shape) -> Callable[[], Loop]:
     return start
 
 
-def updating(contender: Contender, shape: Shape, *, inside_jit: bool) -> Callable[[], Loop]:
+def updating(contender: Contender, shape: Shape, *, inside: bool) -> Callable[[], Loop]:
     tx = contender.make(1e-3)
-    init, update = jax.jit(tx.init), jax.jit(tx.update) if inside_jit else tx.update
+    init, update = jax.jit(tx.init), jax.jit(tx.update) if inside else tx.update
     params, grads = shape.full(1.0), shape.full(0.1)
 
     def start() -> Loop:
@@ -197,18 +204,18 @@ def updating(contender: Contender, shape: Shape, *, inside_jit: bool) -> Callabl
     return start
 
 
-def build(contender: Contender, shape: Shape, rate: float, *, compile: bool) -> list[float]:
+def build(contender: Contender, shape: Shape, rate: float, *, compile: bool) -> dict[str, float]:
     """Seconds of tracing, lowering and (if wanted) compiling a step nobody has seen before."""
     tx, step = training_step(contender, rate)
     params = jax.eval_shape(lambda: shape.full(1.0))
     made: Any = step
     arguments: tuple[Any, ...] = params, jax.eval_shape(tx.init, params), params
-    taken = []
+    taken = {}
     for stage in ("trace", "lower", "compile") if compile else ("trace", "lower"):
         gc.collect()
         began = time.perf_counter()
         made = getattr(made, stage)(*arguments)
-        taken.append(time.perf_counter() - began)
+        taken[stage] = time.perf_counter() - began
         arguments = ()
     return taken
 
@@ -218,13 +225,13 @@ def build(contender: Contender, shape: Shape, rate: float, *, compile: bool) -> 
 
 def measure_steps(setting: Setting) -> Iterator[Ratio]:
     for shape in setting.steps:
-        programs = (training(contender, shape) for contender in (ADAMX, OPTAX))
-        yield ratio(str(shape), time_pairs(*programs, setting.pairs, setting.seconds), STEP_BAR)
+        ours, theirs = training(ADAMX, shape), training(OPTAX, shape)
+        yield compare(str(shape), ours, theirs, setting, STEP_BAR)
 
 
 def measure_compensated(setting: Setting) -> Iterator[Ratio]:
-    programs = (training(contender, setting.large) for contender in (COMPENSATED, ADAMX))
-    yield ratio(str(setting.large), time_pairs(*programs, setting.pairs, setting.seconds))
+    more, less = training(COMPENSATED, setting.large), training(ADAMX, setting.large)
+    yield compare(str(setting.large), more, less, setting)
 
 
 def measure_build(setting: Setting) -> Iterator[Ratio]:
@@ -237,8 +244,8 @@ def measure_build(setting: Setting) -> Iterator[Ratio]:
             rate, compile = 1e-3 + 1e-6 * pair, pair < setting.compiles
             contenders = (ADAMX, OPTAX) if pair % 2 else (OPTAX, ADAMX)
             taken = {c: build(c, setting.fresh, rate, compile=compile) for c in contenders}
-            for stage, both in zip(times, zip(taken[ADAMX], taken[OPTAX], strict=True)):
-                times[stage].append(both)
+            for stage in taken[ADAMX]:
+                times[stage].append((taken[ADAMX][stage], taken[OPTAX][stage]))
     for stage, pairs in times.items():
         yield ratio(stage, pairs, TRACE_BAR if stage == "trace" else None)
 
@@ -246,10 +253,10 @@ def measure_build(setting: Setting) -> Iterator[Ratio]:
 def measure_updates(setting: Setting) -> Iterator[Ratio]:
     for shape in setting.updates:
         for name, contender, bar in (("adamx", ADAMX, EAGER_BAR), ("optax", OPTAX, None)):
-            programs = (updating(contender, shape, inside_jit=inside) for inside in (False, True))
-            pairs = setting.pairs if contender is ADAMX else min(setting.pairs, 10)
-            times = time_pairs(*programs, pairs, setting.seconds)
-            yield ratio(f"{name}, {shape}", times, bar)
+            outside, inside = (
+                updating(contender, shape, inside=inside) for inside in (False, True)
+            )
+            yield compare(f"{name}, {shape}", outside, inside, setting, bar)
 
 
 class Count(NamedTuple):
@@ -299,7 +306,7 @@ def injected_rates(*rates: float) -> Any:
     """Optax's way to change a rate without compiling: it is kept in the state."""
     tx, params = optax.inject_hyperparams(optax.adam)(rates[0]), jnp.ones(8)
     for rate in rates:
-        state = tx.init(params)
+        state: Any = tx.init(params)
         state.hyperparams["learning_rate"] = jnp.asarray(rate)
         yield tx, state, params
 
@@ -324,8 +331,8 @@ def measure_recompilations() -> Iterator[Count]:
     passed = recompilations(calls(*map(adamx.adam, rates)))
     rebuilt = recompilations(calls(*map(optax.adam, rates)), **static)
     injected = recompilations(injected_rates(*rates), **static)
-    yield count("2 new rates: argument | static argument", passed, rebuilt)
-    yield count("2 new rates: argument | inject_hyperparams", passed, injected)
+    yield count("2 new rates: argument (optax: static argument)", passed, rebuilt)
+    yield count("2 new rates: argument (optax: inject_hyperparams)", passed, injected)
 
 
 def measure_memory(setting: Setting) -> Iterator[Count]:
@@ -390,9 +397,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    size = {"action": "store_const", "dest": "setting"}
-    parser.add_argument("--quick", **size, const=QUICK, default=FULL, help="fewer repetitions")
-    parser.add_argument("--tiny", **size, const=TINY, help=argparse.SUPPRESS)
+    option = partial(parser.add_argument, action="store_const", dest="setting", default=FULL)
+    option("--quick", const=QUICK, help="fewer repetitions")
+    option("--tiny", const=TINY, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
     return parser.parse_args(arguments)
 

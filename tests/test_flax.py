@@ -1,0 +1,215 @@
+"""adamx in Flax: as the `tx` of a Linen `TrainState`, and in an `nnx.Optimizer`."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx, serialization
+from flax.training.train_state import TrainState
+
+import adamx
+
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+TARGETS = jnp.sin(INPUTS.sum(axis=1, keepdims=True))
+
+needs_current_nnx = pytest.mark.skipif(
+    not hasattr(nnx, "data"), reason="nnx.Optimizer.update(model, grads) came with Flax 0.11"
+)
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    """Flax and Optax's schedules mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def assert_same(one, other):
+    chex.assert_trees_all_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def plain_loop(tx, params, loss, steps):
+    """What every training loop below should compute."""
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+OPTIMISERS = {
+    "adam": lambda: adamx.adam(1e-2),
+    "optax schedule": lambda: adamx.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-2, 2, 9)),
+    "exponential decay": lambda: adamx.adam(optax.exponential_decay(1e-2, 3, 0.5)),
+    "own schedule": lambda: adamx.adam(lambda t: 1e-2 / (t + 1), b1=lambda t: 1 - 1 / (t + 2)),
+    "clipped, decayed, averaged": lambda: adamx.chain(
+        optax.clip_by_global_norm(0.1),
+        adamx.adam(1e-2),
+        adamx.add_decayed_weights(1e-3),
+        adamx.polyak_ema(0.9),
+    ),
+}
+
+
+# Linen -----------------------------------------------------------------------------------------
+
+
+class Perceptron(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.tanh(nn.Dense(4)(x)))
+
+
+MODEL = Perceptron()
+PARAMS = MODEL.init(jax.random.key(0), INPUTS)["params"]
+
+
+def linen_loss(params):
+    return jnp.mean((MODEL.apply({"params": params}, INPUTS) - TARGETS) ** 2)
+
+
+def train_state(make):
+    return TrainState.create(apply_fn=MODEL.apply, params=PARAMS, tx=make())
+
+
+def linen_step():
+    """A jitted step on a TrainState, and a list that grows whenever it is traced."""
+    traces = []
+
+    @jax.jit
+    def step(state):
+        traces.append(None)
+        return state.apply_gradients(grads=jax.grad(linen_loss)(state.params))
+
+    return step, traces
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_train_state_trains_and_an_equal_one_finds_the_program_compiled(name):
+    step, traces = linen_step()
+    for _ in range(2):  # the second time with an equal optimiser, built anew
+        state = train_state(OPTIMISERS[name])
+        for _ in range(3):
+            state = step(state)
+    assert len(traces) == 1
+    params, opt_state = plain_loop(OPTIMISERS[name](), PARAMS, linen_loss, 3)
+    assert_same(state.params, params)
+    assert_same(state.opt_state, opt_state)
+
+
+def test_train_state_with_another_number_is_another_program():
+    step, traces = linen_step()
+    for rate in (0.1, 0.2, 0.1):
+        step(train_state(lambda rate=rate: adamx.sgd(rate)))
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_state_goes_to_bytes_and_back(name):
+    tx = OPTIMISERS[name]()
+    _, state = plain_loop(tx, PARAMS, linen_loss, 2)
+    restored = serialization.from_bytes(tx.init(PARAMS), serialization.to_bytes(state))
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal_dtypes(restored, state)
+    assert_same(tx.update(PARAMS, restored, PARAMS), tx.update(PARAMS, state, PARAMS))
+
+
+def test_checkpoint_of_a_float_is_restored_under_a_schedule():
+    _, state = plain_loop(adamx.adam(1e-2), PARAMS, linen_loss, 2)
+    later = adamx.adam(optax.linear_schedule(1e-2, 0.0, 4))
+    restored = serialization.from_bytes(later.init(PARAMS), serialization.to_bytes(state))
+    updates, _ = later.update(PARAMS, restored, PARAMS)
+    expected, _ = adamx.adam(0.5e-2).update(PARAMS, state, PARAMS)
+    assert_same(updates, expected)
+
+
+# nnx -------------------------------------------------------------------------------------------
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(3, 4, rngs=rngs)
+        self.out = nnx.Linear(4, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.tanh(self.hidden(x)))
+
+
+def nnx_loss(model):
+    return jnp.mean((model(INPUTS) - TARGETS) ** 2)
+
+
+def nnx_step():
+    """A jitted step on a model and its optimizer, and a list that grows whenever it is traced."""
+    traces = []
+
+    @nnx.jit
+    def step(model, optimizer):
+        traces.append(None)
+        optimizer.update(model, nnx.grad(nnx_loss)(model))
+
+    return step, traces
+
+
+class DataOptimizer(nnx.Optimizer):
+    """An nnx.Optimizer whose transformation may hold arrays: other values find the same program."""
+
+    if hasattr(nnx, "data"):
+        tx: optax.GradientTransformation = nnx.data()
+
+
+def nnx_plain_loop(tx, steps):
+    graph, params = nnx.split(Network(nnx.Rngs(0)), nnx.Param)
+    return plain_loop(tx, params, lambda params: nnx_loss(nnx.merge(graph, params)), steps)
+
+
+@needs_current_nnx
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("kind", [nnx.Optimizer, DataOptimizer])
+def test_nnx_optimizer_trains_and_an_equal_one_finds_the_program_compiled(kind, name):
+    step, traces = nnx_step()
+    for _ in range(2):
+        model = Network(nnx.Rngs(0))
+        optimizer = kind(model, OPTIMISERS[name](), wrt=nnx.Param)
+        for _ in range(3):
+            step(model, optimizer)
+    assert len(traces) == 1
+    params, state = nnx_plain_loop(OPTIMISERS[name](), 3)
+    assert_same(jax.tree.leaves(nnx.state(model, nnx.Param)), jax.tree.leaves(params))
+    assert_same(jax.tree.leaves(nnx.state(optimizer)["opt_state"]), jax.tree.leaves(state))
+
+
+@needs_current_nnx
+def test_nnx_optimizer_keeps_static_what_it_is_given_and_refuses_arrays():
+    with pytest.raises(ValueError, match=r"static attribute 'tx'"):
+        nnx.Optimizer(Network(nnx.Rngs(0)), adamx.adam(jnp.array(1e-2)), wrt=nnx.Param)
+
+
+@needs_current_nnx
+def test_nnx_optimizer_with_tx_as_data_takes_a_new_learning_rate_without_compiling():
+    step, traces = nnx_step()
+    found = []
+    for rate in (1e-2, 0.1):
+        model = Network(nnx.Rngs(0))
+        optimizer = DataOptimizer(model, adamx.adam(jnp.array(rate)), wrt=nnx.Param)
+        step(model, optimizer)
+        found.append(jax.tree.leaves(nnx.state(model, nnx.Param)))
+        assert_same(found[-1], jax.tree.leaves(nnx_plain_loop(adamx.adam(rate), 1)[0]))
+    optimizer.tx = adamx.adam(jnp.array(1e-3))  # and in the middle of training
+    step(model, optimizer)
+    assert len(traces) == 1
+    assert abs(found[0][0] - found[1][0]).max() > 0.05
+
+
+@needs_current_nnx
+def test_nnx_optimizer_hands_extra_arguments_on():
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.9)
+    model = Network(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, adamx.chain(adamx.adam(1e-2), plateau), wrt=nnx.Param)
+    for _ in range(3):
+        value, grads = nnx.value_and_grad(nnx_loss)(model)
+        optimizer.update(model, grads, value=value)
+    assert nnx.state(optimizer)["opt_state"]["reduce_on_plateau"].scale[...] < 1
