@@ -230,7 +230,9 @@ def test_inject_hyperparams_on_bfloat16():
 # Optax's tools for states ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", [0.1, optax.linear_schedule(0.1, 0.0, 9)], ids=["float", "schedule"])
+@pytest.mark.parametrize(
+    "rate", [0.1, optax.linear_schedule(0.1, 0.0, 9)], ids=["float", "schedule"]
+)
 def test_tree_get_finds_one_count_and_the_moments(rate):
     _, state = train(optax.chain(optax.clip(1.0), adamx.adam(rate, b1=lambda t: 0.9)), steps=2)
     assert optax.tree.get(state, "count") == 2

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,8 @@ def update(
     gradients, tree = jax.tree.flatten(updates)
     aligned = None if params is None else _align(updates, tree, params)
     seen = extra if any(isinstance(link, Foreign) for link in links) else {}
-    step = _compiled_step if _is_eager(gradients, state, seen) else _step
+    compiles = _is_eager(gradients, state, seen) and not any(x.structure.traced for x in links)
+    step = _compiled_step if compiles else _step
     emitted, state = step(split[0], tree, split[1], gradients, aligned, state, seen)
     return tree.unflatten(emitted), state
 
@@ -164,14 +165,25 @@ def _step(
 _compiled_step = jax.jit(_step, static_argnums=(0, 1))
 
 
+class _Ready(NamedTuple):
+    """A stage whose clocks have ticked, waiting to run on every parameter."""
+
+    name: str
+    stage: Stage
+    step: Step
+    kept: tuple[str, ...]  # its slots' names
+    slots: list[Slots]  # of each parameter
+
+
 class _Row:
     """The signals of all parameters on their way along the chain."""
 
     def __init__(self, tree: Any, gradients: list[Any], params: list[Any] | None, state: State):
         self.tree, self.params, self.state = tree, params, state
         thetas = [None] * len(gradients) if params is None else params
+        # (gradient, parameter) of each leaf at first; a Signal once a stage has run.
         self.signals: list[Any] = list(zip(gradients, thetas, strict=True))
-        self.waiting: list[tuple[str, Stage, Step, list[Slots]]] = []
+        self.waiting: list[_Ready] = []
         self.after: State = {}
 
     def check(self, links: Sequence[Link]) -> None:
@@ -190,16 +202,16 @@ class _Row:
         """Tick the stage's clocks and let it wait; what needs a sum over all waits no longer."""
         stage = stage.at(self.state["count"])
         rule = stage.rule(hyper.clock_dtype())
-        kept = self.entry(name, [*rule.slots, *rule.clocks])
-        ticked = {k: _like(c.tick(kept[k]), kept[k]) for k, c in rule.clocks.items()}
+        entry = self.entry(name, [*rule.slots, *rule.clocks])
+        ticked = {k: _like(c.tick(entry[k]), entry[k]) for k, c in rule.clocks.items()}
         step = Step({k: c.read(ticked[k]) for k, c in rule.clocks.items()})
-        slots = self.per_leaf({slot: kept[slot] for slot in rule.slots})
+        slots = self.per_leaf({slot: entry[slot] for slot in rule.slots})
+        if entry:
+            self.after[name] = ticked
         if rule.measure is not None:
             self.advance()
             step = step._replace(total=self.total(name, stage, step, slots))
-        self.waiting.append((name, stage, step, slots))
-        if kept:
-            self.after[name] = ticked
+        self.waiting.append(_Ready(name, stage, step, tuple(rule.slots), slots))
 
     def entry(self, name: str, needed: list[str]) -> dict[str, Any]:
         kept = self.state.get(name, {})
@@ -218,14 +230,14 @@ class _Row:
             try:
                 columns[slot] = self.tree.flatten_up_to(kept)
             except (ValueError, TypeError):
-                gradients = self.tree.unflatten([signal[0] for signal in self.signals])
+                gradients = self.tree.unflatten(self.signals)
                 raise _mismatch("the gradients", gradients, "the state's slots", kept) from None
         return [{k: column[i] for k, column in columns.items()} for i in range(len(self.signals))]
 
     def total(self, name: str, stage: Stage, step: Step, slots: list[Slots]) -> Any:
         static, numbers = Static.split(stage)
         measured = [
-            self.at_leaf(i, _measure, static, numbers, step, signal, slots[i])
+            self.at_leaf(i, _measure, static, name, numbers, step, signal, slots[i])
             for i, signal in enumerate(self.signals)
         ]
         dtype = hyper.clock_dtype()
@@ -233,31 +245,21 @@ class _Row:
 
     def advance(self, *, last: bool = False) -> None:
         """Run the waiting stages on every parameter."""
-        if not self.waiting and not last and self.entered:
-            return
-        labels = tuple(name for name, *_ in self.waiting)
-        static, numbers = Static.split([stage for _, stage, *_ in self.waiting])
-        steps = [step for _, _, step, _ in self.waiting]
+        labels = tuple(ready.name for ready in self.waiting)
+        static, numbers = Static.split([ready.stage for ready in self.waiting])
+        steps = [ready.step for ready in self.waiting]
         done: list[list[Slots]] = []
         for i, signal in enumerate(self.signals):
-            slots = [kept[i] for *_, kept in self.waiting]
-            self.signals[i], new = self.at_leaf(
+            slots = [ready.slots[i] for ready in self.waiting]
+            self.signals[i], after = self.at_leaf(
                 i, _advance, static, labels, last, numbers, steps, signal, slots
             )
-            done.append(new)
-        for position, (name, *_, kept) in enumerate(self.waiting):
-            for slot in kept[0] if kept else self.empty_slots(name):
-                leaves = [new[position][slot] for new in done]
-                self.after[name][slot] = self.tree.unflatten(leaves)
+            done.append(after)
+        for position, ready in enumerate(self.waiting):
+            for slot in ready.kept:
+                leaves = [after[position][slot] for after in done]
+                self.after[ready.name][slot] = self.tree.unflatten(leaves)
         self.waiting = []
-
-    @property
-    def entered(self) -> bool:
-        return all(isinstance(signal, Signal) for signal in self.signals)
-
-    def empty_slots(self, name: str) -> list[str]:
-        """A tree without leaves still has its slots."""
-        return [slot for slot in self.state.get(name, {}) if slot not in self.after.get(name, {})]
 
     def pass_through(self, name: str, link: Foreign, extra: dict[str, Any]) -> None:
         self.advance()
@@ -325,12 +327,18 @@ def _advance(
         return signal.emitted if last else signal, done
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _measure(static: Static, numbers: list[Any], step: Step, signal: Signal, slots: Slots) -> Any:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(
+    static: Static, label: str, numbers: list[Any], step: Step, signal: Signal, slots: Slots
+) -> Any:
+    """What a stage needs to know of one array."""
     rule, _ = _at_precision(static.join(numbers), step, signal)
     assert rule.measure is not None
-    with _promotion(signal):
-        return rule.measure(signal, slots)
+    try:
+        with _promotion(signal):
+            return rule.measure(signal, slots)
+    except StageError as error:
+        raise error.within(stage=label) from None
 
 
 def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Any, Step]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ class Foreign:
 
     def __init__(self, transformation: optax.GradientTransformation):
         self.transformation = transformation
-        self.structure = ByValue(tuple(transformation))
+        self.structure = ByValue(transformation)
         self.name = hyper.origin(transformation.update)
 
     def init(self, params: Any) -> Any:
@@ -32,6 +33,9 @@ class Foreign:
     def update(self, updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         takes_extra = optax.with_extra_args_support(self.transformation)
         return takes_extra.update(updates, state, params, **extra)
+
+    def __fingerprint__(self) -> Hashable:
+        return self.structure.key
 
     def __repr__(self) -> str:
         captured: dict[str, Any] = {}
@@ -45,7 +49,7 @@ class Foreign:
 
     @classmethod
     def tree_unflatten(cls, aux: ByValue, _: Any) -> Foreign:
-        return cls(optax.GradientTransformation(*aux.value))
+        return cls(aux.value)
 
 
 jax.tree_util.register_pytree_node_class(Foreign)

@@ -37,9 +37,11 @@ def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
     """A hashable value, equal for things that behave the same.
 
     Numbers, strings and arrays count by type and value; functions by their code, defaults and
-    what they captured; containers by what they hold; anything else hashable by itself, and the
-    rest (tracers among them) by identity.
+    what they captured; containers and pytrees by what they hold; what has a ``__fingerprint__``
+    by that; anything else hashable by itself, and the rest (tracers among them) by identity.
     """
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return (type(thing), thing)
     if id(thing) in _inside:
         return ("recursion", _inside.index(id(thing)))
     inside = (*_inside, id(thing))
@@ -49,6 +51,8 @@ def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
 
     if isinstance(thing, Tracer):
         return _Itself(thing)
+    if hasattr(thing, "__fingerprint__"):
+        return (type(thing), thing.__fingerprint__())
     if isinstance(thing, (np.ndarray, jax.Array)) and getattr(thing, "is_fully_addressable", True):
         try:
             values = np.asarray(thing)
@@ -67,6 +71,9 @@ def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
         return (type(thing), frozenset((of(key), of(value)) for key, value in thing.items()))
     if isinstance(thing, (tuple, list)):
         return (type(thing), *map(of, thing))
+    if not jax.tree_util.all_leaves([thing]):
+        leaves, structure = jax.tree.flatten(thing)
+        return ("tree", structure, *map(of, leaves))
     try:
         hash(thing)
     except TypeError:
@@ -78,7 +85,7 @@ def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # a name that the enclosing function has not bound (yet)
-        return cell
+        return types.CellType
 
 
 def _holds_tracer(key: Hashable) -> bool:
@@ -100,7 +107,7 @@ class ByValue:
         self.key = fingerprint(value)
         self._hash = hash(self.key)
 
-    @property
+    @functools.cached_property
     def traced(self) -> bool:
         """Whether it rests on a value that lives only while some function is being traced."""
         return _holds_tracer(self.key)

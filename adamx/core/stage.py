@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, ParamSpec
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from adamx.core import hyper
 from adamx.core.errors import StageError
-from adamx.core.identity import ByValue
+from adamx.core.identity import ByValue, fingerprint
 from adamx.core.signal import Signal, statistics_dtype
 
 __all__ = ["Clock", "Rule", "Stage", "Step", "zeros"]
@@ -139,6 +139,9 @@ class Stage:
         }
         made = self.definition.factory(**arguments)
         return made if isinstance(made, Rule) else Rule(_stateless(made))
+
+    def __fingerprint__(self) -> Hashable:
+        return self.definition, fingerprint(self.arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Stage, (self.definition, self.arguments)

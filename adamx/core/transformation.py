@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, ParamSpec
 
 import jax
@@ -98,10 +98,12 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def __hash__(self) -> int:
         return hash(self._value)
 
+    def __fingerprint__(self) -> Hashable:
+        return self._value.key
+
     @functools.cached_property
-    def _value(self) -> tuple[ByValue, Any]:
-        leaves, structure = jax.tree.flatten(self.links)
-        return ByValue(tuple(leaves)), structure
+    def _value(self) -> ByValue:
+        return ByValue(self.links)
 
     def __repr__(self) -> str:
         if len(self.links) == 1:
