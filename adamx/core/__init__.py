@@ -40,12 +40,12 @@ from adamx.core.arithmetic import (
     plus,
     root,
 )
-from adamx.core.engine import apply_updates
 from adamx.core.errors import StageError
 from adamx.core.hyper import Decay, Domain, Hyper, NonNegative, Positive, Real, Schedule
 from adamx.core.signal import Signal
 from adamx.core.stage import Clock, Rule, Step, zeros
 from adamx.core.transformation import Transformation, chain, stage
+from adamx.core.trees import apply_updates
 
 __all__ = [
     "Clock",

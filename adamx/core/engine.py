@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from adamx.core import hyper
 from adamx.core.errors import StageError
 from adamx.core.foreign import Foreign
 from adamx.core.identity import Static
-from adamx.core.signal import Signal, add, check_inexact
-from adamx.core.stage import Slots, Stage, Step, keep, kind, kinds
+from adamx.core.signal import Signal, check_inexact
+from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
+from adamx.core.trees import align, check_arrays, is_eager, mismatch, path_of
 
-__all__ = ["apply_updates", "init", "update"]
+__all__ = ["init", "names", "update"]
 
 Link = Stage | Foreign
 State = dict[str, Any]
@@ -92,54 +91,28 @@ def update(
 ) -> tuple[Any, State]:
     """One step."""
     gradients, tree = jax.tree.flatten(updates)
-    aligned = None if params is None else _align(updates, tree, params)
+    check_state(links, state)
+    check_arrays(tree, gradients)
+    aligned = None if params is None else align(updates, tree, params)
     seen = extra if any(isinstance(link, Foreign) for link in links) else {}
-    compiles = _is_eager(gradients, state, seen) and not any(x.structure.traced for x in links)
+    compiles = is_eager(gradients, state, seen) and not any(x.structure.traced for x in links)
     step = _compiled_step if compiles else _step
     emitted, state = step(split[0], tree, split[1], gradients, aligned, state, seen)
     return tree.unflatten(emitted), state
 
 
-def _is_eager(*trees: Any) -> bool:
-    """Whether nobody is compiling this already, and nothing stands in the way of doing so."""
-    arrays = (jax.Array, np.ndarray, np.generic, float, int, complex)
-    return all(
-        isinstance(leaf, arrays) and not isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)
-    )
-
-
-def _align(updates: Any, tree: Any, params: Any) -> list[Any]:
-    """The parameters that have a gradient; others (``None`` as gradient) may be anything."""
-    try:
-        aligned = tree.flatten_up_to(params)
-    except (ValueError, TypeError):
-        is_none = lambda x: x is None  # noqa: E731
-        gradients, wide = jax.tree.flatten(updates, is_leaf=is_none)
-        try:
-            aligned = wide.flatten_up_to(params)
-        except (ValueError, TypeError):
-            raise _mismatch("the gradients", updates, "the parameters", params) from None
-        aligned = [p for g, p in zip(gradients, aligned, strict=True) if g is not None]
-    if any(p is None for p in aligned):
-        raise _mismatch("the gradients", updates, "the parameters", params)
-    return aligned
-
-
-def _mismatch(one: str, a: Any, other: str, b: Any) -> StageError:
-    """What two trees that should be alike do not share."""
-    in_a, in_b = (
-        {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
-        for tree in (a, b)
-    )
-    found = [f"{other} have no {path}" for path in sorted(in_a - in_b)]
-    found += [f"{one} have no {path}" for path in sorted(in_b - in_a)]
-    if not found:
-        found = [f"{jax.tree.structure(a)} is not {jax.tree.structure(b)}"]
-    shown = "; ".join(found[:4]) + (f"; … ({len(found)} in all)" if len(found) > 4 else "")
-    return StageError(
-        f"{one} and {other} are not trees of the same parameters: {shown}. Take gradients with "
-        "respect to the parameters that init() was given"
-    )
+def check_state(links: Sequence[Link], state: Any) -> None:
+    """The state is a dict with nothing in it that the chain does not know."""
+    if not isinstance(state, dict) or "count" not in state:
+        raise StageError(
+            f"the state is {type(state).__name__}, not what this chain's init() returns; the "
+            "order is update(grads, state, params)"
+        )
+    if unknown := sorted(state.keys() - {"count", *names(links)}):
+        raise StageError(
+            f"the state holds {unknown}, which no stage of this chain has; its stages are "
+            f"{names(links)}. Was it made by another chain?"
+        )
 
 
 def _step(
@@ -153,7 +126,6 @@ def _step(
 ) -> tuple[list[Any], State]:
     row = _Row(tree, gradients, params, state)
     links = static.join(numbers)
-    row.check(links)
     for name, link in zip(names(links), links, strict=True):
         if isinstance(link, Foreign):
             row.pass_through(name, link, extra)
@@ -179,24 +151,12 @@ class _Row:
     """The signals of all parameters on their way along the chain."""
 
     def __init__(self, tree: Any, gradients: list[Any], params: list[Any] | None, state: State):
-        self.tree, self.params, self.state = tree, params, state
+        self.tree, self.gradients, self.params, self.state = tree, gradients, params, state
         thetas = [None] * len(gradients) if params is None else params
         # (gradient, parameter) of each leaf at first; a Signal once a stage has run.
         self.signals: list[Any] = list(zip(gradients, thetas, strict=True))
         self.waiting: list[_Ready] = []
         self.after: State = {}
-
-    def check(self, links: Sequence[Link]) -> None:
-        known = {"count", *names(links)}
-        if not isinstance(self.state, dict) or "count" not in self.state:
-            raise StageError(
-                f"the state is {type(self.state).__name__}, not what this chain's init() returns"
-            )
-        if not self.state.keys() <= known:
-            raise StageError(
-                f"the state holds {sorted(self.state.keys() - known)}, which no stage of this "
-                f"chain has; its stages are {names(links)}. Was it made by another chain?"
-            )
 
     def append(self, name: str, stage: Stage) -> None:
         """Tick the stage's clocks and let it wait; what needs a sum over all waits no longer."""
@@ -205,7 +165,7 @@ class _Row:
         entry = self.entry(name, [*rule.slots, *rule.clocks])
         ticked = {k: _like(c.tick(entry[k]), entry[k]) for k, c in rule.clocks.items()}
         step = Step({k: c.read(ticked[k]) for k, c in rule.clocks.items()})
-        slots = self.per_leaf({slot: entry[slot] for slot in rule.slots})
+        slots = self.per_leaf(rule, entry)
         if entry:
             self.after[name] = ticked
         if rule.measure is not None:
@@ -215,24 +175,33 @@ class _Row:
 
     def entry(self, name: str, needed: list[str]) -> dict[str, Any]:
         kept = self.state.get(name, {})
-        missing = [key for key in needed if key not in kept]
+        held = sorted(kept) if isinstance(kept, dict) else f"a {type(kept).__name__}"
+        missing = [key for key in needed if not isinstance(kept, dict) or key not in kept]
         if missing:
             raise StageError(
-                f"the state has no {missing} for it; it holds {sorted(self.state)}. Was it made "
-                "by another chain?"
+                f"its entry in the state is {held}, without {missing}; the state holds "
+                f"{sorted(self.state)}. Was it made by another chain?"
             ).within(stage=name)
         return kept
 
-    def per_leaf(self, slots: dict[str, Any]) -> list[Slots]:
+    def per_leaf(self, rule: Rule, entry: dict[str, Any]) -> list[Slots]:
         """The slots of each parameter, from slots that are trees of all parameters."""
         columns = {}
-        for slot, kept in slots.items():
+        for slot, first in rule.slots.items():
             try:
-                columns[slot] = self.tree.flatten_up_to(kept)
+                columns[slot] = self.tree.flatten_up_to(entry[slot])
+                for x, g in zip(columns[slot], self.gradients, strict=True):
+                    if not jax.tree_util.all_leaves([x]):  # a tree: the stage's, or a mismatch?
+                        started = jax.eval_shape(first, jnp.asarray(g))
+                        if jax.tree.structure(started) != jax.tree.structure(x):
+                            raise ValueError
             except (ValueError, TypeError):
-                gradients = self.tree.unflatten(self.signals)
-                raise _mismatch("the gradients", gradients, "the state's slots", kept) from None
-        return [{k: column[i] for k, column in columns.items()} for i in range(len(self.signals))]
+                gradients = self.tree.unflatten(self.gradients)
+                raise mismatch(
+                    "the gradients", gradients, "the state's slots", entry[slot]
+                ) from None
+        rows = zip(*columns.values(), strict=True) if columns else [()] * len(self.gradients)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def total(self, name: str, stage: Stage, step: Step, slots: list[Slots]) -> Any:
         static, numbers = Static.split(stage)
@@ -240,8 +209,8 @@ class _Row:
             self.at_leaf(i, _measure, static, name, numbers, step, signal, slots[i])
             for i, signal in enumerate(self.signals)
         ]
-        dtype = hyper.clock_dtype()
-        return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x).astype(dtype)), *measured or [None])
+        wide = [hyper.cast(numbers_of, hyper.clock_dtype()) for numbers_of in measured]
+        return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *wide or [None])
 
     def advance(self, *, last: bool = False) -> None:
         """Run the waiting stages on every parameter."""
@@ -285,12 +254,8 @@ class _Row:
         try:
             return function(*args)
         except StageError as error:
-            indices = self.tree.unflatten(range(len(self.signals)))
-            paths = jax.tree_util.tree_flatten_with_path(indices)[0]
-            signal = self.signals[i]
-            array = signal.update if isinstance(signal, Signal) else signal[0]
-            where = jax.tree_util.keystr(paths[i][0]) or "(the only one)"
-            raise error.within(parameter=f"{where} ({kind(array)})") from None
+            where = f"{path_of(self.tree, i)} ({kind(self.gradients[i])})"
+            raise error.within(parameter=where) from None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -366,54 +331,3 @@ def _like(after: jax.Array, before: jax.Array) -> jax.Array:
     """A clock's new value with its old dtype, and never weakly typed."""
     is_number = jnp.issubdtype(before.dtype, jnp.number)
     return jnp.asarray(after).astype(before.dtype) if is_number else after
-
-
-def apply_updates(params: Any, updates: Any) -> Any:
-    """θ ← θ + u: the parameters after a step.
-
-    Args:
-        params: a tree of arrays.
-        updates: what ``update`` returned; where it is ``None`` the parameter stays as it is,
-            whatever it is.
-
-    Returns:
-        The new parameters, each in its own dtype; the sum is taken in the wider of the two.
-
-    Raises:
-        StageError: if the trees or shapes do not match.
-
-    >>> import adamx, jax.numpy as jnp
-    >>> adamx.apply_updates({"w": jnp.ones(2)}, {"w": -0.5 * jnp.ones(2)})
-    {'w': Array([0.5, 0.5], dtype=float32)}
-    """
-    is_none = lambda x: x is None  # noqa: E731
-    steps, tree = jax.tree.flatten(updates, is_leaf=is_none)
-    try:
-        thetas = tree.flatten_up_to(params)
-    except (ValueError, TypeError):
-        raise _mismatch("the updates", updates, "the parameters", params) from None
-    moved = [i for i, step in enumerate(steps) if step is not None]
-    pair = [thetas[i] for i in moved], [steps[i] for i in moved]
-    try:
-        new = _compiled_add_all(*pair) if _is_eager(pair) else _add_all(*pair)
-    except TypeError:
-        raise _mismatch("the updates", updates, "the parameters", params) from None
-    for i, theta in zip(moved, new, strict=True):
-        thetas[i] = theta
-    return tree.unflatten(thetas)
-
-
-def _add_all(params: list[Any], updates: list[Any]) -> list[jax.Array]:
-    return [_add(p, u) for p, u in zip(params, updates, strict=True)]
-
-
-_compiled_add_all = jax.jit(_add_all)
-
-
-def _add(param: Any, update: Any) -> jax.Array:
-    param, update = jnp.asarray(param), jnp.asarray(update)
-    if param.shape != update.shape:
-        raise StageError(
-            f"an update of shape {update.shape} can't be added to a parameter of {param.shape}"
-        )
-    return add(param, update)

@@ -114,9 +114,9 @@ class Signal:
         if self.bias is None:
             raise StageError(
                 "there is no bias to correct: no averaging stage (scale_by_momentum, "
-                "scale_by_rms, …) stands before this one in the chain. The bias travels along "
-                "adamx.chain, not along optax.chain: use adamx.chain for the stages that belong "
-                "together"
+                "scale_by_rms, …) stands before this one in the chain, or its bias has been "
+                "corrected already. The bias travels along adamx.chain, not along optax.chain: "
+                "use adamx.chain for the stages that belong together"
             )
         return dataclasses.replace(self, update=self.update * (1 / self.bias), bias=None)
 
@@ -131,7 +131,7 @@ jax.tree_util.register_dataclass(
 def wider(*dtypes: Any) -> Any:
     """The dtype that holds all of these; an explicit question, so strict promotion allows it."""
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+        return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, dtypes))
 
 
 def statistics_dtype(*dtypes: Any) -> Any:

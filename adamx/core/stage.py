@@ -7,10 +7,11 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamx.core import hyper
 from adamx.core.errors import StageError
@@ -19,7 +20,6 @@ from adamx.core.signal import Signal, statistics_dtype
 
 __all__ = ["Clock", "Rule", "Stage", "Step", "zeros"]
 
-P = ParamSpec("P")
 Slots = dict[str, Any]
 
 
@@ -76,15 +76,19 @@ class Definition:
         self.factory = factory
         self.signature = inspect.signature(factory)
         self.domains = hyper.domains(factory)
+        self.switches = [n for n, hint in get_type_hints(factory).items() if hint is bool]
 
     def bind(self, *args: Any, **kwargs: Any) -> Stage:
         """A stage with these arguments, checked."""
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
         try:
+            bound = self.signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
             for name, domain in self.domains.items():
                 arguments[name] = hyper.canonical(name, arguments[name], domain)
+            for name in self.switches:
+                if not isinstance(arguments[name], bool):
+                    raise TypeError(f"{name} must be True or False, got {arguments[name]!r}")
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
         return Stage(self, arguments)
@@ -129,6 +133,11 @@ class Stage:
                     now[name] = hyper.canonical(name, value, domain)
                 except (TypeError, ValueError) as error:
                     raise type(error)(f"{self.name}: in the schedule of {error}") from error
+            if np.ndim(now[name]) > 0:
+                raise StageError(
+                    f"{name} has the shape {np.shape(now[name])}, where one number is needed; a "
+                    "batch of optimisers is run by jax.vmap over a function of the optimiser"
+                ).within(stage=self.name)
         return Stage(self.definition, now)
 
     def rule(self, dtype: Any) -> Rule:
