@@ -131,7 +131,7 @@ def test_the_count_saturates():
 def test_a_measure_sums_over_all_parameters():
     @stage
     def share(power: Real):
-        def measure(signal, slots):
+        def measure(signal, slots, step):
             return {"sum": jnp.sum(jnp.abs(signal.update) ** power), "largest": jnp.ones(())}
 
         def update(signal, slots, step):
@@ -418,6 +418,36 @@ def test_a_clock_is_kept_per_step():
         np.testing.assert_array_equal(
             run(every(3), np.ones((7, 1), np.float32))[:, 0], [0, 0, 1, 0, 0, 1, 0]
         )
+
+
+def test_a_clock_may_settle_on_what_was_measured():
+    """The largest sum of absolute updates so far; the measure still sees the one before."""
+
+    @stage
+    def normalise_by_largest():
+        largest = Clock(
+            start=lambda: jnp.zeros(()),
+            tick=lambda x: x,
+            read=lambda x: x,
+            settle=lambda x, total: jnp.maximum(x, total["sum"]),
+        )
+
+        def measure(signal, slots, step):
+            return {"sum": jnp.sum(jnp.abs(signal.update)), "before": step.clock["largest"]}
+
+        def update(signal, slots, step):
+            before = {"before": slots["before"] * 0 + step.total["before"] / 2}  # two parameters
+            return signal.becomes(signal.update / step.clock["largest"]), before
+
+        slots = {"before": zeros}
+        return Rule(update, slots=slots, clocks={"largest": largest}, measure=measure)
+
+    opt = normalise_by_largest()
+    state = opt.init([jnp.ones(1)] * 2)
+    for total, largest, before in ((2.0, 2.0, 0.0), (8.0, 8.0, 2.0), (4.0, 8.0, 8.0)):
+        u, state = opt.update([jnp.full(1, total / 2)] * 2, state)
+        np.testing.assert_allclose(u[0], total / 2 / largest)
+        np.testing.assert_allclose(state["normalise_by_largest"]["before"][0], before)
 
 
 def test_slots_that_change_their_form_are_an_error():

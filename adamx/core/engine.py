@@ -10,11 +10,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from adamx.core import hyper
 from adamx.core.errors import StageError
@@ -44,7 +46,8 @@ def init(links: Sequence[Link], params: Any) -> State:
     """The count, and under each link's name what it keeps."""
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [_parameter(path, leaf) for path, leaf in paths]
-    state: State = {"count": jnp.zeros((), jnp.int32)}
+    place = _beside(leaves)
+    state: State = {"count": place(jnp.zeros((), jnp.int32))}
     for name, link in zip(names(links), links, strict=True):
         if isinstance(link, Foreign):
             state[name] = link.init(params)
@@ -54,7 +57,7 @@ def init(links: Sequence[Link], params: Any) -> State:
             slot: tree.unflatten([_own(first(leaf), leaf) for leaf in leaves])
             for slot, first in rule.slots.items()
         }
-        kept |= {clock: kind_of_clock.start() for clock, kind_of_clock in rule.clocks.items()}
+        kept |= {key: place(clock.start()) for key, clock in rule.clocks.items()}
         if kept:
             state[name] = kept
     return state
@@ -74,6 +77,18 @@ def _parameter(path: Any, leaf: Any) -> Any:
     except StageError as error:
         raise error.within(parameter=where) from None
     return leaf
+
+
+def _beside(leaves: list[Any]) -> Callable[[jax.Array], jax.Array]:
+    """Puts a scalar on the devices of the parameters, where the first step would move it."""
+    for leaf in leaves:
+        known = not isinstance(leaf, Tracer) and getattr(leaf, "committed", True)
+        sharding = getattr(leaf, "sharding", None) if known else None
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        if isinstance(sharding, (NamedSharding, SingleDeviceSharding)):
+            return functools.partial(jax.device_put, device=sharding)
+    return lambda scalar: scalar
 
 
 def _own(slot: Any, param: Any) -> Any:
@@ -163,14 +178,17 @@ class _Row:
         stage = stage.at(self.state["count"])
         rule = stage.rule(hyper.clock_dtype())
         entry = self.entry(name, [*rule.slots, *rule.clocks])
-        ticked = {k: _like(c.tick(entry[k]), entry[k]) for k, c in rule.clocks.items()}
-        step = Step({k: c.read(ticked[k]) for k, c in rule.clocks.items()})
         slots = self.per_leaf(rule, entry)
-        if entry:
-            self.after[name] = ticked
+        values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
+        step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()})
         if rule.measure is not None:
             self.advance()
-            step = step._replace(total=self.total(name, stage, step, slots))
+            total = self.total(name, stage, step, slots)
+            for k, clock in rule.clocks.items():
+                values[k] = clock.settle(values[k], total) if clock.settle else values[k]
+            step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()}, total)
+        if entry:
+            self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
         self.waiting.append(_Ready(name, stage, step, tuple(rule.slots), slots))
 
     def entry(self, name: str, needed: list[str]) -> dict[str, Any]:
@@ -297,11 +315,11 @@ def _measure(
     static: Static, label: str, numbers: list[Any], step: Step, signal: Signal, slots: Slots
 ) -> Any:
     """What a stage needs to know of one array."""
-    rule, _ = _at_precision(static.join(numbers), step, signal)
+    rule, step = _at_precision(static.join(numbers), step, signal)
     assert rule.measure is not None
     try:
         with _promotion(signal):
-            return rule.measure(signal, slots)
+            return rule.measure(signal, slots, step)
     except StageError as error:
         raise error.within(stage=label) from None
 

@@ -30,11 +30,14 @@ class Clock(NamedTuple):
         start: ``() -> value`` before the first step.
         tick: ``value -> value``, once a step, before the stage's arrays are updated.
         read: ``value -> reading``, what the stage needs of it.
+        settle: ``(value, total) -> value``, for a scalar that depends on what was measured in
+            this step; ``measure`` sees the reading before it, ``update`` the one after it.
     """
 
     start: Callable[[], jax.Array]
     tick: Callable[[jax.Array], jax.Array]
     read: Callable[[jax.Array], Any]
+    settle: Callable[[jax.Array, Any], jax.Array] | None = None
 
 
 class Step(NamedTuple):
@@ -58,14 +61,14 @@ class Rule:
         slots: the arrays it keeps for a parameter: by name, ``param -> first value``. They may
             be of any shape, and are the same in shape and dtype after every step.
         clocks: the scalars it keeps per step, by name. Names are distinct from the slots'.
-        measure: ``(signal, slots) -> numbers`` of one array (a pytree of scalars), summed over
-            all parameters before ``update`` runs. The only way to look beyond one array.
+        measure: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
+            over all parameters before ``update`` runs. The only way to look beyond one array.
     """
 
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
     slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
-    measure: Callable[[Signal, Slots], Any] | None = None
+    measure: Callable[[Signal, Slots, Step], Any] | None = None
 
 
 class Definition:

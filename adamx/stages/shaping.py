@@ -92,7 +92,7 @@ def clip_by_global_norm(max_norm: Positive):
     {'a': Array([0.6], dtype=float32), 'b': Array([0.8], dtype=float32)}
     """
 
-    def measure(signal, slots):
+    def measure(signal, slots, step):
         return jnp.sum(abs_sq(signal.update))
 
     def update(signal, slots, step):

@@ -127,6 +127,7 @@ def optax_adam(rate: float, b1: Any, b2: Any, eps: float) -> optax.GradientTrans
 
 def with_torch(case: Case, blocks: Blocks, **options: bool) -> Blocks:
     """From parameters at zero in every step, so that what they become is the update, unrounded."""
+    torch.set_num_threads(1)  # so few coordinates are not worth waiting for each other
     params = torch.zeros(COORDINATES)
     adam = torch.optim.Adam([params], lr=RATE, eps=EPS, **options)
     done = 0

@@ -67,19 +67,31 @@ class Setting(NamedTuple):
     updates: Sequence[Shape]
     large: Shape
     fresh: Shape
-    pairs: int
-    seconds: float  # at least, of one measurement
+    budget: float  # seconds that the pairs of one comparison take
+    least: int  # pairs, whatever they take
+    seconds: float  # of one measurement, at least
     traces: int
     compiles: int
 
 
 LARGE = Shape(1, 1_000_000)
-SHAPES = (LARGE, Shape(1, 1000), Shape(10, 100_000), Shape(300, 10_000), Shape(1000, 1000))
-UPDATES = (Shape(300, 10_000), Shape(300, 100))
-FULL = Setting(SHAPES, UPDATES, LARGE, SHAPES[-1], 100, 0.02, traces=9, compiles=5)
-QUICK = FULL._replace(pairs=20, seconds=0.01, traces=5, compiles=1)
-TINY_SHAPE = Shape(2, 8)
-TINY = Setting((TINY_SHAPE,), (TINY_SHAPE,), TINY_SHAPE, TINY_SHAPE, 2, 0.0, traces=2, compiles=1)
+STEPS = (LARGE, Shape(1, 1000), Shape(10, 100_000), Shape(300, 10_000), Shape(1000, 1000))
+UPDATES = (Shape(300, 1000), Shape(1, 1000))
+SMALL = Shape(2, 8)
+
+FULL = Setting(
+    STEPS,
+    UPDATES,
+    LARGE,
+    Shape(1000, 1000),
+    budget=10,
+    least=20,
+    seconds=0.02,
+    traces=9,
+    compiles=5,
+)
+QUICK = FULL._replace(budget=0.5, least=5, seconds=0.01, traces=5, compiles=1)
+TINY = Setting((SMALL,), (SMALL,), SMALL, SMALL, budget=0, least=2, seconds=0, traces=2, compiles=1)
 
 
 # Timing.
@@ -96,6 +108,7 @@ class Ratio(NamedTuple):
     second: float
     ratio: float
     quartiles: tuple[float, float]
+    pairs: int
     bar: float | None = None
 
 
@@ -103,7 +116,7 @@ def ratio(what: str, pairs: Sequence[tuple[float, float]], bar: float | None = N
     times = np.array(pairs)
     first, second = np.median(times, axis=0).tolist()
     low, middle, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75)).tolist()
-    return Ratio(what, first, second, middle, (low, high), bar)
+    return Ratio(what, first, second, middle, (low, high), len(pairs), bar)
 
 
 @contextlib.contextmanager
@@ -134,11 +147,11 @@ def compare(
 ) -> Ratio:
     slower = max(min(clock(loop, 1) for _ in range(3)) for loop in (first(), second()))
     runs = math.ceil(setting.seconds / slower) or 1
+    pairs: list[tuple[float, float]] = []
     with without_gc():
-        pairs = [
-            time_pair(first(), second(), runs, swapped=bool(pair % 2))
-            for pair in range(setting.pairs)
-        ]
+        end = time.perf_counter() + setting.budget
+        while len(pairs) < setting.least or time.perf_counter() < end:
+            pairs.append(time_pair(first(), second(), runs, swapped=len(pairs) % 2 == 1))
     return ratio(what, pairs, bar)
 
 
@@ -166,7 +179,7 @@ def training_step(contender: Contender, rate: float = 1e-3) -> tuple[Any, Any]:
     return tx, jax.jit(step, donate_argnums=(0, 1))
 
 
-def training(contender: Contender, shape: Shape) -> Callable[[], Loop]:
+def training(contender: Contender, shape: Shape) -> Start:
     tx, step = training_step(contender)
     begin = jax.jit(lambda: (params := shape.full(1.0), tx.init(params)))
     grads = shape.full(0.1)
@@ -185,7 +198,7 @@ def training(contender: Contender, shape: Shape) -> Callable[[], Loop]:
     return start
 
 
-def updating(contender: Contender, shape: Shape, *, inside: bool) -> Callable[[], Loop]:
+def updating(contender: Contender, shape: Shape, *, inside: bool) -> Start:
     tx = contender.make(1e-3)
     init, update = jax.jit(tx.init), jax.jit(tx.update) if inside else tx.update
     params, grads = shape.full(1.0), shape.full(0.1)
@@ -195,9 +208,10 @@ def updating(contender: Contender, shape: Shape, *, inside: bool) -> Callable[[]
 
         def loop(runs: int) -> None:
             nonlocal state
+            updates = None
             for _ in range(runs):
                 updates, state = update(grads, state, params)
-                jax.block_until_ready(updates)
+            jax.block_until_ready((updates, state))
 
         return loop
 
@@ -260,12 +274,11 @@ def measure_updates(setting: Setting) -> Iterator[Ratio]:
 
 
 class Count(NamedTuple):
-    """Something counted."""
+    """Compilations after the first one."""
 
     what: str
     adamx: int
     optax: int
-    bar: int | None = None
 
 
 def recompilations(calls: Iterable[tuple[Any, Any, Any]], **options: Any) -> int:
@@ -312,9 +325,6 @@ def injected_rates(*rates: float) -> Any:
 
 
 def measure_recompilations() -> Iterator[Count]:
-    def count(what: str, adamx: int, optax: int) -> Count:
-        return Count(what, adamx, optax, RECOMPILE_BAR)
-
     def again(rate: Any, hold: Callable[[Any], Any], **options: Any) -> Iterator[int]:
         """Recompilations when the same is built again."""
         for contender in (ADAMX, OPTAX):
@@ -323,40 +333,54 @@ def measure_recompilations() -> Iterator[Count]:
 
     static = {"static_argnums": 0}
     constant, schedule = (lambda: 1e-3), (lambda: optax.cosine_decay_schedule(1e-3, 1000))
-    yield count("equal, static argument", *again(constant, itself, **static))
-    yield count("equal, static field (TrainState.tx)", *again(constant, TrainState))
-    yield count("equal with a schedule, static argument", *again(schedule, itself, **static))
+    yield Count("equal, static argument", *again(constant, itself, **static))
+    yield Count("equal, static field (TrainState.tx)", *again(constant, TrainState))
+    yield Count("equal with a schedule, static argument", *again(schedule, itself, **static))
 
     rates = (1e-3, 1e-4, 1e-5)
     passed = recompilations(calls(*map(adamx.adam, rates)))
     rebuilt = recompilations(calls(*map(optax.adam, rates)), **static)
     injected = recompilations(injected_rates(*rates), **static)
-    yield count("2 new rates: argument (optax: static argument)", passed, rebuilt)
-    yield count("2 new rates: argument (optax: inject_hyperparams)", passed, injected)
+    yield Count("2 new rates: argument (optax: static argument)", passed, rebuilt)
+    yield Count("2 new rates: argument (optax: inject_hyperparams)", passed, injected)
 
 
-def measure_memory(setting: Setting) -> Iterator[Count]:
-    def analysis(contender: Contender) -> Any:
+class Memory(NamedTuple):
+    """Bytes of a compiled training step."""
+
+    what: str
+    argument: int
+    output: int
+    alias: int  # of the output, what takes the place of an argument
+    temp: int
+
+
+def measure_memory(setting: Setting) -> Iterator[Memory]:
+    contenders = {
+        "adamx.adam": ADAMX,
+        "adamx.adam(compensated=True)": COMPENSATED,
+        "optax.adam": OPTAX,
+    }
+    for name, contender in contenders.items():
         tx, step = training_step(contender)
         params = jax.eval_shape(lambda: setting.large.full(1.0))
-        return step.lower(params, jax.eval_shape(tx.init, params), params).compile()
-
-    ours, theirs = (analysis(contender).memory_analysis() for contender in (ADAMX, OPTAX))
-    for kind in ("argument", "output", "alias", "temp"):
-        sizes = (getattr(memory, f"{kind}_size_in_bytes") for memory in (ours, theirs))
-        yield Count(kind, *sizes)
+        compiled = step.lower(params, jax.eval_shape(tx.init, params), params).compile()
+        analysis = compiled.memory_analysis()
+        sizes = (getattr(analysis, f"{kind}_size_in_bytes") for kind in Memory._fields[1:])
+        yield Memory(name, *sizes)
 
 
 # Presentation.
 
 
 def in_units(seconds: float) -> str:
-    unit, name = next(
-        (unit, name)
-        for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (0.0, "ns"))
-        if seconds >= unit
-    )
-    return f"{seconds / (unit or 1e-9):.3g} {name}"
+    """With three digits: `1.23 ms`."""
+    value, unit = seconds, "s"
+    for smaller in ("ms", "µs"):
+        if value < 1:
+            value, unit = 1000 * value, smaller
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:.{digits}f} {unit}"
 
 
 def verdict(value: float, bar: float | None) -> str:
@@ -364,7 +388,7 @@ def verdict(value: float, bar: float | None) -> str:
 
 
 def tabulate_ratios(rows: Iterable[Ratio], first: str, second: str) -> Table:
-    table = columns(first, second, "ratio", "quartiles", "bar")
+    table = columns(first, second, "ratio", "quartiles", "pairs", "bar")
     for row in rows:
         table.add_row(
             row.what,
@@ -372,6 +396,7 @@ def tabulate_ratios(rows: Iterable[Ratio], first: str, second: str) -> Table:
             in_units(row.second),
             f"{row.ratio:.3f}",
             "{:.3f} … {:.3f}".format(*row.quartiles),
+            str(row.pairs),
             verdict(row.ratio, row.bar),
         )
     return table
@@ -380,7 +405,16 @@ def tabulate_ratios(rows: Iterable[Ratio], first: str, second: str) -> Table:
 def tabulate_counts(rows: Iterable[Count]) -> Table:
     table = columns("adamx", "optax", "bar")
     for row in rows:
-        table.add_row(row.what, f"{row.adamx:,}", f"{row.optax:,}", verdict(row.adamx, row.bar))
+        table.add_row(
+            row.what, f"{row.adamx:,}", f"{row.optax:,}", verdict(row.adamx, RECOMPILE_BAR)
+        )
+    return table
+
+
+def tabulate_memory(rows: Iterable[Memory]) -> Table:
+    table = columns(*Memory._fields[1:])
+    for what, *sizes in rows:
+        table.add_row(what, *(f"{size:,}" for size in sizes))
     return table
 
 
@@ -439,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "memory",
             f"Bytes of a training step on {setting.large}",
             measure_memory(setting),
-            tabulate_counts,
+            tabulate_memory,
         )
     benchmarks.save(results, options.json)
     return results

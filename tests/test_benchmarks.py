@@ -1,0 +1,144 @@
+"""The benchmarks: what accuracy finds, that cost measures (never how long anything takes)."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rich")
+
+import reference
+from examples import benchmarks
+from examples.benchmarks import accuracy, cost
+
+STEPS = 120
+
+
+def run(main, path, *arguments):
+    """What `main` returned and the JSON it stored."""
+    returned = main([*arguments, "--json", str(path)])
+    return returned, json.loads(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    path = tmp_path_factory.mktemp("accuracy") / "new" / "accuracy.json"
+    returned, stored = run(accuracy.main, path, "--steps", str(STEPS))
+    assert stored["versions"] == benchmarks.versions()
+    assert stored["steps"] == STEPS
+    assert [row["worst"] for row in stored["scores"]] == [row.worst for row in returned]
+    return {(row.case, row.optimiser): row for row in returned}
+
+
+def test_every_contender_is_measured_in_every_case(scores):
+    names = [case.name for case in accuracy.cases(STEPS)]
+    assert list(scores) == [(case, name) for case in names for name in accuracy.contenders()]
+    for row in scores.values():
+        assert list(row.at) == [1, 10, 100]
+        assert row.worst >= max(row.at.values()) > 0
+        assert 1 <= row.worst_step <= STEPS
+
+
+def test_adamx_is_exact(scores):
+    for (case, optimiser), row in scores.items():
+        if optimiser.startswith("adamx"):
+            assert row.worst < 5e-7, (case, optimiser)
+
+
+def test_others_are_exact_only_where_they_are(scores):
+    """A measurement that calls everything exact, or everything but adamx wrong, is broken."""
+    others = [name for name in accuracy.contenders() if not name.startswith("adamx")]
+    for name in others:
+        assert scores["β₂ = 0.9", name].worst < 5e-7
+        assert scores["β₁(t), β₂(t)", name].at[1] < 5e-7
+        assert scores["β₁(t), β₂(t)", name].at[10] > 1e-3
+    assert scores["β₂ = 0.99999", "optax.adam"].at[1] > 1e-4
+
+
+@pytest.mark.parametrize("case", accuracy.cases(250), ids=lambda case: case.name)
+def test_oracle_agrees_with_the_tests_own(case):
+    grads = np.concatenate(list(accuracy.gradients(250, seed=1)))
+    blocks = list(accuracy.oracle(case, iter(np.split(grads, [100]))))
+    assert [len(block) for block in blocks] == [100, 150]
+    expected = reference.adam(grads, accuracy.RATE, case.b1, case.b2, accuracy.EPS)
+    np.testing.assert_allclose(np.concatenate(blocks), expected, rtol=1e-12)
+
+
+def test_gradients_are_the_same_for_a_seed_and_spread_over_scales():
+    first, again, other = (next(accuracy.gradients(500, seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.dtype == np.float32
+    size = np.abs(first).mean(axis=0)
+    assert size.max() / size.min() > 1e5
+
+
+def test_rows_of_torch_are_left_out_without_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "torch", None)
+    monkeypatch.setattr(accuracy, "cases", lambda steps: [accuracy.Case("one", 0.9, 0.999)])
+    scores, _ = run(accuracy.main, tmp_path / "accuracy.json", "--steps", "2")
+    assert [row.optimiser for row in scores] == [
+        "adamx.adam",
+        "adamx.adam(compensated=True)",
+        "optax.adam",
+    ]
+    printed = capsys.readouterr().out
+    assert "PyTorch is not installed" in printed
+    assert "At most 1e-06 at every one of 2 steps:\n  adamx.adam: all\n" in printed
+
+
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cost") / "cost.json"
+    returned, stored = run(cost.main, path, "--tiny")
+    assert stored == json.loads(json.dumps(returned))
+    return stored
+
+
+def test_costs_are_measured(costs):
+    assert costs["versions"] == benchmarks.versions()
+    rows = {name: [row["what"] for row in costs[name]] for name in costs if name != "versions"}
+    assert rows["step"] == rows["compensated"] == ["2×8"]
+    assert rows["build"] == ["trace", "lower", "compile"]
+    assert rows["update"] == ["adamx, 2×8", "optax, 2×8"]
+    for row in (*costs["step"], *costs["compensated"], *costs["build"], *costs["update"]):
+        low, high = row["quartiles"]
+        assert 0 < low <= row["ratio"] <= high
+        assert min(row["first"], row["second"]) > 0
+    assert costs["step"][0]["pairs"] == 2
+    bars = [costs[name][0]["bar"] for name in ("step", "build", "update")]
+    assert bars == [cost.STEP_BAR, cost.TRACE_BAR, cost.EAGER_BAR]
+
+
+def test_nothing_is_compiled_again(costs):
+    assert [row["adamx"] for row in costs["recompilations"]] == [0, 0, 0, 0, 0]
+    # The counter can count: Optax's transformations are equal only to themselves.
+    assert [row["optax"] for row in costs["recompilations"]] == [1, 1, 1, 2, 0]
+
+
+def test_memory_is_what_adam_keeps(costs):
+    ours, compensated, theirs = (row["argument"] for row in costs["memory"])
+    parameters = 2 * 8
+    for arguments in (ours, theirs):
+        assert 0 <= arguments - 16 * parameters < 64  # θ, g, m and v, and a few scalars
+    assert compensated - ours == 2 * parameters
+
+
+def test_ratio_is_the_median_of_the_pairs_ratios():
+    row = cost.ratio("it", [(1.0, 2.0), (9.0, 3.0), (4.0, 4.0)])
+    assert (row.first, row.second, row.ratio, row.pairs) == (4.0, 3.0, 1.0, 3)
+    assert row.quartiles == (0.75, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "printed"),
+    [(12.34, "12.3 s"), (2.1, "2.10 s"), (0.0999, "99.9 ms"), (1e-3, "1.00 ms"), (9e-6, "9.00 µs")],
+)
+def test_times_are_printed_with_three_digits(seconds, printed):
+    assert cost.in_units(seconds) == printed
+
+
+@pytest.mark.parametrize("value", [1.03, 1.031])
+def test_verdict_is_honest(value):
+    assert cost.verdict(value, 1.03) == ("≤ 1.03 ✓" if value <= 1.03 else "≤ 1.03 ✗")
+    assert cost.verdict(value, None) == ""
