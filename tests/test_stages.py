@@ -207,7 +207,7 @@ def test_polyak_params_finds_its_stage():
     )
     with pytest.raises(ValueError, match="2 stages named 'polyak_ema'"):
         adamx.polyak_params([state, state])
-    with pytest.raises(ValueError, match="0 stages named 'polyak_ema'.*add polyak_ema"):
+    with pytest.raises(ValueError, match=r"0 stages named 'polyak_ema'.*add polyak_ema"):
         adamx.polyak_params(adamx.adam(0.1).init(params))
 
 

@@ -99,8 +99,13 @@ def decay_clock(log_beta: Any) -> Clock:
 
 
 def decay_weight(pair: jax.Array) -> jax.Array:
-    """w = 1 − Πβᵢ = −expm1(ℓ) from the pair in which a decay clock keeps ℓ."""
-    return -jnp.expm1(pair[0] + pair[1])
+    """w = 1 − Πβᵢ = −expm1(ℓ) from the pair in which a decay clock keeps ℓ.
+
+    NaN instead of 0: an average that has seen nothing (β = 1, as 0.999 is in bfloat16) has no
+    value, and dividing it by a norm that has seen nothing must not look like a step.
+    """
+    weight = -jnp.expm1(pair[0] + pair[1])
+    return jnp.where(weight == 0, jnp.nan, weight)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The annotation of a stage's argument says what it is. ``b1: Decay`` makes it *data*: a leaf of the
 transformation, which may be batched, differentiated, or replaced by a schedule ``count → value``;
-the stage's body sees its value at the current step. An argument without such an annotation
+the stage's body sees its value at the current step. A value is checked against its domain as soon
+as it is known; traced ones are taken as they are. An argument without such an annotation
 (``nesterov: bool``) is part of the algorithm's structure.
 """
 

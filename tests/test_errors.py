@@ -1,0 +1,530 @@
+"""What adamx says to bad input, and that it does not hide numbers that are not finite."""
+
+import math
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx import StageError
+
+PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
+W, B = PARAMS["w"], PARAMS["b"]
+ADAM = adamx.adam(0.1)
+
+
+def says(*parts):
+    """A pattern for messages with all these parts, in any order."""
+    return re.compile("".join(f"(?=.*{re.escape(part)})" for part in parts), re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _lenient():
+    """JAX as users have it, which broadcasts and promotes where it can."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+# Hyperparameters -------------------------------------------------------------------------------
+
+DECAYS = {
+    "adam b1": (lambda x: adamx.adam(0.1, b1=x), "scale_by_momentum: b1"),
+    "adam b2": (lambda x: adamx.adam(0.1, b2=x), "scale_by_rms: b2"),
+    "adamax b1": (lambda x: adamx.adamax(0.1, b1=x), "scale_by_momentum: b1"),
+    "adamax b2": (lambda x: adamx.adamax(0.1, b2=x), "scale_by_adamax: b2"),
+    "adadelta rho": (lambda x: adamx.adadelta(rho=x), "scale_by_adadelta: rho"),
+    "rmsprop decay": (lambda x: adamx.rmsprop(0.1, x), "scale_by_rms: b2"),
+    "centered decay": (lambda x: adamx.rmsprop(0.1, x, centered=True), "scale_by_stddev: b2"),
+    "rmsprop momentum": (lambda x: adamx.rmsprop(0.1, momentum=x), "scale_by_heavy_ball: momentum"),
+    "sgd momentum": (lambda x: adamx.sgd(0.1, momentum=x), "scale_by_heavy_ball: momentum"),
+    "lp norm": (lambda x: adamx.scale_by_lp_norm(b2=x), "scale_by_lp_norm: b2"),
+    "polyak": (lambda x: adamx.polyak_ema(x), "polyak_ema: decay"),
+}
+
+NOT_NEGATIVE = {
+    "sgd": (lambda x: adamx.sgd(x), "scale_by_learning_rate: learning_rate"),
+    "adam": (lambda x: adamx.adam(x), "scale_by_learning_rate: learning_rate"),
+    "adam eps": (lambda x: adamx.adam(0.1, eps=x), "scale_by_rms: eps "),
+    "adam eps_root": (lambda x: adamx.adam(0.1, eps_root=x), "scale_by_rms: eps_root"),
+    "adam eps_hat": (lambda x: adamx.adam(0.1, eps_hat=x), "scale_by_rms: eps_hat"),
+    "adamax eps": (lambda x: adamx.adamax(0.1, eps=x), "scale_by_adamax: eps"),
+    "adagrad eps": (lambda x: adamx.adagrad(0.1, eps=x), "scale_by_rss: eps"),
+    "adagrad start": (
+        lambda x: adamx.adagrad(0.1, initial_accumulator_value=x),
+        "scale_by_rss: initial_accumulator_value",
+    ),
+    "adadelta eps": (lambda x: adamx.adadelta(eps=x), "scale_by_adadelta: eps"),
+    "rmsprop eps": (lambda x: adamx.rmsprop(0.1, eps=x), "scale_by_rms: eps_hat"),
+    "weight decay": (lambda x: adamx.add_decayed_weights(x), "add_decayed_weights: weight_decay"),
+}
+
+OTHERS = {
+    "factor": (lambda x: adamx.scale(x), "scale: factor"),
+    "norm": (lambda x: adamx.clip_by_global_norm(x), "clip_by_global_norm: max_norm"),
+    "p": (lambda x: adamx.scale_by_lp_norm(x), "scale_by_lp_norm: p"),
+}
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"),
+    [
+        (1.0, "1.0"),
+        (1, "1"),
+        (-0.1, "-0.1"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (np.float32(1.0), "1.0"),
+        (np.array([0.9, 1.5]), "[0.9 1.5]"),
+        (jnp.array(1.0), "1.0"),
+        (jnp.array([0.9, -1.0]), "[ 0.9 -1. ]"),
+        (jnp.bfloat16(0.999), "1"),
+        (jnp.array(2), "2"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", DECAYS)
+def test_decay_out_of_its_domain(name, bad, shown):
+    make, where = DECAYS[name]
+    with pytest.raises(ValueError, match=says(where, "a decay rate in [0, 1)", f"got {shown}")):
+        make(bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"),
+    [
+        (-1e-3, "-0.001"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (np.float32(-1.0), "-1.0"),
+        (jnp.array([1.0, -1.0]), "[ 1. -1.]"),
+        (jnp.array(-1), "-1"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", NOT_NEGATIVE)
+def test_negative_or_not_finite(name, bad, shown):
+    make, where = NOT_NEGATIVE[name]
+    with pytest.raises(ValueError, match=says(where, "finite and ≥ 0", f"got {shown}")):
+        make(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "domain"),
+    [
+        ("factor", math.inf, "a finite number"),
+        ("factor", math.nan, "a finite number"),
+        ("norm", 0.0, "> 0"),
+        ("norm", -1.0, "> 0"),
+        ("norm", math.nan, "> 0"),
+        ("p", 0, "> 0"),
+        ("p", -2.0, "> 0"),
+    ],
+)
+def test_other_domains(name, bad, domain):
+    make, where = OTHERS[name]
+    with pytest.raises(ValueError, match=says(where, domain, f"got {bad}")):
+        make(bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [True, np.True_, jnp.array(True), "0.1", 0.1j, jnp.array(0.1j), [0.1], (), float],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", [*DECAYS, *NOT_NEGATIVE, *OTHERS])
+def test_no_number_at_all(name, bad):
+    make, where = (DECAYS | NOT_NEGATIVE | OTHERS)[name]
+    kinds = "a number, a real array or a schedule (count -> value)"
+    with pytest.raises(
+        TypeError, match=says(where, kinds, f"{bad!r} of type {type(bad).__name__}")
+    ):
+        make(bad)
+
+
+@pytest.mark.parametrize("name", sorted(DECAYS.keys() - {"sgd momentum", "rmsprop momentum"}))
+def test_none_is_no_number(name):
+    make, where = DECAYS[name]
+    with pytest.raises(TypeError, match=says(where, "got None of type NoneType")):
+        make(None)
+
+
+@pytest.mark.parametrize("make", [adamx.adam, adamx.adamax])
+def test_a_traced_decay_of_one_does_not_look_like_training(make):
+    """Its value is not known when it is checked; an average that never sees anything is 0/0."""
+
+    @jax.jit
+    def step(number):
+        numbers = {"adam": {"b2": number}, "adamax": {"b1": number}}
+        opt = make(0.1, **numbers[make.__name__])
+        return opt.update(W, opt.init(W), W)[0]
+
+    assert np.isfinite(step(0.5)).all()
+    assert np.isnan(step(1.0)).all()
+
+
+@pytest.mark.parametrize("recipe", ["sgd", "rmsprop"])
+def test_nesterov_without_momentum(recipe):
+    with pytest.raises(ValueError, match=says(f"{recipe}: nesterov=True", "pass momentum=0.9")):
+        getattr(adamx, recipe)(0.1, nesterov=True)
+
+
+@pytest.mark.parametrize("bad", ["no", 1e-4], ids=repr)
+def test_switch_that_is_neither_on_nor_off(bad):
+    """ "no" is true to Python, and the third argument of torch.optim.SGD is a number."""
+    with pytest.raises(TypeError, match=says("scale_by_heavy_ball", "nesterov", repr(bad))):
+        adamx.sgd(0.1, 0.9, bad)
+    with pytest.raises(TypeError, match=says("scale_by_rms", "compensated", repr(bad))):
+        adamx.scale_by_rms(compensated=bad)
+
+
+@pytest.mark.parametrize(
+    ("call", "parts"),
+    [
+        (lambda: adamx.scale_by_rms(b1=0.9), ("scale_by_rms", "'b1'")),
+        (lambda: adamx.scale_by_learning_rate(), ("scale_by_learning_rate", "'learning_rate'")),
+        (lambda: adamx.scale(1.0, 2.0), ("scale", "too many positional")),
+    ],
+)
+def test_arguments_that_a_stage_does_not_have(call, parts):
+    with pytest.raises(TypeError, match=says(*parts)):
+        call()
+
+
+# Schedules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(
+    ("value", "error", "parts"),
+    [
+        (1.5, ValueError, ("a decay rate in [0, 1)", "1.5")),
+        (-1, ValueError, ("a decay rate in [0, 1)", "-1")),
+        (math.nan, ValueError, ("a decay rate in [0, 1)", "nan")),
+        ("0.9", TypeError, ("'0.9' of type str",)),
+        (None, TypeError, ("None of type NoneType",)),
+        (True, TypeError, ("True of type bool",)),
+        ((0.9,), TypeError, ("(0.9,) of type tuple",)),
+    ],
+    ids=repr,
+)
+def test_schedule_that_returns_what_it_must_not(value, error, parts, jit):
+    opt, state = adamx.adam(0.1, b1=lambda t: value), ADAM.init(PARAMS)
+    with pytest.raises(error, match=says("scale_by_momentum", "schedule", "b1", *parts)):
+        (jax.jit(opt.update) if jit else opt.update)(PARAMS, state, PARAMS)
+    with pytest.raises(error, match=says("scale_by_momentum", "schedule", "b1", *parts)):
+        opt.init(PARAMS)
+
+
+def test_schedule_that_takes_no_count():
+    with pytest.raises(
+        TypeError, match=says("scale_by_learning_rate", "learning_rate", "argument")
+    ):
+        adamx.sgd(lambda: 0.1).update(PARAMS, {"count": jnp.zeros((), jnp.int32)})
+
+
+# An array of numbers where one is meant --------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2,), (3,), (2, 3)])
+def test_batch_of_numbers_without_vmap(shape):
+    """It must not broadcast against the parameters."""
+    opt = adamx.adam(jnp.full(shape, 0.1))
+    named = says("scale_by_learning_rate", "learning_rate", str(shape), "vmap")
+    with pytest.raises(ValueError, match=named):
+        opt.update({"w": W}, ADAM.init({"w": W}), {"w": W})
+    opt = adamx.adam(0.1, b1=lambda t: jnp.full(shape, 0.9))
+    with pytest.raises(ValueError, match=says("scale_by_momentum", "b1", str(shape))):
+        opt.update({"w": W}, ADAM.init({"w": W}), {"w": W})
+
+
+# Parameters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "parts"),
+    [
+        ({"w": jnp.arange(3)}, ("['w']", "int32", "floating-point", "optax.masked")),
+        ({"w": 3}, ("['w']", "int", "floating-point")),
+        ({"w": True}, ("['w']", "bool", "floating-point")),
+        ({"deep": [jnp.ones(1), (jnp.arange(2),)]}, ("['deep'][1][0]", "int32")),
+        ({"w": jax.random.key(0)}, ("['w']", "key<", "floating-point")),
+        ({"w": np.array(["a"])}, ("['w']", "<U1", "floating-point")),
+        ({"w": "name"}, ("['w']", "'name'", "not an array", "equinox.filter")),
+        ({"w": jax.nn.relu}, ("['w']", "custom_jvp", "not an array", "equinox.filter")),
+        ([eqx.nn.Lambda(jnp.tanh)], ("[0].fn", "not an array", "equinox.filter")),
+    ],
+)
+def test_parameters_that_cannot_take_a_step(params, parts):
+    with pytest.raises(StageError, match=says("parameter ", *parts)):
+        ADAM.init(params)
+
+
+NEEDS_PARAMETERS = {
+    "add_decayed_weights": lambda: adamx.chain(ADAM, adamx.add_decayed_weights(0.1)),
+    "polyak_ema": lambda: adamx.chain(ADAM, adamx.polyak_ema(0.9)),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", NEEDS_PARAMETERS)
+def test_missing_parameters(name, jit):
+    opt = NEEDS_PARAMETERS[name]()
+    update = jax.jit(opt.update) if jit else opt.update
+    with pytest.raises(StageError, match=says(f"'{name}'", "update(grads, state, params)")):
+        update(PARAMS, opt.init(PARAMS))
+
+
+def test_missing_parameters_for_a_stage_of_optax():
+    opt = adamx.chain(ADAM, optax.add_decayed_weights(0.1))
+    with pytest.raises(ValueError, match="params"):
+        opt.update(PARAMS, opt.init(PARAMS))
+
+
+# Gradients -------------------------------------------------------------------------------------
+
+# gradients, what the message names with parameters at hand, and without
+BAD_TREES = {
+    "missing": ({"w": W}, ["gradients have no ['b']"], ["gradients have no ['b']"]),
+    "None": ({"w": W, "b": None}, ["gradients have no ['b']"], ["gradients have no ['b']"]),
+    "extra": (
+        {"w": W, "b": B, "c": B},
+        ["parameters have no ['c']"],
+        ["state's slots have no ['c']"],
+    ),
+    "renamed": (
+        {"w": W, "bias": B},
+        ["gradients have no ['b']", "parameters have no ['bias']"],
+        ["gradients have no ['b']", "state's slots have no ['bias']"],
+    ),
+    "list": ([B, W], ["gradients have no ['b']"], ["gradients have no ['b']"]),
+    "deeper": ({"w": [W], "b": B}, ["['w'][0]"], ["['w'][0]"]),
+    "None alone": (None, ["gradients have no ['b']"], ["gradients have no ['b']"]),
+    "array": (B, ["gradients", "parameters", "['b']"], ["gradients", "state's slots", "['b']"]),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("with_params", [False, True])
+@pytest.mark.parametrize("name", BAD_TREES)
+def test_gradients_of_another_tree(name, with_params, jit):
+    grads, with_them, without = BAD_TREES[name]
+    known = ["trees of the same parameters", "with respect to the parameters"]
+    update = jax.jit(ADAM.update) if jit else ADAM.update
+    with pytest.raises(StageError, match=says(*known, *(with_them if with_params else without))):
+        update(grads, ADAM.init(PARAMS), PARAMS if with_params else None)
+
+
+@pytest.mark.parametrize("with_params", [False, True])
+def test_list_is_no_tuple(with_params):
+    params = (jnp.ones(1), jnp.ones(2))
+    with pytest.raises(StageError, match=says("trees of the same parameters", "[*, *]", "(*, *)")):
+        ADAM.update(list(params), ADAM.init(params), params if with_params else None)
+
+
+# gradient of b, what the message names with parameters at hand, and without
+BAD_LEAVES = {
+    "transposed": (jnp.ones((2, 1)), ["(2, 1)", "(2,)"], ["'scale_by_momentum'", "float32[2]"]),
+    "batched": (jnp.ones((4, 2)), ["(4, 2)", "(2,)"], ["'scale_by_momentum'", "float32[2]"]),
+    "longer": (jnp.ones(3), ["(3,)", "(2,)"], ["'scale_by_momentum'", "float32[2]"]),
+    "broadcast": (jnp.ones(1), ["(1,)", "(2,)"], ["'scale_by_momentum'"]),
+    "scalar": (1.0, ["()", "(2,)"], ["'scale_by_momentum'"]),
+    "integer": (jnp.arange(2), ["int32", "floating-point"], ["int32", "floating-point"]),
+    "bool": (np.ones(2, bool), ["bool", "floating-point"], ["bool", "floating-point"]),
+    "complex": (
+        jnp.ones(2, "complex64"),
+        ["complex64", "float32", "real part"],
+        ["'scale_by_momentum'", "complex64", "float32"],
+    ),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("with_params", [False, True])
+@pytest.mark.parametrize("name", BAD_LEAVES)
+def test_gradient_of_another_shape_or_dtype(name, with_params, jit):
+    grad, with_them, without = BAD_LEAVES[name]
+    update = jax.jit(ADAM.update) if jit else ADAM.update
+    named = says("parameter ['b']", *(with_them if with_params else without))
+    with pytest.raises(StageError, match=named):
+        update({"w": W, "b": grad}, ADAM.init(PARAMS), PARAMS if with_params else None)
+
+
+@pytest.mark.parametrize("bad", ["gradient", object()], ids=["str", "object"])
+def test_gradient_that_is_no_array(bad):
+    with pytest.raises((StageError, TypeError), match=says("parameter ['b']", repr(bad))):
+        ADAM.update({"w": W, "b": bad}, ADAM.init(PARAMS), PARAMS)
+
+
+def test_gradient_without_a_path_is_called_the_only_one():
+    with pytest.raises(StageError, match=says("the only one", "(3,)", "(2,)")):
+        ADAM.update(jnp.ones(3), ADAM.init(B), B)
+
+
+# States ----------------------------------------------------------------------------------------
+
+
+def another(opt, params=PARAMS):
+    return lambda: opt.init(params)
+
+
+def edited(**stages):
+    return lambda: ADAM.init(PARAMS) | stages
+
+
+BAD_STATES = {
+    "None": (lambda: None, ["state is NoneType", "init()"]),
+    "empty tuple": (lambda: (), ["state is tuple", "init()"]),
+    "empty dict": (dict, ["state", "init()"]),
+    "optax": (another(optax.adam(0.1)), ["state is tuple", "init()"]),
+    "in a tuple": (lambda: (ADAM.init(PARAMS),), ["state is tuple", "init()"]),
+    "sgd": (another(adamx.sgd(0.1)), ["'scale_by_momentum'", "mu", "another chain"]),
+    "adamax": (another(adamx.adamax(0.1)), ["scale_by_adamax", "scale_by_rms", "another chain"]),
+    "longer": (
+        another(adamx.chain(ADAM, adamx.polyak_ema())),
+        ["polyak_ema", "scale_by_rms", "another chain"],
+    ),
+    "fewer parameters": (another(ADAM, {"w": W}), ["state's slots have no ['b']"]),
+    "more parameters": (another(ADAM, PARAMS | {"c": B}), ["gradients have no ['c']"]),
+    "other shapes": (
+        another(ADAM, {"w": jnp.ones(3), "b": B}),
+        ["'scale_by_momentum'", "['w']", "float32[3]", "float32[2,3]", "same parameters"],
+    ),
+    "stage of None": (edited(scale_by_rms=None), ["'scale_by_rms'", "NoneType"]),
+    "stage of array": (edited(scale_by_rms=jnp.ones(2)), ["'scale_by_rms'"]),
+    "without a clock": (
+        edited(scale_by_rms={"nu": PARAMS}),
+        ["'scale_by_rms'", "log_decay", "another chain"],
+    ),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_state_of_another_chain(name, jit):
+    make, parts = BAD_STATES[name]
+    with pytest.raises(StageError, match=says(*parts)):
+        (jax.jit(ADAM.update) if jit else ADAM.update)(PARAMS, make(), PARAMS)
+
+
+def test_state_and_parameters_in_the_wrong_order():
+    with pytest.raises(StageError, match=says("the state is", "init()")):
+        ADAM.update(PARAMS, PARAMS, ADAM.init(PARAMS))
+
+
+def test_average_of_a_state_that_has_none():
+    with pytest.raises(ValueError, match=says("0 stages named 'polyak_ema'", "polyak_ema(decay)")):
+        adamx.polyak_params(ADAM.init(PARAMS))
+
+
+# Chains ----------------------------------------------------------------------------------------
+
+NOTHING_TO_CORRECT = {
+    "alone": adamx.bias_correction(),
+    "behind a sum": adamx.chain(adamx.scale_by_heavy_ball(), adamx.bias_correction()),
+    "behind a maximum": adamx.chain(adamx.scale_by_adamax(), adamx.bias_correction()),
+    "in optax.chain": optax.chain(adamx.scale_by_momentum(), adamx.bias_correction()),
+    "in front": adamx.chain(adamx.bias_correction(), adamx.scale_by_momentum()),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", NOTHING_TO_CORRECT)
+def test_no_bias_to_correct(name, jit):
+    opt = NOTHING_TO_CORRECT[name]
+    named = says("'bias_correction'", "scale_by_momentum", "adamx.chain", "not along optax.chain")
+    with pytest.raises(StageError, match=named):
+        (jax.jit(opt.update) if jit else opt.update)(PARAMS, opt.init(PARAMS))
+
+
+def test_bias_corrected_twice():
+    opt = adamx.chain(ADAM, adamx.bias_correction())
+    with pytest.raises(StageError, match=says("'bias_correction_2'", "already")):
+        opt.update(PARAMS, opt.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ([ADAM], ("of type list", "chain(*transformations)")),
+        ((ADAM, ADAM), ("of type tuple", "chain(*transformations)")),
+        ({"a": ADAM}, ("of type dict",)),
+        (adamx.adam, ("adam", "of type function", "is called")),
+        (adamx.scale_by_momentum, ("scale_by_momentum()", "is called")),
+        (optax.adam, ("adam", "of type function", "is called")),
+        (None, ("got None of type NoneType",)),
+        ("adam", ("got 'adam' of type str",)),
+        (0.1, ("got 0.1 of type float",)),
+    ],
+    ids=["list", "tuple", "dict", "recipe", "stage", "optax", "None", "str", "float"],
+)
+def test_chain_of_what_is_no_transformation(given, parts):
+    with pytest.raises(TypeError, match=says("chain() takes transformations", *parts)):
+        adamx.chain(ADAM, given)
+
+
+# Applying updates ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("updates", "parts"),
+    [
+        ({"w": W}, ("updates have no ['b']",)),
+        ({"w": W, "b": B, "c": B}, ("parameters have no ['c']",)),
+        ({"w": W.T, "b": B}, ("['w']", "(3, 2)", "(2, 3)")),
+        ({"w": W, "b": jnp.ones((2, 2))}, ("['b']", "(2, 2)", "(2,)")),
+        ((W, B), ("updates", "parameters")),
+    ],
+)
+def test_updates_that_are_not_of_these_parameters(updates, parts):
+    with pytest.raises(StageError, match=says(*parts)):
+        adamx.apply_updates(PARAMS, updates)
+
+
+# Numbers that are not finite -------------------------------------------------------------------
+
+RECIPES = {
+    "sgd": lambda: adamx.sgd(0.1),
+    "nesterov": lambda: adamx.sgd(0.1, momentum=0.9, nesterov=True),
+    "adagrad": lambda: adamx.adagrad(0.1),
+    "adadelta": lambda: adamx.adadelta(),
+    "rmsprop": lambda: adamx.rmsprop(0.01, momentum=0.9),
+    "centered rmsprop": lambda: adamx.rmsprop(0.01, centered=True),
+    "adam": lambda: adamx.adam(0.1),
+    "adam, eps 0": lambda: adamx.adam(0.1, eps=0.0),
+    "adam, reordered": lambda: adamx.adam(0.1, eps=0.0, eps_hat=1e-7),
+    "adam, eps in the root": lambda: adamx.adam(0.1, eps=0.0, eps_root=1e-8),
+    "compensated adam": lambda: adamx.adam(0.1, compensated=True),
+    "adamax": lambda: adamx.adamax(0.1),
+    "lp norm": lambda: adamx.chain(adamx.scale_by_lp_norm(3.0), adamx.bias_correction()),
+    "l-infinity norm": lambda: adamx.chain(
+        adamx.scale_by_lp_norm(math.inf), adamx.bias_correction()
+    ),
+    "decayed": lambda: adamx.chain(adamx.adam(0.1), adamx.add_decayed_weights(0.1)),
+    "averaged": lambda: adamx.chain(adamx.adam(0.1), adamx.polyak_ema(0.9)),
+}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_gradient_that_is_not_finite_shows_and_stays_where_it_is(recipe, bad):
+    opt, theta = RECIPES[recipe](), jnp.array([1.0, -2.0, 3.0])
+    _, state = opt.update(theta, opt.init(theta), theta)
+    good, _ = opt.update(theta, state, theta)
+    found, _ = opt.update(theta.at[1].set(bad), state, theta)
+    assert not np.isfinite(found[1])
+    np.testing.assert_array_equal(found[jnp.array([0, 2])], good[jnp.array([0, 2])])
+
+
+@pytest.mark.parametrize("clip", [adamx.clip_by_global_norm, optax.clip_by_global_norm])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_clipping_by_a_norm_that_is_not_finite_does_not_hide_it(bad, clip):
+    opt, grads = adamx.chain(clip(1.0), ADAM), {"a": jnp.array([1.0, bad]), "b": jnp.ones(2)}
+    updates, _ = opt.update(grads, opt.init(grads))
+    assert not np.isfinite(updates["a"][1])
+    if math.isnan(bad):
+        assert all(np.isnan(x).all() for x in jax.tree.leaves(updates))
