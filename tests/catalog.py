@@ -10,16 +10,6 @@ import adamx
 __all__ = ["OPTIMISERS", "run", "x64"]
 
 
-def adamw(learning_rate, weight_decay=0.1):
-    return adamx.chain(
-        adamx.scale_by_momentum(),
-        adamx.scale_by_rms(),
-        adamx.bias_correction(),
-        adamx.add_decayed_weights(weight_decay),
-        adamx.scale_by_learning_rate(learning_rate),
-    )
-
-
 def lp_adam(learning_rate, p=3.0):
     return adamx.chain(
         adamx.scale_by_momentum(),
@@ -51,8 +41,36 @@ OPTIMISERS = {
     "adam_root": lambda rate: adamx.adam(rate, eps=0.0, eps_root=1e-12),
     "adam_compensated": lambda rate: adamx.adam(rate, compensated=True),
     "adamax": lambda rate: adamx.adamax(rate),
-    "adamw": adamw,
+    "adamw": lambda rate: adamx.adamw(rate, weight_decay=0.1),
+    "amsgrad": lambda rate: adamx.amsgrad(rate),
+    "nadam": lambda rate: adamx.nadam(rate),
+    "nadam_constant_decay": lambda rate: adamx.nadam(rate, constant_decay=True),
+    "nadamw": lambda rate: adamx.nadamw(rate, weight_decay=0.1),
+    "radam": lambda rate: adamx.radam(rate),
+    "adabelief": lambda rate: adamx.adabelief(rate),
+    "adabelief_rectified": lambda rate: adamx.adabelief(rate, rectify=True),
+    "laprop": lambda rate: adamx.laprop(rate),
+    "adam_atan2": lambda rate: adamx.adam_atan2(rate),
+    "yogi": lambda rate: adamx.yogi(rate),
+    "adopt": lambda rate: adamx.adopt(rate),
+    "stableadamw": lambda rate: adamx.stableadamw(rate, weight_decay=0.1),
     "lp_adam": lp_adam,
+    "schedule_free_adamw": lambda rate: adamx.schedule_free_adamw(rate, warmup_steps=3),
+    "prodigy": lambda rate: adamx.prodigy(rate, d0=1e-2),
+    "adafactor": lambda rate: adamx.adafactor(rate, min_dim_size_to_factor=2),
+    "adam_mini": lambda rate: adamx.adam_mini(rate, blocks="column"),
+    "signum": lambda rate: adamx.signum(rate),
+    "lion": lambda rate: adamx.lion(rate),
+    "cautious_adamw": lambda rate: adamx.cautious_adamw(rate),
+    "grams": lambda rate: adamx.grams(rate),
+    "lamb": lambda rate: adamx.lamb(rate),
+    "lars": lambda rate: adamx.lars(rate, weight_decay=0.1),
+    "novograd": lambda rate: adamx.novograd(rate),
+    "mars": lambda rate: adamx.mars(rate),
+    "adan": lambda rate: adamx.adan(rate, weight_decay=0.1),
+    "ademamix": lambda rate: adamx.ademamix(rate, alpha_warmup=9.0, b3_warmup=9.0),
+    "lookahead": lambda rate: adamx.chain(adamx.adam(rate), adamx.lookahead()),
+    "adaptive_clip": lambda rate: adamx.chain(adamx.adaptive_clip(), adamx.adam(rate)),
     "averaged": averaged,
     "clipped": clipped,
 }

@@ -197,12 +197,10 @@ def distance(opt):
     return sum(jnp.sum((params[k] - PARAMS[k]) ** 2) for k in params)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_gradient_through_training(remat):
+def test_gradient_through_training_with_checkpoints():
     @jax.jit
     def of(numbers):
-        train = jax.checkpoint(distance) if remat else distance
-        return train(adamx.adam(*numbers, eps=1e-3))
+        return jax.checkpoint(distance)(adamx.adam(*numbers, eps=1e-3))
 
     numbers = jnp.array([0.1, 0.8, 0.9])
     slopes = jax.jit(jax.grad(of))(numbers)
@@ -211,7 +209,7 @@ def test_gradient_through_training(remat):
         np.testing.assert_allclose(slope, difference / 2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("recipe", ["sgd", "adagrad", "lp norm", "everything"])
+@pytest.mark.parametrize("recipe", ["lp norm", "everything"])
 def test_gradient_with_respect_to_the_transformation_has_its_structure(recipe):
     opt = RECIPES[recipe]()
     slopes = jax.jit(jax.grad(distance))(opt)
@@ -412,12 +410,11 @@ def test_v_decays_for_bfloat16(dtype):
     np.testing.assert_allclose(nu, 0.001 * 0.999**100, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"everything"}))
-def test_narrow_parameters_step_as_wide_ones_do_but_for_one_rounding(recipe, dtype):
+def test_narrow_parameters_step_as_wide_ones_do_but_for_one_rounding(recipe):
     """The statistics see what float32 gradients of the same values would show them."""
-    grads = cast(gradients(), dtype)
-    params = cast(PARAMS, dtype)
+    dtype = "bfloat16"
+    grads, params = cast(gradients(), dtype), cast(PARAMS, dtype)
     updates, _, state = loop(RECIPES[recipe](), params, grads)
     wide, _, wide_state = loop(RECIPES[recipe](), cast(params, "float32"), cast(grads, "float32"))
     assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
@@ -466,7 +463,7 @@ WIDER = [
 
 
 @pytest.mark.parametrize(("gradient", "parameter", "update"), WIDER)
-@pytest.mark.parametrize("recipe", ["sgd", "adam", "rmsprop"])
+@pytest.mark.parametrize("recipe", ["sgd", "adam"])
 def test_update_has_the_wider_dtype_and_the_parameter_keeps_its_own(
     recipe, gradient, parameter, update
 ):
@@ -569,13 +566,12 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("tree", TREES)
-def test_any_tree_steps_leaf_by_leaf(tree, jit):
+def test_any_tree_steps_leaf_by_leaf(tree):
     opt = adamx.chain(adamx.adam(0.1), adamx.add_decayed_weights(0.1), adamx.polyak_ema(0.9))
     params = TREES[tree]
     grads = gradients(params)
-    updates, new, state = loop(opt, params, grads, jax.jit(opt.update) if jit else None)
+    updates, new, state = loop(opt, params, grads)
     chex.assert_trees_all_equal_structs(updates, new, params, state["polyak_ema"]["ema"])
     chex.assert_trees_all_equal_structs(state["scale_by_rms"]["nu"], params)
     flat = zip(*map(jax.tree.leaves, (params, grads, updates, new)), strict=True)
@@ -622,11 +618,12 @@ PICKLED = RECIPES | {
 }
 
 
-@pytest.mark.parametrize("name", PICKLED)
-@pytest.mark.parametrize("how", ["pickle", "deepcopy", "copy"])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [("pickle", name) for name in PICKLED if name != "everything"]  # which has closures of Optax
+    + [(how, name) for how in ("deepcopy", "copy") for name in ("adam", "array", "everything")],
+)
 def test_copies_are_equal_and_compute_the_same(how, name):
-    if (how, name) == ("pickle", "everything"):
-        pytest.skip("Optax's transformations are closures, which cannot be pickled")
     copies = {
         "pickle": lambda x: pickle.loads(pickle.dumps(x)),
         "deepcopy": copy.deepcopy,

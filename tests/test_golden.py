@@ -21,16 +21,6 @@ def l2_adam(rate, b1, b2, eps, weight_decay):
     return adamx.chain(adamx.add_decayed_weights(weight_decay), adamx.adam(rate, b1, b2, eps))
 
 
-def adamw(rate, b1, b2, eps, weight_decay):
-    return adamx.chain(
-        adamx.scale_by_momentum(b1),
-        adamx.scale_by_rms(b2, eps),
-        adamx.bias_correction(),
-        adamx.add_decayed_weights(weight_decay),
-        adamx.scale_by_learning_rate(rate),
-    )
-
-
 # The same calls in adamx, with the authority's defaults where they are not adamx's.
 EQUAL = {
     "torch.optim.SGD": lambda lr=1e-3, momentum=None, nesterov=False: adamx.sgd(
@@ -46,8 +36,8 @@ EQUAL = {
     "torch.optim.Adam": lambda lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0: l2_adam(
         lr, *betas, eps, weight_decay
     ),
-    "torch.optim.AdamW": lambda lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2: adamw(
-        lr, *betas, eps, weight_decay
+    "torch.optim.AdamW": lambda lr=1e-3, betas=(0.9, 0.999), eps=1e-8, **rest: adamx.adamw(
+        lr, *betas, eps, **rest
     ),
     "torch.optim.Adamax": lambda lr=2e-3, betas=(0.9, 0.999), eps=1e-8: adamx.adamax(
         lr, *betas, eps
@@ -64,9 +54,7 @@ EQUAL = {
     ),
     "optax.adam": adamx.adam,
     "optax.adamax": adamx.adamax,
-    "optax.adamw": lambda learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=1e-4: adamw(
-        learning_rate, b1, b2, eps, weight_decay
-    ),
+    "optax.adamw": lambda weight_decay=1e-4, **rest: adamx.adamw(weight_decay=weight_decay, **rest),
 }
 
 

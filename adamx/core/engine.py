@@ -185,7 +185,8 @@ class _Row:
             self.advance()
             total = self.total(name, stage, step, slots)
             for k, clock in rule.clocks.items():
-                values[k] = clock.settle(values[k], total) if clock.settle else values[k]
+                if clock.settle and self.signals:  # of no parameters nothing was measured
+                    values[k] = clock.settle(values[k], total)
             step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()}, total)
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}

@@ -1,9 +1,10 @@
-"""Adam and AdaMax, as in the paper."""
+"""Adam and AdaMax, as in the paper; AdamW."""
 
 from __future__ import annotations
 
 from adamx.core import Hyper, Transformation, chain
 from adamx.stages import (
+    add_decayed_weights,
     bias_correction,
     scale_by_adamax,
     scale_by_learning_rate,
@@ -11,7 +12,7 @@ from adamx.stages import (
     scale_by_rms,
 )
 
-__all__ = ["adam", "adamax"]
+__all__ = ["adam", "adamax", "adamw"]
 
 
 def adam(
@@ -100,5 +101,58 @@ def adamax(
         scale_by_momentum(b1),
         scale_by_adamax(b2, eps),
         bias_correction(),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 0.01,
+    *,
+    eps_hat: Hyper = 0.0,
+    compensated: bool = False,
+) -> Transformation:
+    r"""AdamW: Adam with decoupled weight decay.
+
+    .. math::
+        \theta_t = \theta_{t-1}
+        - \alpha \left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} + \lambda \theta_{t-1}\right)
+
+    with the averages of :func:`adam`, from which the decay is kept apart. As L2 regularisation
+    it would be part of g, and be divided by √v̂: ``chain(add_decayed_weights(λ), adam(…))``.
+
+    Args:
+        learning_rate: α ≥ 0; it scales the decay as well.
+        b1: β₁ in [0, 1).
+        b2: β₂ in [0, 1).
+        eps: ε ≥ 0, added to √v̂.
+        eps_root: ε ≥ 0, added to v̂ inside the root.
+        weight_decay: λ ≥ 0; 0 is :func:`adam`. The paper names no default. This one is torch's;
+            Optax has 1e-4, Keras 0.004.
+        eps_hat: ε̂ ≥ 0, added to √v before the correction.
+        compensated: keep v in eight more bits; see :func:`scale_by_rms`.
+
+    Equals torch.optim.AdamW and optax.adamw with the same numbers. In the paper a schedule η
+    multiplies both terms, and α only the first: its λ is αλ here.
+
+    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.adamw(1e-3, weight_decay=0.1)
+    >>> theta = jnp.array([1.0, 1.0])
+    >>> opt.update(jnp.array([0.1, -10.0]), opt.init(theta), theta)[0]
+    Array([-0.0011,  0.0009], dtype=float32)
+    """
+    return chain(
+        scale_by_momentum(b1),
+        scale_by_rms(b2, eps, eps_hat=eps_hat, eps_root=eps_root, compensated=compensated),
+        bias_correction(),
+        add_decayed_weights(weight_decay),  # Adam: nothing
         scale_by_learning_rate(learning_rate),
     )

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from adamx.core import Decay, Rule, decaying_average, stage, zeros
+import math
+from typing import Any
 
-__all__ = ["scale_by_heavy_ball", "scale_by_momentum"]
+import jax
+import jax.numpy as jnp
+
+from adamx.core import Clock, Decay, Positive, Rule, decaying_average, stage, zeros
+from adamx.core.arithmetic import decay_weight, log, two_sum
+from adamx.core.hyper import clock_dtype
+
+__all__ = ["scale_by_heavy_ball", "scale_by_momentum", "scale_by_nesterov_momentum"]
 
 
 @stage
@@ -71,3 +79,63 @@ def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
         return signal.measured(ahead), {"trace": trace}
 
     return Rule(update, slots={"trace": zeros})
+
+
+@stage
+def scale_by_nesterov_momentum(
+    b1: Decay = 0.9, momentum_decay: Positive = 0.004, *, constant_decay: bool = False
+):
+    r"""Replace the update by its decaying average one step ahead (Nesterov's, as in NAdam).
+
+    .. math::
+        \mu_t &= \beta_1 \left(1 - \tfrac12 \cdot 0.96^{t\psi}\right), \qquad
+        w_t = 1 - \prod_{i \le t} \mu_i \\
+        m_t &= \mu_t m_{t-1} + (1 - \mu_t) u_t, \qquad
+        u \leftarrow \frac{\mu_{t+1}}{w_{t+1}} m_t + \frac{1 - \mu_t}{w_t} u_t
+
+    The momentum μ warms up from about β₁/2 to β₁; with ψ = ∞ it is β₁ throughout. Both terms are
+    corrected here, each by its own weight, so no factor is left for :func:`bias_correction`.
+    (For a scheduled β₁, μₜ₊₁ is taken with the β₁ of step t.)
+
+    Keeps ``mu`` (m), shaped like the parameter.
+
+    Args:
+        b1: β₁ in [0, 1).
+        momentum_decay: ψ > 0; ``math.inf`` for a constant momentum.
+        constant_decay: let m decay with β₁ instead of μₜ, as torch and Keras do, though the
+            weights that correct it are those of μ.
+
+    Source: Dozat 2016, Incorporating Nesterov momentum into Adam (ICLR workshop), Algorithm 2.
+
+    >>> opt = adamx.scale_by_nesterov_momentum(0.5, jnp.inf)
+    >>> opt.update(jnp.array([3.0]), opt.init(jnp.zeros(1)))[0]
+    Array([4.], dtype=float32)
+    """
+
+    def update(signal, slots, step):
+        momentum, ahead, weight, weight_ahead = step.clock["momentum"]
+        mean = decaying_average(b1 if constant_decay else momentum)
+        mu = mean(slots["mu"], signal.update)
+        u = ahead / weight_ahead * mu + (1 - momentum) / weight * signal.update
+        return signal.measured(u), {"mu": mu}
+
+    return Rule(update, slots={"mu": zeros}, clocks={"momentum": _warming_up(b1, momentum_decay)})
+
+
+def _warming_up(b1: Any, momentum_decay: Any) -> Clock:
+    """Keeps [Σ log μ, what it lost, t]; reads μₜ, μₜ₊₁ and the weights after each of them."""
+
+    def momentum(t: jax.Array) -> jax.Array:
+        return b1 * (1 - 0.5 * jnp.exp(t * (momentum_decay * math.log(0.96))))
+
+    def tick(value: jax.Array) -> jax.Array:
+        t = value[2] + 1
+        total, rest = two_sum(value[0], log(momentum(t)))
+        return jnp.stack([total, value[1] + rest, t])
+
+    def read(value: jax.Array) -> tuple[jax.Array, ...]:
+        now, ahead = momentum(value[2]), momentum(value[2] + 1)
+        after = value[:2] + jnp.stack([log(ahead), jnp.zeros_like(ahead)])
+        return now, ahead, decay_weight(value[:2]), decay_weight(after)
+
+    return Clock(start=lambda: jnp.zeros(3, clock_dtype()), tick=tick, read=read)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+from typing import Annotated, Any
 
+import jax
 import jax.numpy as jnp
 
 from adamx.core import (
+    Clock,
     Decay,
+    Domain,
+    Hyper,
     NonNegative,
+    Positive,
     Rule,
     abs_sq,
+    decay_clock,
     decaying_average,
     divide,
     plus,
@@ -18,11 +25,39 @@ from adamx.core import (
     stage,
     zeros,
 )
+from adamx.core.arithmetic import decay_weight, log, two_sum
+from adamx.core.hyper import clock_dtype
 
-__all__ = ["scale_by_adadelta", "scale_by_rms", "scale_by_rss", "scale_by_stddev"]
+__all__ = [
+    "clip_by_relative_rms",
+    "scale_by_adadelta",
+    "scale_by_atan2",
+    "scale_by_belief",
+    "scale_by_delayed_rms",
+    "scale_by_max_rms",
+    "scale_by_rectified_rms",
+    "scale_by_rms",
+    "scale_by_rss",
+    "scale_by_stddev",
+    "scale_by_yogi",
+]
 
 real_zeros = functools.partial(zeros, real=True)
 bfloat16_zeros = functools.partial(zeros, dtype=jnp.bfloat16)
+
+
+def over_rms(
+    u: Any, nu: Any, weight: Any, eps: Any = 0.0, eps_hat: Any = 0.0, eps_root: Any = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """u / (√(v + ε_root w) + ε√w + ε̂), and the factor 1/√w by which the quotient is biased."""
+    shrunk = root(weight)
+    rms = plus(plus(root(plus(nu, eps_root, weight)), eps, shrunk), eps_hat)
+    return divide(u, rms, eps, eps_hat, eps_root), 1 / shrunk
+
+
+def at_least(least: Any, x: jax.Array) -> jax.Array:
+    """x, or ``least`` where x is smaller."""
+    return jnp.maximum(least, x)
 
 
 @stage
@@ -82,11 +117,8 @@ def scale_by_rms(
         else:
             nu = mean_square(slots["nu"], square)
             kept = {"nu": nu}
-        weight = mean_square.weight(step)
-        shrunk = root(weight)
-        rms = plus(plus(root(plus(nu, eps_root, weight)), eps, shrunk), eps_hat)
-        u = divide(signal.update, rms, eps, eps_hat, eps_root)
-        return signal.measured(u, weight=1 / shrunk), kept
+        u, bias = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat, eps_root)
+        return signal.measured(u, weight=bias), kept
 
     slots = {"nu": real_zeros} | ({"nu_lost": bfloat16_zeros} if compensated else {})
     return Rule(update, slots=slots, clocks=mean_square.clocks)
@@ -189,3 +221,412 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
         return signal.measured(u), {"nu": nu, "delta": delta}
 
     return Rule(update, slots={"nu": real_zeros, "delta": real_zeros})
+
+
+@stage
+def scale_by_max_rms(
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    *,
+    eps_hat: NonNegative = 0.0,
+    eps_root: NonNegative = 0.0,
+):
+    r"""Divide the update by the largest root mean square that the gradient has had (AMSGrad).
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
+        n_t = \max(n_{t-1}, v_t), \qquad
+        u \leftarrow \frac{u}{\sqrt{n_t + \epsilon_\text{root} w_t} + \epsilon \sqrt{w_t}
+        + \hat\epsilon}
+
+    with :math:`w_t = 1 - \prod_i \beta_{2,i}`. The maximum is of v as it is, started at zero; a
+    :func:`bias_correction` behind divides by the root of v's present weight, as torch does. The
+    paper has no correction. (Optax takes the maximum of :math:`\hat v`, which the first few
+    gradients may hold for ever: another algorithm.)
+
+    Keeps ``nu`` (v) and ``nu_max`` (n), shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: added to the corrected root.
+        eps_hat: added to the root before the correction.
+        eps_root: added inside the corrected root.
+
+    Source: Reddi, Kale & Kumar 2018 (arXiv 1904.09237), Algorithm 2; torch.optim.Adam with
+    ``amsgrad``.
+
+    >>> opt = adamx.scale_by_max_rms(b2=0.75, eps=0.0)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (2.0, 0.5):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    >>> u, state["scale_by_max_rms"]["nu_max"]
+    (Array([0.5], dtype=float32), Array([1.], dtype=float32))
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
+        nu_max = jnp.maximum(slots["nu_max"], nu)
+        u, bias = over_rms(signal.update, nu_max, mean_square.weight(step), eps, eps_hat, eps_root)
+        return signal.measured(u, weight=bias), {"nu": nu, "nu_max": nu_max}
+
+    return Rule(update, slots={"nu": real_zeros, "nu_max": real_zeros}, clocks=mean_square.clocks)
+
+
+@stage
+def scale_by_yogi(
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-3,
+    *,
+    eps_hat: NonNegative = 0.0,
+    eps_root: NonNegative = 0.0,
+    initial_accumulator_value: NonNegative = 1e-6,
+):
+    r"""Divide the update by the root of Yogi's second moment, which shrinks only slowly.
+
+    .. math::
+        v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2)\, |g_t|^2, \qquad
+        u \leftarrow \frac{u}{\sqrt{v_t + \epsilon_\text{root} w_t} + \epsilon \sqrt{w_t}
+        + \hat\epsilon}
+
+    Adam's v moves by a share of :math:`|v - g^2|`, Yogi's by the same share of :math:`g^2`: after
+    a large gradient, small ones let v fall no faster than they are. As long as v is below every
+    g², it grows as Adam's does (up to the second order in 1 − β₂), and so the authors correct it
+    by the same :math:`w_t = 1 - \prod_i \beta_{2,i}`.
+
+    Keeps ``nu``, shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: added to the corrected root.
+        eps_hat: added to the root before the correction: the paper's ε, which has none.
+        eps_root: added inside the corrected root.
+        initial_accumulator_value: v₀. The paper advises the mean square of the gradients at the
+            start.
+
+    Source: Zaheer et al. 2018, Adaptive methods for nonconvex optimization (NeurIPS), Algorithm 2.
+
+    >>> opt = adamx.scale_by_yogi(b2=0.75, eps=0.0, initial_accumulator_value=0.0)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (4.0, 1.0):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    >>> state["scale_by_yogi"]["nu"]
+    Array([3.75], dtype=float32)
+    """
+    clock = decay_clock(log(b2))
+
+    def start(param):
+        return real_zeros(param) + initial_accumulator_value
+
+    def update(signal, slots, step):
+        square = abs_sq(signal.gradient)
+        nu = slots["nu"] - (1 - b2) * jnp.sign(slots["nu"] - square) * square
+        u, bias = over_rms(signal.update, nu, step.clock["log_decay"], eps, eps_hat, eps_root)
+        return signal.measured(u, weight=bias), {"nu": nu}
+
+    return Rule(update, slots={"nu": start}, clocks={"log_decay": clock})
+
+
+Length = Annotated[Hyper, Domain("a length ≥ 4", lambda x: x >= 4)]
+
+
+def rectification_clock(b2: Any, threshold: Any) -> Clock:
+    r"""Reads (r, whether ρ exceeds the threshold) of RAdam.
+
+    The paper fits to a decaying average the simple average of ρ gradients with the same mean
+    age: if the newest gradient is 1 step old, the mean age is (ρ + 1)/2. With S the ages summed
+    by their weights, ρ = 2 S/w − 1, and for a constant β that is the paper's
+    ρ∞ − 2tβᵗ/(1−βᵗ); but it holds for any schedule of β, and does not subtract two numbers of
+    the size of ρ∞ to find that ρ is 5. S ← S + (w − (1−β)S), which is compensated like the sum
+    of logarithms beside it: [Σ log β, lost, S, lost].
+    """
+
+    def tick(value: jax.Array) -> jax.Array:
+        total, rest = two_sum(value[0], jnp.asarray(log(b2), value.dtype))
+        lost = value[1] + rest
+        weight = decay_weight(jnp.stack([total, lost]))
+        owed = value[3] + (weight - (1 - b2) * (value[2] + value[3]))
+        ages, rest = two_sum(value[2], owed)
+        return jnp.stack([total, lost, ages, rest])
+
+    def read(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        longest = jnp.asarray(2 / (1 - b2) - 1, value.dtype)
+        rho = jnp.minimum(2 * (value[2] + value[3]) / decay_weight(value[:2]) - 1, longest)
+        reliable = rho > threshold
+        rho, longest = (jnp.where(reliable, x, 5) for x in (rho, longest))  # no NaN behind where
+        spread = ((rho - 4) * (rho - 2) / rho) / ((longest - 4) * (longest - 2) / longest)
+        return root(spread), reliable
+
+    return Clock(start=lambda: jnp.zeros(4, clock_dtype()), tick=tick, read=read)
+
+
+def rectified(u: Any, quotient: Any, bias: Any, reading: Any) -> tuple[jax.Array, jax.Array]:
+    """RAdam's choice: the quotient times r where v is reliable, u itself and no bias elsewhere."""
+    r, reliable = reading
+    return jnp.where(reliable, r * quotient, u), jnp.where(reliable, bias, 1)
+
+
+@stage
+def scale_by_rectified_rms(
+    b2: Decay = 0.999,
+    eps: NonNegative = 0.0,
+    *,
+    eps_hat: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    threshold: Length = 5.0,
+):
+    r"""Divide by the root mean square once it rests on enough gradients, rectified (RAdam).
+
+    .. math::
+        \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \quad
+        \rho_\infty = \frac{2}{1 - \beta_2} - 1, \quad
+        r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}
+        {(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}}
+
+    .. math::
+        u \leftarrow \begin{cases} r_t\, u / (\sqrt{v_t + \epsilon_\text{root} w_t}
+        + \epsilon \sqrt{w_t} + \hat\epsilon) & \rho_t > 5 \\ u & \text{otherwise} \end{cases}
+
+    v and w are those of :func:`scale_by_rms`. ρ is the length of the simple average that looks
+    back as far as v does: (ρ + 1)/2 is the mean age of the gradients in v, and that is how it is
+    computed, for any schedule of β₂. Up to 5 gradients the variance of 1/√v is unbounded or
+    nearly so, and the update passes undivided. (A β₂ ≤ 2/3 has ρ∞ ≤ 5 and never divides.)
+
+    Keeps ``nu``, shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: added to :math:`\sqrt{\hat v}`, as Optax does.
+        eps_hat: added to :math:`\sqrt v`, as the authors' code and torch do; the paper has no ε.
+        eps_root: added to :math:`\hat v` inside the root.
+        threshold: what ρ must exceed, ≥ 4, where the variance is infinite (the paper's choice);
+            the authors' code and torch have 5.
+
+    Source: Liu et al. 2020 (arXiv 1908.03265), Algorithm 2.
+
+    >>> opt = adamx.chain(adamx.scale_by_rectified_rms(), adamx.bias_correction())
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (4.0, 4.0, 4.0, 4.0, 4.0, 4.0):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    ...     print(u)
+    [4.]
+    [4.]
+    [4.]
+    [4.]
+    [4.]
+    [0.0258]
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
+        divided = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat, eps_root)
+        u, bias = rectified(signal.update, *divided, step.clock["length"])
+        return signal.measured(u, weight=bias), {"nu": nu}
+
+    clocks = mean_square.clocks | {"length": rectification_clock(b2, threshold)}
+    return Rule(update, slots={"nu": real_zeros}, clocks=clocks)
+
+
+@stage
+def scale_by_belief(
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-16,
+    *,
+    eps_hat: NonNegative = 0.0,
+    eps_root: NonNegative = 1e-16,
+    rectify: bool = False,
+):
+    r"""Divide the update by how far the gradients are from it (AdaBelief).
+
+    .. math::
+        s_t = \beta_2 s_{t-1} + (1 - \beta_2) |g_t - u|^2 + \epsilon_\text{root}, \qquad
+        u \leftarrow \frac{u}{\sqrt{s_t} + \epsilon \sqrt{w_t} + \hat\epsilon}, \qquad
+        w_t = 1 - \prod_i \beta_{2,i}
+
+    Stands behind :func:`scale_by_momentum`: u is then the mean that the gradient is compared
+    with, not yet corrected, as in the paper. Behind nothing, the gradient is what it is believed
+    to be, and only ε remains of s.
+
+    Keeps ``nu`` (s), shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: added to the corrected root.
+        eps_hat: added to the root before the correction.
+        eps_root: added to s in every step, where it adds up to ε/(1 − β₂).
+        rectify: divide as :func:`scale_by_rectified_rms` does, once ρ > 5.
+
+    Source: Zhuang et al. 2020 (arXiv 2010.07468), Algorithm 2.
+
+    >>> opt = adamx.chain(adamx.scale_by_momentum(0.5), adamx.scale_by_belief(b2=0.0))
+    >>> opt.update(jnp.array([4.0]), opt.init(jnp.zeros(1)))[0]
+    Array([1.], dtype=float32)
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        surprise = abs_sq(signal.gradient - signal.update)
+        nu = plus(mean_square(slots["nu"], surprise), eps_root)
+        u, bias = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat)
+        if rectify:
+            u, bias = rectified(signal.update, u, bias, step.clock["length"])
+        return signal.measured(u, weight=bias), {"nu": nu}
+
+    clocks = mean_square.clocks
+    if rectify:
+        clocks = clocks | {"length": rectification_clock(b2, 5.0)}
+    return Rule(update, slots={"nu": real_zeros}, clocks=clocks)
+
+
+@stage
+def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
+    r"""Replace the division by the root mean square by the angle between the two.
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
+        u \leftarrow a \operatorname{atan2}(\hat u, b \sqrt{\hat v_t})
+
+    The angle is the quotient where that is small, and bounded by aπ/2 where nothing else
+    would bound it. It needs no ε (atan2(0, 0) = 0): as long as g² neither over- nor underflows,
+    the scale of the gradients is of no matter. An angle has no factor to divide out later, so
+    the bias of u and v is corrected here: no :func:`bias_correction` follows. Of a complex u the
+    modulus is replaced.
+
+    Keeps ``nu``, shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        a: the scale of the angle, > 0; 4/π ≈ 1.27 turns u = √v into 1.
+        b: the scale of √v, > 0: how long angle and quotient stay alike.
+
+    Source: Everett et al. 2024 (arXiv 2407.05872), Adam-atan2.
+
+    >>> opt = adamx.scale_by_atan2(a=1.0)
+    >>> 4 * opt.update(jnp.array([3e-15, 0.0]), opt.init(jnp.zeros(2)))[0]
+    Array([3.1415927, 0.       ], dtype=float32)
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
+        if signal.bias is not None:
+            signal = signal.corrected()
+        u, rms = signal.update, b * (root(nu) / root(mean_square.weight(step)))
+        size = root(abs_sq(u)) if jnp.iscomplexobj(u) else u
+        angle = a * jnp.arctan2(size, jnp.where((size == 0) & (rms == 0), 1, rms))
+        if jnp.iscomplexobj(u):
+            angle = angle * divide(u, size)
+        return signal.measured(angle), {"nu": nu}
+
+    return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)
+
+
+@stage
+def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6, *, clip: bool = True):
+    r"""Divide the update by the root mean square of the gradients before this one (ADOPT).
+
+    .. math::
+        u \leftarrow \operatorname{clip}\left(\frac{u}{\max(\sqrt{v_{t-1}}, \epsilon)},
+        \pm t^{1/4}\right), \qquad
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad v_0 = |g_0|^2
+
+    Numerator and denominator do not depend on each other, and that is why ADOPT converges for
+    any β₂. The first update is zero and gives v its first value: v never was zero and needs no
+    correction. A first gradient that happens to be tiny would make the next steps huge; the
+    clipping, by a bound that grows with the steps taken, lets them through only little by
+    little. Of a complex u the modulus is clipped.
+
+    Keeps ``nu``, shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: the least that is divided by. With 0, 0/0 is 0.
+        clip: clip to ±t^¼; without it, it is the first version of the paper.
+
+    Source: Taniguchi et al. 2024 (arXiv 2411.02853), Algorithm 2.
+
+    >>> opt = adamx.scale_by_delayed_rms(b2=0.75)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (2.0, 1.0, 16.0):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    ...     print(u)
+    [0.]
+    [0.5]
+    [1.1892]
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        seeds, bound = step.clock["steps"]
+        square = abs_sq(signal.gradient)
+        rms = at_least(eps, root(slots["nu"]))
+        u = divide(signal.update, rms, eps)
+        if clip and jnp.iscomplexobj(u):
+            size = root(abs_sq(u))
+            u = divide(u, size) * jnp.minimum(size, bound)
+        elif clip:
+            u = jnp.clip(u, -bound, bound)
+        nu = jnp.where(seeds, square, mean_square(slots["nu"], square))
+        return signal.measured(jnp.where(seeds, 0, u)), {"nu": nu}
+
+    return Rule(update, slots={"nu": real_zeros}, clocks={"steps": _steps_since_the_first()})
+
+
+def _steps_since_the_first() -> Clock:
+    """Reads (whether this is the first step, t^¼ with t = 0 there)."""
+
+    def read(steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+        past = steps - 1
+        return past == 0, past.astype(clock_dtype()) ** 0.25
+
+    return Clock(
+        start=lambda: jnp.zeros((), jnp.int32),
+        tick=lambda steps: jnp.minimum(steps, jnp.iinfo(jnp.int32).max - 1) + 1,
+        read=read,
+    )
+
+
+@stage
+def clip_by_relative_rms(b2: Decay = 0.99, eps: NonNegative = 1e-6, threshold: Positive = 1.0):
+    r"""Shrink the update where a gradient exceeds what its root mean square expects of it.
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
+        \text{RMS}_t = \sqrt{\operatorname{mean} \frac{|g_t|^2}{\max(\hat v_t, \epsilon^2)}},
+        \qquad u \leftarrow \frac{u}{\max(1, \text{RMS}_t / d)}
+
+    The mean is over all elements of one array. This is update clipping as StableAdamW has it:
+    AdaFactor's, with the gradient in place of the momentum in the numerator. It stands where the
+    whole step is to be shrunk, weight decay included; behind any statistics; in front of them it
+    clips the gradient.
+
+    Keeps ``nu``, shaped like the parameter, real: its own, whatever other stages keep.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: the least root mean square that counts.
+        threshold: d, the RMS that passes unshrunk.
+
+    Source: Wortsman et al. 2023 (arXiv 2304.13013), Algorithm 2; Shazeer & Stern 2018
+    (arXiv 1804.04235), Section 6, update clipping.
+
+    >>> opt = adamx.clip_by_relative_rms(b2=0.75)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (0.1, 3.0):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    ...     print(u)
+    [0.1]
+    [2.2687]
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        square = abs_sq(signal.gradient)
+        nu = mean_square(slots["nu"], square)
+        expected = at_least(eps, root(nu / mean_square.weight(step)))
+        relative = divide(root(square), expected, eps)
+        excess = root(jnp.sum(relative**2) / max(relative.size, 1)) / threshold
+        return signal.becomes(signal.update / jnp.maximum(1, excess)), {"nu": nu}
+
+    return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)

@@ -33,6 +33,8 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     .. math::
         u \leftarrow -\alpha_t u
 
+    The gradient stays what it is, also where no statistic has been taken yet: a step is none.
+
     Args:
         learning_rate: α ≥ 0.
 
@@ -40,7 +42,7 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
     Array([-0.5], dtype=float32)
     """
-    return lambda signal: signal.becomes(-learning_rate * signal.update)
+    return lambda signal: signal.measured(-learning_rate * signal.update)
 
 
 @stage

@@ -1,0 +1,120 @@
+"""Steps that look at how the gradient changes."""
+
+from __future__ import annotations
+
+from adamx.core import Hyper, Transformation, chain
+from adamx.recipes.adam import adamw
+from adamx.stages import (
+    add_decayed_weights,
+    bias_correction,
+    clip_by_norm,
+    proximal_step,
+    reduce_variance,
+    scale_by_extrapolated_momentum,
+    scale_by_learning_rate,
+    scale_by_rms,
+)
+
+__all__ = ["adan", "mars"]
+
+
+def adan(
+    learning_rate: Hyper,
+    b1: Hyper = 0.98,
+    b2: Hyper = 0.92,
+    b3: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    *,
+    proximal: bool = True,
+) -> Transformation:
+    r"""Adan: Adam with Nesterov's momentum, estimated from the differences of gradients.
+
+    .. math::
+        d_t &= g_t - g_{t-1}, \qquad d_1 = 0 \\
+        m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad
+        n_t = \beta_2 n_{t-1} + (1-\beta_2) d_t \\
+        v_t &= \beta_3 v_{t-1} + (1-\beta_3) |g_t + \beta_2 d_t|^2 \\
+        \theta_t &= \frac{1}{1 + \alpha \lambda} \left( \theta_{t-1}
+        - \alpha \frac{\hat m_t + \beta_2 \hat n_t}{\sqrt{\hat v_t} + \epsilon} \right)
+
+    Args:
+        learning_rate: α ≥ 0; the authors' default is 1e-3.
+        b1: β₁ in [0, 1), the share that is kept: the paper's 1 − β₁.
+        b2: β₂ in [0, 1), likewise.
+        b3: β₃ in [0, 1), likewise.
+        eps: ε ≥ 0, added to √v̂.
+        weight_decay: λ ≥ 0.
+        proximal: decay the parameter that the step leads to; False for AdamW's decay, which the
+            authors' code calls ``no_prox``.
+
+    Equals the authors' Adan, which corrects the averages (the paper starts them with the first
+    gradient instead). optax.adan extrapolates with 1 − β₂ in the place of β₂, 0.08 for 0.92: it
+    takes the paper's formula without turning the β around.
+
+    Source: Xie et al. 2022 (arXiv 2208.06677), Algorithm 1.
+
+    >>> opt = adamx.adan(1e-3)
+    >>> opt.update(jnp.array([0.1, -10.0]), opt.init(jnp.zeros(2)))[0]
+    Array([-0.001,  0.001], dtype=float32)
+    """
+    step = (
+        proximal_step(learning_rate, weight_decay)
+        if proximal
+        else chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate))
+    )
+    return chain(
+        scale_by_extrapolated_momentum(b1, b2),  # in the place of Adam's momentum
+        scale_by_rms(b3, eps),
+        bias_correction(),
+        step,
+    )
+
+
+def mars(
+    learning_rate: Hyper,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    *,
+    gamma: Hyper = 0.025,
+    max_norm: Hyper = 1.0,
+) -> Transformation:
+    r"""MARS-AdamW: AdamW of a variance-reduced gradient.
+
+    .. math::
+        c_t &= g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad g_0 = 0 \\
+        \tilde c_t &= c_t \min(1, 1 / \lVert c_t \rVert) \\
+        \theta_t &= \text{AdamW's step with } \tilde c_t \text{ for its gradient}
+
+    :func:`reduce_variance` stands in front of any other recipe as well:
+    ``chain(reduce_variance(b1), clip_by_norm(1.0), lion(rate, b1, b2))``.
+
+    Args:
+        learning_rate: α ≥ 0; the authors' default is 3e-3.
+        b1: β₁ in [0, 1), of the momentum and in the correction.
+        b2: β₂ in [0, 1).
+        eps: ε ≥ 0, added to √v̂.
+        weight_decay: λ ≥ 0, multiplied with α.
+        gamma: γ ≥ 0; 0 for AdamW with clipping.
+        max_norm: the norm to which each array's c is clipped.
+
+    Equals the authors' MARS with ``optimize_1d=True``, the approximate form (the gradient before
+    is that of the batch before). By default they treat vectors with an AdamW of its own. Theirs
+    keeps ``p.grad`` itself as the gradient before: where gradients are zeroed in place, its
+    difference is always 0. The paper's first difference is 0, theirs is g₁; clipping hides that
+    in arrays whose first gradient is long.
+
+    Source: Yuan et al. 2024 (arXiv 2411.10438), Algorithm 2.
+
+    >>> opt = adamx.mars(3e-3)
+    >>> theta = jnp.zeros(2)
+    >>> opt.update(jnp.array([0.1, -10.0]), opt.init(theta), theta)[0]
+    Array([-0.003,  0.003], dtype=float32)
+    """
+    return chain(
+        reduce_variance(b1, gamma),  # new in MARS
+        clip_by_norm(max_norm),
+        adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay),
+    )

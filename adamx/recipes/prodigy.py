@@ -1,0 +1,93 @@
+"""Prodigy: Adam that finds its learning rate."""
+
+from __future__ import annotations
+
+import math
+
+from adamx.core import Hyper, Transformation, chain
+from adamx.stages import scale_by_learning_rate, scale_by_prodigy
+
+__all__ = ["prodigy"]
+
+
+def prodigy(
+    learning_rate: Hyper = 1.0,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    b3: Hyper | None = None,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    *,
+    d0: Hyper = 1e-6,
+    d_coef: Hyper = 1.0,
+    growth_rate: Hyper = math.inf,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+) -> Transformation:
+    r"""Prodigy: Adam in units of the distance to the solution, estimated along the way.
+
+    .. math::
+        r_t &= \beta_3 r_{t-1} + \eta_t d_{t-1}^2 \langle g_t, \theta_0 - \theta_{t-1} \rangle,
+        \qquad s_t = \beta_3 s_{t-1} + \eta_t d_{t-1}^2 g_t \\
+        \hat d_t &= c\, r_t / \lVert s_t \rVert_1, \qquad
+        d_t = \min(\max(d_0, \hat d_1, \dots, \hat d_t), \gamma d_{t-1}) \\
+        m_t &= \beta_1 m_{t-1} + (1-\beta_1)\, d_{t-1} g_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1-\beta_2)\, d_{t-1}^2 |g_t|^2 \\
+        \theta_t &= \theta_{t-1} - \eta_t d_{t-1} \left(
+        \frac{m_t}{\sqrt{v_t} + \epsilon d_t} + \lambda \theta_{t-1} \right)
+
+    with :math:`\eta_t = \alpha_t`, or
+    :math:`\alpha_t \sqrt{1-\beta_2^t} / (1-\beta_1^t)` with ``use_bias_correction``. A *schedule*
+    for α (a decay from 1 to 0) is as useful as with any other rule; its scale is found.
+
+    Args:
+        learning_rate: α ≥ 0, to be left at 1 or scheduled from there.
+        b1: β₁ in [0, 1).
+        b2: β₂ in [0, 1).
+        b3: β₃ in [0, 1); √β₂ if None.
+        eps: ε ≥ 0, times d, added to √v.
+        weight_decay: λ ≥ 0, decoupled.
+        d0: d₀ > 0, the first estimate, which should be too small.
+        d_coef: c > 0, the number to tune: 0.5 for smaller steps, 2 for larger ones.
+        growth_rate: γ > 1, the most by which d grows in a step; 1.02 is a kind of warm-up.
+        use_bias_correction: correct the averages' start at zero.
+        safeguard_warmup: for schedules that start near 0: leave η out of s.
+
+    Equals prodigyopt.Prodigy (with ``decouple``; put ``add_decayed_weights`` in front for the
+    other), whose factors of d it has: the old one in the averages and the step, the new one at ε.
+    Steps with α = 0 are steps here, while prodigyopt skips them; and so are, for the bias
+    correction, first steps whose gradients are all zero. optax.contrib.prodigy always corrects
+    the bias and knows no growth rate.
+
+    Source: Mishchenko & Defazio 2024 (arXiv 2306.06101), Section 5; konstmish/prodigy.
+
+    >>> opt = adamx.prodigy()
+    >>> theta = jnp.array([3.0, -2.0])
+    >>> state = opt.init(theta)
+    >>> for _ in range(200):
+    ...     updates, state = opt.update(2 * theta, state, theta)
+    ...     theta = adamx.apply_updates(theta, updates)
+    >>> bool(jnp.abs(theta).max() < 0.1)
+    True
+    """
+    return chain(
+        scale_by_prodigy(  # Adam's two averages, weighted with d, and the estimate of d
+            learning_rate,
+            b1,
+            b2,
+            square_root(b2) if b3 is None else b3,
+            eps,
+            weight_decay,
+            d0=d0,
+            d_coef=d_coef,
+            growth_rate=growth_rate,
+            use_bias_correction=use_bias_correction,
+            safeguard_warmup=safeguard_warmup,
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def square_root(number: Hyper) -> Hyper:
+    """√ of a number or of a schedule's values."""
+    return (lambda t: number(t) ** 0.5) if callable(number) else number**0.5

@@ -1,0 +1,98 @@
+"""Schedule-free AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core import Hyper, Transformation, chain
+from adamx.core.hyper import clock_dtype
+from adamx.stages import (
+    add_decayed_weights,
+    bias_correction,
+    scale_by_learning_rate,
+    scale_by_rms,
+    schedule_free,
+)
+
+__all__ = ["schedule_free_adamw"]
+
+
+def schedule_free_adamw(
+    learning_rate: Hyper = 0.0025,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    *,
+    warmup_steps: Hyper = 0,
+    r: Hyper = 0.0,
+    weight_lr_power: Hyper = 2.0,
+) -> Transformation:
+    r"""Schedule-free AdamW: an average of the iterates instead of momentum and a schedule.
+
+    .. math::
+        v_t &= \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad g_t = \nabla f(y_{t-1}) \\
+        z_t &= z_{t-1} - \gamma_t \left( \frac{g_t}{\sqrt{\hat v_t} + \epsilon}
+               + \lambda y_{t-1} \right), \qquad
+        \gamma_t = \gamma \min(1, t / T_\text{warmup}) \\
+        x_t &= (1 - c_t)\, x_{t-1} + c_t z_t, \qquad
+        c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^p \\
+        y_t &= (1-\beta_1) z_t + \beta_1 x_t
+
+    The parameters are y. Evaluate (and keep as the result)
+    ``schedule_free_eval_params(state, params)``, which gives x. Only z and v are kept: as much as
+    Adam keeps.
+
+    Args:
+        learning_rate: γ ≥ 0; a schedule need not decay.
+        b1: β₁ in [0, 1), how far from z towards x gradients are taken; > 0 to get at x.
+        b2: β₂ in [0, 1).
+        eps: ε ≥ 0, added to √v̂.
+        weight_decay: λ ≥ 0, decoupled, at y.
+        warmup_steps: the length of a linear warm-up, 0 for none.
+        r: r ≥ 0, the power of t in the weights of the average.
+        weight_lr_power: p ≥ 0, the power of the largest γ so far in them.
+
+    Equals schedulefree.AdamWScheduleFree in train mode (the parameters there in eval mode are x
+    here). Algorithm 1 of the paper multiplies γ by √(1−β₂ᵗ) instead of dividing v, which moves ε
+    and, through γ in the weights, the average; package and recipe divide v.
+    optax.contrib.schedule_free_adamw warms up from 0 over one step more, and has no r.
+
+    Source: Defazio et al. 2024 (arXiv 2405.15682), Algorithm 1; facebookresearch/schedule_free.
+
+    >>> opt = adamx.schedule_free_adamw(0.5)
+    >>> y = jnp.array([1.0, 1.0])
+    >>> state = opt.init(y)
+    >>> updates, state = opt.update(jnp.array([0.1, -10.0]), state, y)
+    >>> y = adamx.apply_updates(y, updates)
+    >>> adamx.schedule_free_eval_params(state, y)[1]
+    Array(1.5, dtype=float32)
+    """
+    rate = warmed_up(learning_rate, warmup_steps)
+    return chain(
+        scale_by_rms(b2, eps),
+        bias_correction(),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(rate),
+        schedule_free(rate, b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, in front
+    )
+
+
+def warmed_up(learning_rate: Hyper, steps: Hyper) -> Hyper:
+    """The learning rate behind a linear warm-up; the numbers in it remain data."""
+    if isinstance(steps, (int, float)) and steps == 0:
+        return learning_rate
+    if callable(learning_rate) or callable(steps):
+        rate = learning_rate if callable(learning_rate) else lambda t: learning_rate
+        length = steps if callable(steps) else lambda t: steps
+        return lambda t: ramp(rate(t), length(t), t)
+    return jax.tree_util.Partial(ramp, 1.0 * learning_rate, 1.0 * steps)
+
+
+def ramp(learning_rate: Any, steps: Any, t: Any) -> Any:
+    """α · min(1, (t + 1)/T) at the count t of past updates."""
+    t = jnp.asarray(t, clock_dtype())
+    return learning_rate * jnp.minimum(1, (t + 1) / jnp.maximum(steps, 1))

@@ -1,0 +1,257 @@
+"""Second moments of less than one number per parameter: factored, or shared by a block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core import (
+    Clock,
+    Decay,
+    NonNegative,
+    Positive,
+    Rule,
+    abs_sq,
+    decaying_average,
+    divide,
+    plus,
+    root,
+    stage,
+)
+from adamx.core.hyper import clock_dtype
+from adamx.stages.rms import real_zeros
+
+__all__ = [
+    "clip_by_block_rms",
+    "scale_by_block_rms",
+    "scale_by_factored_rms",
+    "scale_by_param_block_rms",
+]
+
+Axes = tuple[int, ...]
+
+
+@stage
+def scale_by_factored_rms(
+    decay_rate: NonNegative = 0.8,
+    eps: NonNegative = 1e-30,
+    *,
+    b2_cap: NonNegative = 1.0,
+    min_dim_size_to_factor: int = 128,
+):
+    r"""Divide the update by the gradient's root mean square, kept as a row and a column.
+
+    .. math::
+        R_t &= \beta_t R_{t-1} + (1-\beta_t)\, \text{mean}_j (|g_t|^2 + \epsilon), \qquad
+        C_t = \beta_t C_{t-1} + (1-\beta_t)\, \text{mean}_i (|g_t|^2 + \epsilon) \\
+        \beta_t &= \min(1 - t^{-\rho}, \beta_\text{cap}), \qquad
+        u_{ij} \leftarrow u_{ij} \Big/ \sqrt{\frac{R_i C_j}{\text{mean}(R)}}
+
+    The product of the two, over the mean of one, is the best approximation of rank one of the
+    averaged squares (in the generalised Kullback-Leibler divergence). An array is factored along
+    its two longest axes (j the longest; of equally long ones the later), one matrix for every
+    index of the others. Where the second longest is shorter than ``min_dim_size_to_factor``, and
+    for vectors and scalars, the average itself is kept:
+
+    .. math::
+        v_t = \beta_t v_{t-1} + (1-\beta_t)(|g_t|^2 + \epsilon), \qquad u \leftarrow u/\sqrt{v_t}
+
+    β₁ = 0: the first step leaves no zero behind, and there is no bias to correct.
+
+    Keeps ``nu``: real, shaped like the parameter, or, where factored, a dict of ``row`` (R, without
+    axis j) and ``column`` (C, without axis i).
+
+    Args:
+        decay_rate: ρ ≥ 0.
+        eps: added to |g|². With 0, 0/0 is 0.
+        b2_cap: the largest β, in [0, 1]. With 1, the paper's, the average freezes in time;
+            0.999 is Zhai et al.'s.
+        min_dim_size_to_factor: shorter arrays are not factored.
+
+    Source: Shazeer & Stern 2018 (arXiv 1804.04235), Algorithms 1, 4 and 5; Zhai et al. 2022
+    (arXiv 2106.04560) for the cap.
+
+    >>> opt = adamx.scale_by_factored_rms(min_dim_size_to_factor=2)
+    >>> grads = jnp.array([[1.0, -2.0], [2.0, -4.0]])
+    >>> updates, state = opt.update(grads, opt.init(grads))
+    >>> updates.round(4), state["scale_by_factored_rms"]["nu"]["row"]
+    (Array([[ 1., -1.],
+           [ 1., -1.]], dtype=float32), Array([ 2.5, 10. ], dtype=float32))
+    """
+    steps = Clock(
+        start=lambda: jnp.zeros((), clock_dtype()),
+        tick=lambda t: t + 1,
+        read=lambda t: jnp.maximum(t**-decay_rate, 1 - b2_cap),  # 1 − βₜ
+    )
+
+    def axes(shape):
+        return factored_axes(shape, min_dim_size_to_factor)
+
+    def start(param):
+        if (over := axes(param.shape)) is None:
+            return real_zeros(param)
+        return {"row": reduced_zeros(param, over[1]), "column": reduced_zeros(param, over[0])}
+
+    def update(signal, slots, step):
+        share, old = step.clock["steps"], slots["nu"]
+        square = abs_sq(signal.gradient) + eps
+        if (over := axes(square.shape)) is None:
+            nu = old + share * (square - old)
+            return signal.measured(divide(signal.update, root(nu), eps)), {"nu": nu}
+        i, j = over
+        row = old["row"] + share * (square.mean(j) - old["row"])
+        column = old["column"] + share * (square.mean(i) - old["column"])
+        tall, wide = jnp.expand_dims(row, j), jnp.expand_dims(column, i)
+        # Two divisions: the product of two squares may underflow.
+        relative = divide(tall, tall.mean(i, keepdims=True), eps)
+        u = divide(divide(signal.update, root(relative), eps), root(wide), eps)
+        return signal.measured(u), {"nu": {"row": row, "column": column}}
+
+    return Rule(update, slots={"nu": start}, clocks={"steps": steps})
+
+
+@stage
+def scale_by_block_rms(
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    *,
+    blocks: str | Callable[[tuple[int, ...]], Sequence[int]] = "tensor",
+):
+    r"""Divide the update by the root mean square of the gradient over a block of coordinates.
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1-\beta_2)\, \text{mean}_\text{block} |g_t|^2, \qquad
+        u \leftarrow \frac{u}{\sqrt{v_t} + \epsilon \sqrt{w_t}}, \qquad
+        w_t = 1 - \prod_i \beta_{2,i}
+
+    :func:`scale_by_rms` with one v for a whole block of an array; :func:`bias_correction` works
+    in the same way. With blocks of one element it is the same.
+
+    Keeps ``nu``, real, like the parameter with length 1 along the axes that are shared.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: added to :math:`\sqrt{\hat v}`.
+        blocks: which elements share one v: ``"tensor"``, all; ``"row"``, those of one index of the
+            first axis (a token of an embedding; a vector's elements share nothing); ``"column"``,
+            of the last axis (an output of a kernel ``[in, out]``); or a function from an array's
+            shape to the axes along which v is shared: ``lambda shape: (0, 2)`` for the heads of
+            a kernel ``[embedding, head, head_dim]``.
+
+    Source: Zhang et al. 2024 (arXiv 2406.16793), Algorithm 1.
+
+    >>> opt = adamx.chain(adamx.scale_by_block_rms(blocks="row"), adamx.bias_correction())
+    >>> grads = jnp.array([[3.0, 3.0], [0.1, -0.1]])
+    >>> opt.update(grads, opt.init(grads))[0].round(3)
+    Array([[ 1.,  1.],
+           [ 1., -1.]], dtype=float32)
+    """
+    mean_square = decaying_average(b2)
+
+    def start(param):
+        return reduced_zeros(param, shared_axes(blocks, param.shape), keepdims=True)
+
+    def update(signal, slots, step):
+        square = block_mean(
+            abs_sq(signal.gradient), shared_axes(blocks, signal.gradient.shape), keepdims=True
+        )
+        nu = mean_square(slots["nu"], square)
+        shrunk = root(mean_square.weight(step))
+        u = divide(signal.update, plus(root(nu), eps, shrunk), eps)
+        return signal.measured(u, weight=1 / shrunk), {"nu": nu}
+
+    return Rule(update, slots={"nu": start}, clocks=mean_square.clocks)
+
+
+@stage
+def clip_by_block_rms(threshold: Positive = 1.0):
+    r"""Shrink the update of each array so that its root mean square is at most ``threshold``.
+
+    .. math::
+        u \leftarrow \frac{u}{\max(1, \text{RMS}(u) / d)}
+
+    Args:
+        threshold: d > 0.
+
+    Source: Shazeer & Stern 2018 (arXiv 1804.04235), Section 6.
+
+    >>> opt = adamx.clip_by_block_rms(1.0)
+    >>> opt.update(jnp.array([2.0, -2.0]), opt.init(jnp.zeros(2)))[0]
+    Array([ 1., -1.], dtype=float32)
+    """
+
+    def shape(signal):
+        rms = root(block_mean(abs_sq(signal.update)))
+        return signal.becomes(signal.update / jnp.maximum(1, rms / threshold))
+
+    return shape
+
+
+@stage
+def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
+    r"""Multiply the update of each array by the root mean square of its parameters.
+
+    .. math::
+        u \leftarrow \max(\epsilon_2, \text{RMS}(\theta))\, u
+
+    A learning rate behind it is relative to the size of the parameters.
+
+    Args:
+        min_scale: ε₂ ≥ 0, so that parameters that are zero move at all.
+
+    Source: Shazeer & Stern 2018 (arXiv 1804.04235), Section 8.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.scale_by_param_block_rms()
+    >>> theta = jnp.array([2.0, -2.0])
+    >>> opt.update(jnp.array([1.0, 0.5]), opt.init(theta), theta)[0]
+    Array([2., 1.], dtype=float32)
+    """
+
+    def shape(signal):
+        rms = root(block_mean(abs_sq(signal.param)))
+        size = jnp.maximum(rms, min_scale)  # pyright: ignore[reportArgumentType]
+        return signal.becomes(size * signal.update)
+
+    return shape
+
+
+def factored_axes(shape: tuple[int, ...], at_least: int) -> tuple[int, int] | None:
+    """The second longest axis and the longest, if both are long enough."""
+    *_, i, j = (None, None, *sorted(range(len(shape)), key=shape.__getitem__))
+    return None if i is None or j is None or shape[i] < max(at_least, 1) else (i, j)
+
+
+def shared_axes(blocks: str | Callable[..., Sequence[int]], shape: tuple[int, ...]) -> Axes:
+    """The axes along which ``blocks`` share one number."""
+    every = tuple(range(len(shape)))
+    if callable(blocks):
+        axes = tuple(blocks(shape))
+        if not set(axes) <= {*every, *(axis - len(shape) for axis in every)}:
+            raise ValueError(f"blocks gave the axes {axes} for an array of shape {shape}")
+        return tuple(sorted({axis % len(shape) for axis in axes}))
+    named = {"tensor": every, "row": every[1:], "column": every[:-1]}
+    if not isinstance(blocks, str) or blocks not in named:
+        raise ValueError(
+            f"blocks must be {', '.join(map(repr, named))} or a function from a shape to the axes "
+            f"that share one number, got {blocks!r}"
+        )
+    return named[blocks]
+
+
+def block_mean(x: jax.Array, axes: Axes | None = None, *, keepdims: bool = False) -> jax.Array:
+    """The mean along these axes (all if None); of nothing, 0."""
+    over = range(x.ndim) if axes is None else axes
+    size = math.prod(x.shape[axis] for axis in over)
+    return jnp.sum(x, axes, keepdims=keepdims) / max(size, 1)
+
+
+def reduced_zeros(param: Any, axes: int | Axes, *, keepdims: bool = False) -> jax.Array:
+    """Real zeros like the parameter's sum along these axes, and placed like that."""
+    return jnp.sum(real_zeros(param), axes, keepdims=keepdims)

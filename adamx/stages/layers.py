@@ -1,0 +1,195 @@
+"""Norms of whole arrays: a layer's gradient beside its parameters."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from adamx.core import (
+    Decay,
+    NonNegative,
+    Positive,
+    Rule,
+    abs_sq,
+    decaying_average,
+    divide,
+    plus,
+    root,
+    stage,
+)
+from adamx.stages.rms import real_zeros
+
+__all__ = ["adaptive_clip", "clip_by_norm", "scale_by_norm", "trust_ratio"]
+
+
+@stage
+def trust_ratio(
+    trust_coefficient: NonNegative = 1.0,
+    eps: NonNegative = 0.0,
+    *,
+    weight_decay: NonNegative = 0.0,
+):
+    r"""Give each array an update in proportion to the norm of its parameters.
+
+    .. math::
+        u \leftarrow r\, (u + \lambda \theta), \qquad
+        r = \eta \frac{\lVert \theta \rVert}{\lVert u \rVert + \lambda \lVert \theta \rVert
+        + \epsilon}, \qquad r = 1 \text{ where a norm is } 0
+
+    In front of the learning rate it makes any recipe layer-wise: behind Adam it is LAMB, in
+    front of the momentum LARS. The decay λ is LARS's, whose norm is added by itself; for a decay
+    that is part of the update, as in LAMB, put :func:`add_decayed_weights` in front.
+
+    A bias is corrected on the way: a ratio of norms depends on the size of the update.
+
+    Args:
+        trust_coefficient: η ≥ 0.
+        eps: ε ≥ 0.
+        weight_decay: λ ≥ 0.
+
+    Source: You, Gitman & Ginsburg 2017 (arXiv 1708.03888), equation 6 and Algorithm 1; You et
+    al. 2019 (arXiv 1904.00962), Algorithm 2. That r = 1 where a norm is 0 is their code's.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.trust_ratio()
+    >>> theta = jnp.array([3.0, 4.0])
+    >>> opt.update(jnp.array([0.0, -1e-3]), opt.init(theta), theta)[0]
+    Array([ 0., -5.], dtype=float32)
+    """
+
+    def shape(signal):
+        signal = signal if signal.bias is None else signal.corrected()
+        theta, u = signal.param, signal.update
+        length = norm(theta)
+        by = plus(plus(norm(u), weight_decay, length), eps)
+        ratio = jnp.where(
+            (length == 0) | (by == 0), 1, trust_coefficient * divide(length, by)
+        )
+        return signal.becomes(ratio * plus(u, weight_decay, theta))
+
+    return shape
+
+
+@stage
+def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
+    r"""Divide the update by the root mean square norm of the gradient, array by array.
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2) \lVert g_t \rVert^2, \quad
+        v_1 = \lVert g_1 \rVert^2, \qquad
+        u \leftarrow \frac{u}{\sqrt{v_t} + \epsilon}
+
+    The second moment is one number per array. It starts as the first one that is not 0, so there
+    is no bias to correct.
+
+    Keeps ``nu`` (v), a real scalar for every parameter.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: added to the root. With 0, 0/0 is 0.
+
+    Source: Ginsburg et al. 2019 (arXiv 1905.11286), Algorithm 1 (NovoGrad).
+
+    >>> opt = adamx.scale_by_norm()
+    >>> opt.update(jnp.array([3.0, -4.0]), opt.init(jnp.zeros(2)))[0]
+    Array([ 0.6, -0.8], dtype=float32)
+    """
+    mean_square = decaying_average(b2)
+
+    def start(param):
+        return jnp.sum(real_zeros(param))  # a scalar, where the parameter is
+
+    def update(signal, slots, step):
+        square, nu = jnp.sum(abs_sq(signal.gradient)), slots["nu"]
+        nu = jnp.where(nu == 0, square, mean_square(nu, square))
+        return signal.measured(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
+
+    return Rule(update, slots={"nu": start})
+
+
+@stage
+def clip_by_norm(max_norm: Positive = 1.0):
+    r"""Shrink the update of each array so that its norm is at most ``max_norm``.
+
+    .. math::
+        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right)
+
+    As :func:`clip_by_global_norm`, but each array by itself. In front of a statistic it clips
+    the gradient.
+
+    Args:
+        max_norm: c > 0.
+
+    Source: Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063), Algorithm 1.
+
+    >>> opt = adamx.clip_by_norm(1.0)
+    >>> grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.5])}
+    >>> opt.update(grads, opt.init(grads))[0]
+    {'a': Array([0.6, 0.8], dtype=float32), 'b': Array([0.5], dtype=float32)}
+    """
+
+    def shape(signal):
+        shrink = jnp.minimum(1, divide(max_norm, norm(signal.update)))
+        return signal.becomes(signal.update * shrink)
+
+    return shape
+
+
+@stage
+def adaptive_clip(
+    clipping: Positive = 0.01,
+    eps: NonNegative = 1e-3,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+):
+    r"""Clip the gradient of each unit to a share of the norm of its parameters (AGC).
+
+    .. math::
+        u_i \leftarrow u_i \cdot \min\left(1,
+        \frac{\lambda \max(\lVert \theta_i \rVert, \epsilon)}{\lVert u_i \rVert}\right)
+
+    A unit i is what makes one output. The last axis counts the units, as in a dense layer
+    (inputs, outputs) or a convolution (height, width, inputs, outputs); in arrays of three axes,
+    several heads, the last two do. A vector or a scalar (axes of length 1 aside) is one unit.
+
+    Stands in front of any recipe.
+
+    Args:
+        clipping: λ > 0; the paper has 0.01 for large batches, up to 0.16 for small ones.
+        eps: ε ≥ 0, so that units that start at zero can leave it.
+        axis: the axes that are summed in a norm, where they are not those.
+
+    Equals optax.adaptive_grad_clip.
+
+    Source: Brock et al. 2021 (arXiv 2102.06171), equation 3.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.adaptive_clip(0.1)
+    >>> theta = jnp.array([[3.0, 0.0], [4.0, 0.0]])
+    >>> opt.update(jnp.ones((2, 2)), opt.init(theta), theta)[0].round(5)
+    Array([[3.5355e-01, 7.0000e-05],
+           [3.5355e-01, 7.0000e-05]], dtype=float32)
+    """
+
+    def shape(signal):
+        summed = units(signal.update.shape) if axis is None else axis
+        theta, u = norm(signal.param, summed), norm(signal.update, summed)
+        shrink = jnp.minimum(1, divide(clipping * jnp.maximum(theta, eps), u))
+        return signal.becomes(signal.update * shrink)
+
+    return shape
+
+
+def norm(x, axis=None):
+    """‖x‖ of the whole array, or along some axes, which stay as 1."""
+    return root(jnp.sum(abs_sq(x), axis=axis, keepdims=axis is not None))
+
+
+def units(shape: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The axes that belong to one unit."""
+    if sum(n != 1 for n in shape) <= 1:
+        return tuple(range(len(shape)))
+    return 0 if len(shape) == 3 else tuple(range(len(shape) - 1))

@@ -1,0 +1,128 @@
+"""Schedule-free learning: averages of the iterates in the place of momentum and decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core import Clock, Decay, NonNegative, Rule, StageError, divide, stage
+from adamx.core.hyper import clock_dtype
+from adamx.core.signal import statistics_dtype
+from adamx.stages.averaging import entry_of
+
+__all__ = ["schedule_free", "schedule_free_eval_params"]
+
+
+def itself(param: Any) -> jax.Array:
+    """A slot that starts as a copy of the parameter, float32 at least."""
+    if isinstance(param, jax.ShapeDtypeStruct):
+        raise StageError(
+            "it starts from the parameters, and init() was given their shapes; for the state's "
+            "shapes call jax.eval_shape(opt.init, params)"
+        )
+    return jnp.array(param, statistics_dtype(param.dtype), copy=True)
+
+
+@stage
+def schedule_free(
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    *,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
+):
+    r"""Take the steps at a point z, and move the parameters to between z and the average of all z.
+
+    .. math::
+        z_t &= z_{t-1} + u_t \\
+        x_t &= (1 - c_t)\, x_{t-1} + c_t z_t, \qquad
+        c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^p \\
+        y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad u \leftarrow y_t - y_{t-1}
+
+    The parameters are y, where gradients are taken; :func:`schedule_free_eval_params` gives x,
+    for evaluation. Stands last, where u is the step that would be taken (−γ times a direction),
+    behind a row without momentum: the average does its work. Only z is kept, x follows from it
+    and the parameters:
+
+    .. math::
+        y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1}) + \bigl(1 - \beta_1 (1 - c_t)\bigr) u_t
+
+    (with a further term while β₁ changes). With β₁ = 0 the parameters are z, and the stage leaves
+    the update alone.
+
+    Keeps ``z``, shaped like the parameter, float32 at least.
+
+    Args:
+        learning_rate: γ, as it is in u: the average weighs the iterates with its largest value so
+            far, so that those of a warm-up count less.
+        b1: β₁ in [0, 1), how far from z towards x gradients are taken.
+        r: r ≥ 0, the power of t in the weights.
+        weight_lr_power: p ≥ 0, the power of γ in the weights; 0 for equal ones.
+
+    Source: Defazio et al. 2024 (arXiv 2405.15682), equations 1-3 and Algorithm 1.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.schedule_free(1.0, b1=0.5))
+    >>> y = jnp.array([0.0])
+    >>> state = opt.init(y)
+    >>> for _ in range(2):  # z: 1, 2; x: 1, 1.5
+    ...     updates, state = opt.update(jnp.array([-1.0]), state, y)
+    ...     y = adamx.apply_updates(y, updates)
+    >>> y, adamx.schedule_free_eval_params(state, y)
+    (Array([1.75], dtype=float32), Array([1.5], dtype=float32))
+    """
+
+    def tick(clock):
+        t, largest, total = clock
+        new = jnp.maximum(largest, learning_rate)  # pyright: ignore[reportArgumentType]
+        shrunk = (t / (t + 1)) ** r * divide(largest, new) ** weight_lr_power  # wₜ₋₁/wₜ
+        return jnp.stack([t + 1, new, 1 + shrunk * total])
+
+    # t, the largest γ, and Σw/wₜ, which is 1/c and never over- or underflows.
+    weights = Clock(lambda: jnp.zeros(3, clock_dtype()), tick, lambda clock: 1 / clock[2])
+    # β₁ in the step before and in this one; at first x, y and z are the same.
+    interpolation = Clock(
+        start=lambda: jnp.ones(2, clock_dtype()),
+        tick=lambda clock: jnp.stack([clock[1], jnp.asarray(b1, clock.dtype)]),
+        read=lambda clock: divide(clock[1], clock[0]),
+    )
+
+    def update(signal, slots, step):
+        c, ratio = step.clock["weights"], step.clock["b1"]
+        z, y, u = slots["z"], signal.param, signal.update
+        towards = c + (1 - ratio) * (1 - c)  # c, where β₁ is what it was
+        step_of_y = towards * (z - y) + (1 - b1 * (1 - c)) * u
+        return signal.measured(step_of_y), {"z": z + u}
+
+    return Rule(update, slots={"z": itself}, clocks={"weights": weights, "b1": interpolation})
+
+
+def schedule_free_eval_params(state: Any, params: Any, name: str = "schedule_free") -> Any:
+    r"""The averaged parameters of :func:`schedule_free`: :math:`x = z + (y - z) / \beta_1`.
+
+    Args:
+        state: the state of a chain with the stage, or anything that holds one: an
+            ``optax.chain``'s state, a Flax ``TrainState``.
+        params: the parameters y that were trained with it.
+        name: the stage's name in the state.
+
+    Returns:
+        A tree like the parameters, in their dtypes; before the first step the parameters. For
+        β₁ = 0, where nothing of the average is left in y, it is not finite.
+
+    Raises:
+        ValueError: if the state holds no such stage, or more than one.
+    """
+    kept = entry_of(state, name, "schedule_free(learning_rate)")
+
+    def evaluated(y: Any, z: Any) -> jax.Array:
+        y = jnp.asarray(y)
+        beta = kept["b1"][1].astype(jnp.finfo(z.dtype).dtype)
+        with jax.numpy_dtype_promotion("standard"):  # complex over real
+            return (z + (y.astype(z.dtype) - z) / beta).astype(y.dtype)
+
+    return jax.tree.map(evaluated, params, kept["z"])

@@ -1,0 +1,126 @@
+"""Signs: of the update, of the gradient, and where the two agree."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core import Positive, Signal, stage
+
+__all__ = ["align_with_gradient", "cautious", "sign"]
+
+
+@stage
+def sign():
+    r"""Replace the update by its sign.
+
+    .. math::
+        u \leftarrow \operatorname{sign}(u)
+
+    The sign of 0 is 0, of a complex number u/|u|. A bias is a positive factor, of which the sign
+    knows nothing: behind this stage there is none to correct.
+
+    Source: Bernstein et al. 2018 (arXiv 1802.04434), Algorithm 1.
+
+    >>> opt = adamx.sign()
+    >>> opt.update(jnp.array([3.0, 0.0, -1e-3]), opt.init(jnp.zeros(3)))[0]
+    Array([ 1.,  0., -1.], dtype=float32)
+    """
+    return lambda signal: dataclasses.replace(
+        signal.becomes(jnp.sign(signal.update)), bias=None
+    )
+
+
+@stage
+def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
+    r"""Keep the update only where it goes downhill, and make up for what is left out.
+
+    .. math::
+        \phi = \mathbb 1[u \cdot g < 0], \qquad
+        u \leftarrow \frac{\phi\, u}{\max(\bar\phi, c)}, \qquad
+        \bar\phi = \text{the share of } \phi = 1 \text{ in the array}
+
+    Stands behind any recipe, ``chain(adam(rate), cautious())``, where the update is a step and
+    should go against the gradient. In front of the learning rate the update is a direction that
+    should agree with the gradient, :math:`u \cdot g > 0` as the paper has it: there it is
+    ``downhill=False``, and what stands between it and the learning rate (weight decay, as the
+    authors have it) is not masked. The two places are the same otherwise.
+
+    Of complex arrays the product is :math:`\operatorname{Re}(u \bar g)`.
+
+    Args:
+        floor: c > 0, so that a few coordinates are not blown up for all; 1e-3 as in the authors'
+            code (the paper divides by :math:`\bar\phi + \epsilon`, its first version by
+            :math:`\bar\phi + 1/d`).
+        downhill: whether the update is a step (it stands behind the learning rate) or a direction
+            (in front of it).
+
+    Source: Liang et al. 2024 (arXiv 2411.16085), Algorithm 1.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0, momentum=0.5), adamx.cautious())
+    >>> state = opt.init(jnp.zeros(2))
+    >>> for g in ([2.0, 2.0], [2.0, -0.5]):  # the second velocity is 3.0, 0.5
+    ...     u, state = opt.update(jnp.array(g), state)
+    >>> u
+    Array([-6., -0.], dtype=float32)
+    """
+
+    def shape(signal):
+        ahead = _agreement(signal, downhill) > 0
+        share = jnp.sum(ahead, dtype=_real(signal)) / max(ahead.size, 1)
+        return signal.becomes(signal.update * (ahead.astype(_real(signal)) / jnp.maximum(share, floor)))
+
+    return shape
+
+
+@stage
+def align_with_gradient(downhill: bool = True):
+    r"""Give the update the sign of the gradient, and leave it its size.
+
+    .. math::
+        u \leftarrow -|u| \operatorname{sign}(g)
+
+    Stands behind any recipe, ``chain(adam(rate), align_with_gradient())``, where the update is a
+    step. In front of the learning rate it is a direction, :math:`+|u| \operatorname{sign}(g)`,
+    with ``downhill=False``. The sign of a complex number is g/|g|.
+
+    Args:
+        downhill: whether the update is a step (it stands behind the learning rate) or a direction
+            (in front of it).
+
+    Source: Cao, Li & Song 2024 (arXiv 2412.17107), Algorithm 1.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0, momentum=0.5), adamx.align_with_gradient())
+    >>> state = opt.init(jnp.zeros(2))
+    >>> for g in ([2.0, 2.0], [2.0, -0.5]):  # the second velocity is 3.0, 0.5
+    ...     u, state = opt.update(jnp.array(g), state)
+    >>> u
+    Array([-3. ,  0.5], dtype=float32)
+    """
+
+    def shape(signal):
+        size = jnp.abs(signal.update)
+        along = jnp.sign(signal.gradient)
+        return signal.becomes(-size * along if _against(signal, downhill) else size * along)
+
+    return shape
+
+
+def _against(signal: Signal, downhill: bool) -> bool:
+    """Whether the update should point against the gradient.
+
+    As long as no statistic was taken the update is the gradient, learning rate and all.
+    """
+    return downhill and signal.statistic
+
+
+def _agreement(signal: Signal, downhill: bool) -> jax.Array:
+    """> 0 where the update goes where it should; of signs, whose product can't underflow."""
+    product = jnp.real(jnp.sign(signal.update) * jnp.conj(jnp.sign(signal.gradient)))
+    return -product if _against(signal, downhill) else product
+
+
+def _real(signal: Signal):
+    return jnp.finfo(signal.update.dtype).dtype
