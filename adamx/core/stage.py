@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_type_hints
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from adamx.core import hyper
 from adamx.core.errors import StageError
@@ -135,7 +136,9 @@ class Stage:
                         value = now[name](count)
                     now[name] = hyper.canonical(name, value, domain)
                 except (TypeError, ValueError) as error:
-                    raise type(error)(f"{self.name}: in the schedule of {error}") from error
+                    raise type(error)(
+                        f"{self.name}: the schedule of {name} went wrong: {error}"
+                    ) from error
             if np.ndim(now[name]) > 0:
                 raise StageError(
                     f"{name} has the shape {np.shape(now[name])}, where one number is needed; a "
@@ -198,6 +201,8 @@ def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.Array:
     if dtype is None:
         dtype = statistics_dtype(param.dtype)
         dtype = jnp.finfo(dtype).dtype if real else dtype
+    if isinstance(param, Tracer):  # under jit only what depends on it is placed like it
+        return jnp.less(param.real, param.real).astype(dtype)
     return jax.lax.full_like(param, 0, dtype=dtype)
 
 

@@ -60,8 +60,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         Returns:
             A dict: ``count`` (int32, 0) and, under the name of every stage that keeps something,
             a dict of its slots (trees like ``params``, float32 at least, placed like the
-            parameters and never aliasing them) and clocks (scalars). Under ``jit`` the compiler
-            places what it is not told to: pass ``out_shardings`` or call ``init`` outside.
+            parameters and never aliasing them) and clocks (scalars).
 
         Raises:
             StageError: for a leaf that is no array, or an array of integers.

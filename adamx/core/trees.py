@@ -35,7 +35,11 @@ def align(updates: Any, tree: Any, params: Any) -> list[Any]:
     return aligned
 
 
-def mismatch(one: str, a: Any, other: str, b: Any) -> StageError:
+_GRADIENTS = "Take gradients with respect to the parameters that init() was given"
+_UPDATES = "Pass what update() returned, with the parameters it was given"
+
+
+def mismatch(one: str, a: Any, other: str, b: Any, remedy: str = _GRADIENTS) -> StageError:
     """What two trees that should be alike do not share."""
     in_a, in_b = (
         {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
@@ -46,10 +50,7 @@ def mismatch(one: str, a: Any, other: str, b: Any) -> StageError:
     if not found:
         found = [f"{jax.tree.structure(a)} is not {jax.tree.structure(b)}"]
     shown = "; ".join(found[:4]) + (f"; … ({len(found)} in all)" if len(found) > 4 else "")
-    return StageError(
-        f"{one} and {other} are not trees of the same parameters: {shown}. Take gradients with "
-        "respect to the parameters that init() was given"
-    )
+    return StageError(f"{one} and {other} are not trees of the same parameters: {shown}. {remedy}")
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, float, int, complex)
@@ -101,10 +102,10 @@ def apply_updates(params: Any, updates: Any) -> Any:
     try:
         thetas = tree.flatten_up_to(params)
     except (ValueError, TypeError):
-        raise mismatch("the updates", updates, "the parameters", params) from None
+        raise mismatch("the updates", updates, "the parameters", params, _UPDATES) from None
     moved = [i for i, step in enumerate(steps) if step is not None]
     if not jax.tree_util.all_leaves([thetas[i] for i in moved]):
-        raise mismatch("the updates", updates, "the parameters", params)
+        raise mismatch("the updates", updates, "the parameters", params, _UPDATES)
     for i in moved:
         if np.shape(thetas[i]) != np.shape(steps[i]):
             where = path_of(tree, i)
