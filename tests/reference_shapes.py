@@ -211,9 +211,7 @@ def adan(grads, params0, learning_rate, b1, b2, b3, eps, weight_decay, proximal=
     d = np.diff(grads, axis=0, prepend=grads[:1])
     ahead = grads + _column(b2, grads) * d
     w1, w2, w3 = (weight(_column(b, grads)) for b in (b1, b2, b3))
-    m, n, v = (
-        decaying_average(x, b) for x, b in ((grads, b1), (d, b2), (_squared(ahead), b3))
-    )
+    m, n, v = (decaying_average(x, b) for x, b in ((grads, b1), (d, b2), (_squared(ahead), b3)))
     u = _ratio(m / w1 + _column(b2, grads) * n / w2, np.sqrt(v / w3) + _column(eps, grads))
     params, updates = _wide(params0), np.zeros_like(grads)
     for t, (rate, decay) in enumerate(_per_step(grads, learning_rate, weight_decay)):

@@ -89,10 +89,7 @@ def test_zero_gradients_of_any_dtype_stay_finite(name, dtype):
 
 @everyone
 def test_a_gradient_that_is_not_finite_shows(name):
-    if name in {"lion", "signum"}:  # the sign of infinity is 1; NaN shows
-        bad = np.nan
-    else:
-        bad = np.inf
+    bad = np.nan if name in {"lion", "signum"} else np.inf  # the sign of infinity is 1
     grads = {"w": jnp.asarray(GRADS[0]).at[1, 2].set(bad)}
     params = {"w": jnp.asarray(PARAMS)}
     opt = OPTIMISERS[name](0.1)

@@ -255,7 +255,7 @@ RATES = {"float": 0.1, "array": jnp.float32(0.1), "schedule": lambda t: 0.1 / (t
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(params=trees)
 def test_the_state_keeps_its_form(name, params):
     forms = []

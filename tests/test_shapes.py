@@ -125,8 +125,15 @@ def test_in_double_precision_it_is_the_oracle(name):
 
 @pytest.mark.parametrize(
     ("shape", "axes"),
-    [((), ()), ((5,), (0,)), ((5, 1), (0, 1)), ((4, 3), (0,)), ((4, 2, 3), (0,))]
-    + [((2, 3, 4, 5), (0, 1, 2)), ((2, 2, 2, 3, 4), (0, 1, 2, 3))],
+    [
+        ((), ()),
+        ((5,), (0,)),
+        ((5, 1), (0, 1)),
+        ((4, 3), (0,)),
+        ((4, 2, 3), (0,)),
+        ((2, 3, 4, 5), (0, 1, 2)),
+        ((2, 2, 2, 3, 4), (0, 1, 2, 3)),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_adaptive_clip_clips_units(shape, axes, dtype):
@@ -135,13 +142,15 @@ def test_adaptive_clip_clips_units(shape, axes, dtype):
         return (x + 1j * RNG.standard_normal(shape) if dtype == "complex64" else x).astype(dtype)
 
     grads, params = values(6, *shape) * 10 ** RNG.uniform(-3, 1, (6, *shape)), values(*shape)
-    grads[3] = 0
-    grads, opt = grads.astype(dtype), adamx.adaptive_clip(0.2, 0.5)
+    grads[3], params = 0, (params * 0.1).astype(dtype)  # some units are shorter than ε, some longer
+    grads, opt = grads.astype(dtype), adamx.adaptive_clip(0.2, 0.15)
     ours = np.stack([opt.update(g, opt.init(params), params)[0] for g in grads])
-    truth = shapes.adaptive_clip(grads, params, 0.2, 0.5, axes)
+    truth = shapes.adaptive_clip(grads, params, 0.2, 0.15, axes)
     np.testing.assert_allclose(ours, truth, rtol=2e-6, atol=1e-30)
-    theirs = optax.adaptive_grad_clip(0.2, 0.5)
-    given = np.stack([theirs.update(g, theirs.init(params), params)[0] for g in grads])
+    theirs = optax.adaptive_grad_clip(0.2, 0.15)
+    arrays = [jnp.asarray(g) for g in grads]
+    with jax.numpy_dtype_promotion("standard"):
+        given = np.stack([theirs.update(g, (), jnp.asarray(params))[0] for g in arrays])
     np.testing.assert_allclose(ours, given, rtol=2e-6, atol=1e-30)
 
 
@@ -332,7 +341,7 @@ def test_the_authors_warm_up_of_b3_is_the_papers_to_1e_4():
     for name in NAMES:
         truth = recorded[f"{case['id']}.{name}"] - start[f"params.{name}"]
         error = np.abs(ours[name] - truth).max(axis=0)
-        assert 1e-8 < np.max(error) and np.all(error <= 1e-4 * np.abs(truth).max(axis=0) + 1e-15)
+        assert np.max(error) > 1e-8 and np.all(error <= 1e-4 * np.abs(truth).max(axis=0) + 1e-15)
 
 
 def test_mars_follows_the_code_whose_first_difference_is_the_gradient():
@@ -362,7 +371,8 @@ def test_optax_adan_turns_one_beta_around_and_not_the_other():
     start = START.astype(np.float32)
     for b2, same in ((0.5, True), (0.92, False)):
         ours = run(adamx.adan(0.01, b2=b2, eps=1e-8), REAL, start)
-        theirs = run(optax.adan(0.01, b2=b2, eps=1e-8, eps_root=0.0), REAL, start)
+        with jax.numpy_dtype_promotion("standard"):
+            theirs = run(optax.adan(0.01, b2=b2, eps=1e-8, eps_root=0.0), REAL, start)
         assert np.allclose(ours, theirs, rtol=1e-3, atol=1e-6) == same
 
 
@@ -385,13 +395,11 @@ DIRECT = {  # recipes whose steps do not depend on the parameters
     "lion": adamx.lion(0.01),
     "novograd": adamx.novograd(0.01),
     "ademamix": adamx.ademamix(0.01),
-    "rate in front": adamx.chain(
-        adamx.scale_by_learning_rate(0.1), adamx.scale_by_heavy_ball(0.9)
-    ),
+    "rate in front": adamx.chain(adamx.scale_by_learning_rate(0.1), adamx.scale_by_heavy_ball(0.9)),
 }
 
 
-@pytest.mark.parametrize("gradients", GRADIENTS)
+@pytest.mark.parametrize("gradients", ["complex", "with zeros"])
 @pytest.mark.parametrize("name", DIRECT)
 def test_any_recipe_can_be_made_cautious(name, gradients):
     grads = GRADIENTS[gradients]
@@ -401,7 +409,7 @@ def test_any_recipe_can_be_made_cautious(name, gradients):
     np.testing.assert_allclose(ours, shapes.cautious(plain, grads, 1e-3), rtol=1e-5, atol=1e-30)
 
 
-@pytest.mark.parametrize("gradients", GRADIENTS)
+@pytest.mark.parametrize("gradients", ["complex", "with zeros"])
 @pytest.mark.parametrize("name", DIRECT)
 def test_any_recipe_can_take_the_sign_of_the_gradient(name, gradients):
     grads = GRADIENTS[gradients]
@@ -415,9 +423,7 @@ def test_any_recipe_can_take_the_sign_of_the_gradient(name, gradients):
 @pytest.mark.parametrize("stage", [adamx.cautious, adamx.align_with_gradient])
 def test_in_front_of_the_learning_rate_it_is_the_same(stage):
     rate = adamx.scale_by_learning_rate(0.01)
-    adam = adamx.chain(
-        adamx.scale_by_momentum(), adamx.scale_by_rms(), adamx.bias_correction()
-    )
+    adam = adamx.chain(adamx.scale_by_momentum(), adamx.scale_by_rms(), adamx.bias_correction())
     np.testing.assert_allclose(
         run(adamx.chain(adam, stage(downhill=False), rate), REAL),
         run(adamx.chain(adam, rate, stage()), REAL),
@@ -469,16 +475,12 @@ def test_a_trust_ratio_makes_any_recipe_layer_wise(name):
     np.testing.assert_allclose(updates["zero"], plain["zero"])
 
 
-def test_a_trust_ratio_corrects_the_bias_and_a_sign_forgets_it():
-    momentum = adamx.scale_by_momentum(0.9)
-    zero = np.zeros(12, np.float32).reshape(4, 3)
-    for corrected in (adamx.chain(momentum, adamx.trust_ratio()),):
-        u, _ = corrected.update(REAL[0], corrected.init(zero), zero)  # the ratio is 1
-        np.testing.assert_allclose(u, REAL[0], rtol=1e-6)
-    for stage in (adamx.trust_ratio(), adamx.sign()):
-        opt = adamx.chain(momentum, stage, adamx.bias_correction())
-        with pytest.raises(adamx.StageError, match="no bias to correct"):
-            opt.update(REAL[0], opt.init(zero), zero)
+@pytest.mark.parametrize("stage", [adamx.trust_ratio(), adamx.sign()])
+def test_a_ratio_and_a_sign_forget_the_bias(stage):
+    opt = adamx.chain(adamx.scale_by_momentum(0.9), stage, adamx.bias_correction())
+    params = START.astype(np.float32)
+    with pytest.raises(adamx.StageError, match="no bias to correct"):
+        opt.update(REAL[0], opt.init(params), params)
 
 
 def test_lion_with_one_rate_is_signum():

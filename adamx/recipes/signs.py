@@ -113,10 +113,10 @@ def cautious_adamw(
 
     Source: Liang et al. 2024 (arXiv 2411.16085), Algorithm 1.
 
-    >>> opt = adamx.cautious_adamw(0.1)
+    >>> opt = adamx.cautious_adamw(0.25)
     >>> theta = jnp.zeros(2)
     >>> opt.update(jnp.array([3.0, 0.0]), opt.init(theta), theta)[0].round(5)
-    Array([-0.2, -0. ], dtype=float32)
+    Array([-0.5, -0. ], dtype=float32)
     """
     return chain(
         scale_by_momentum(b1),

@@ -71,7 +71,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
                 "lookahead starts from the parameters, and init() was given their shapes; for "
                 "the state's shapes call jax.eval_shape(opt.init, params)"
             )
-        return jnp.array(param, statistics_dtype(param.dtype), copy=True)
+        return param.astype(statistics_dtype(param.dtype))
 
     def update(signal, slots, step):
         synchronise, slow = step.clock["steps"], slots["slow"]

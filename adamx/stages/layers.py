@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from adamx.core import (
@@ -39,7 +43,8 @@ def trust_ratio(
     front of the momentum LARS. The decay λ is LARS's, whose norm is added by itself; for a decay
     that is part of the update, as in LAMB, put :func:`add_decayed_weights` in front.
 
-    A bias is corrected on the way: a ratio of norms depends on the size of the update.
+    Behind Adam it stands behind the correction, if there is one: a bias is a positive factor,
+    which a ratio to the update's own norm forgets.
 
     Args:
         trust_coefficient: η ≥ 0.
@@ -59,14 +64,12 @@ def trust_ratio(
     """
 
     def shape(signal):
-        signal = signal if signal.bias is None else signal.corrected()
         theta, u = signal.param, signal.update
         length = norm(theta)
         by = plus(plus(norm(u), weight_decay, length), eps)
-        ratio = jnp.where(
-            (length == 0) | (by == 0), 1, trust_coefficient * divide(length, by)
-        )
-        return signal.becomes(ratio * plus(u, weight_decay, theta))
+        ratio = jnp.where((length == 0) | (by == 0), 1, trust_coefficient * divide(length, by))
+        trusted = signal.becomes(ratio * plus(u, weight_decay, theta))
+        return dataclasses.replace(trusted, bias=None)
 
     return shape
 
@@ -177,7 +180,7 @@ def adaptive_clip(
     def shape(signal):
         summed = units(signal.update.shape) if axis is None else axis
         theta, u = norm(signal.param, summed), norm(signal.update, summed)
-        shrink = jnp.minimum(1, divide(clipping * jnp.maximum(theta, eps), u))
+        shrink = jnp.minimum(1, divide(clipping * at_least(eps, theta), u))
         return signal.becomes(signal.update * shrink)
 
     return shape
@@ -186,6 +189,11 @@ def adaptive_clip(
 def norm(x, axis=None):
     """‖x‖ of the whole array, or along some axes, which stay as 1."""
     return root(jnp.sum(abs_sq(x), axis=axis, keepdims=axis is not None))
+
+
+def at_least(least: Any, x: jax.Array) -> jax.Array:
+    """max(x, least), of an array and a hyperparameter."""
+    return jnp.maximum(x, least)
 
 
 def units(shape: tuple[int, ...]) -> int | tuple[int, ...]:

@@ -80,8 +80,8 @@ def clip_by_global_norm(max_norm: Positive):
         u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right), \qquad
         \lVert u \rVert^2 = \sum_\text{all parameters} |u|^2
 
-    In front of a statistic it clips the gradient. A non-finite norm makes the update NaN rather
-    than hiding it.
+    In front of a statistic it clips the gradient. What is not finite stays visible: with a NaN
+    everywhere, with an infinity there (everything else is then 0 beside it).
 
     Args:
         max_norm: c > 0.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.core import Positive, Signal, stage
+from adamx.stages.layers import at_least
 
 __all__ = ["align_with_gradient", "cautious", "sign"]
 
@@ -28,9 +29,7 @@ def sign():
     >>> opt.update(jnp.array([3.0, 0.0, -1e-3]), opt.init(jnp.zeros(3)))[0]
     Array([ 1.,  0., -1.], dtype=float32)
     """
-    return lambda signal: dataclasses.replace(
-        signal.becomes(jnp.sign(signal.update)), bias=None
-    )
+    return lambda signal: dataclasses.replace(signal.becomes(jnp.sign(signal.update)), bias=None)
 
 
 @stage
@@ -68,9 +67,9 @@ def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
     """
 
     def shape(signal):
-        ahead = _agreement(signal, downhill) > 0
-        share = jnp.sum(ahead, dtype=_real(signal)) / max(ahead.size, 1)
-        return signal.becomes(signal.update * (ahead.astype(_real(signal)) / jnp.maximum(share, floor)))
+        agrees = _agreement(signal, downhill) > 0
+        mask = agrees.astype(jnp.finfo(signal.update.dtype).dtype)
+        return signal.becomes(signal.update * (mask / at_least(floor, _mean(mask))))
 
     return shape
 
@@ -122,5 +121,6 @@ def _agreement(signal: Signal, downhill: bool) -> jax.Array:
     return -product if _against(signal, downhill) else product
 
 
-def _real(signal: Signal):
-    return jnp.finfo(signal.update.dtype).dtype
+def _mean(x: jax.Array) -> jax.Array:
+    """The mean, of nothing 0."""
+    return jnp.sum(x) / max(x.size, 1)
