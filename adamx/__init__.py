@@ -2,7 +2,7 @@
 
 # The recipes: optimisers by name.
 # The core: what chains are made of. `adamx.core` has the rest for writing new stages.
-from adamx.core import StageError, Transformation, apply_updates, chain, stage
+from adamx.core import StageError, Transformation, apply_updates, chain, numbers, stage
 from adamx.recipes import (
     adabelief,
     adadelta,
@@ -127,6 +127,7 @@ __all__ = [
     "nadam",
     "nadamw",
     "novograd",
+    "numbers",
     "polyak_ema",
     "polyak_params",
     "prodigy",

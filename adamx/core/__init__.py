@@ -40,6 +40,7 @@ from adamx.core.arithmetic import (
     plus,
     root,
 )
+from adamx.core.editing import numbers
 from adamx.core.errors import StageError
 from adamx.core.hyper import Decay, Domain, Hyper, NonNegative, Positive, Real, Schedule
 from adamx.core.signal import Signal
@@ -68,6 +69,7 @@ __all__ = [
     "decay_clock",
     "decaying_average",
     "divide",
+    "numbers",
     "plus",
     "root",
     "stage",

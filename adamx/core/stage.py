@@ -126,6 +126,10 @@ class Stage:
     def name(self) -> str:
         return self.definition.name
 
+    def replace(self, **changes: Any) -> Stage:
+        """The stage with other values of these arguments."""
+        return self.definition.bind(**{**self.arguments, **changes})
+
     def at(self, count: Any) -> Stage:
         """The stage at one step: its schedules replaced by their values."""
         now = dict(self.arguments)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
-from typing import Any, ParamSpec
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import Any, ParamSpec, Self
 
 import jax
 import optax
 
-from adamx.core import engine
+from adamx.core import editing, engine
 from adamx.core.foreign import Foreign
 from adamx.core.identity import ByValue, Static
 from adamx.core.signal import Signal
@@ -88,6 +89,23 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 a stage lacks what it needs.
         """
         return _update(self.links, self._split, updates, state, params, **extra_args)
+
+    def replace(self, changes: Mapping[str, Any] = MappingProxyType({}), /, **named: Any) -> Self:
+        """The same chain with other values of some arguments; this one stays as it is.
+
+        Args:
+            changes: values by ``"stage.argument"``, for names that several stages have; ``"*.b1"``
+                means all of them.
+            **named: values by the argument's name.
+
+        Raises:
+            ValueError: for a name that no stage has, or several; or a value out of its domain.
+
+        >>> opt = adamx.adamw(1e-3).replace({"scale_by_rms.eps": 1e-6}, learning_rate=3e-4, b2=0.99)
+        >>> adamx.numbers(opt)["learning_rate"]
+        0.0003
+        """
+        return type(self)(editing.replace(self.links, {**changes, **named}))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Transformation) and self._value == other._value

@@ -1,0 +1,99 @@
+"""The arguments of a chain by name: listed, read at a step, replaced.
+
+An argument is called ``stage.argument``, by the stage's name in the state, or just ``argument``
+where no other stage of the chain has one of that name.
+"""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from adamx.core import engine
+from adamx.core.stage import Stage
+
+__all__ = ["labels", "numbers", "replace"]
+
+
+class Place(NamedTuple):
+    """Where an argument is: in which link of the chain, and under which name."""
+
+    link: int
+    argument: str
+
+
+def labels(links: Sequence[engine.Link], *, data_only: bool = True) -> dict[str, Place]:
+    """Every argument (or every number) by its shortest name."""
+    found = [
+        (stage, Place(index, argument))
+        for index, (stage, link) in enumerate(zip(engine.names(links), links, strict=True))
+        if isinstance(link, Stage)
+        for argument in (link.definition.domains if data_only else link.arguments)
+    ]
+    uses = collections.Counter(place.argument for _, place in found)
+    return {
+        place.argument if uses[place.argument] == 1 else f"{stage}.{place.argument}": place
+        for stage, place in found
+    }
+
+
+def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
+    """The numbers of an optimiser by name: "what is my learning rate now?"
+
+    Args:
+        opt: a :class:`Transformation`.
+        at: a step at which schedules are read: the count of past updates, or the optimiser's
+            state, which holds it. If None, schedules are given as they are.
+
+    Returns:
+        A dict from ``argument`` (``stage.argument`` where several stages have one of that name)
+        to a float, an array or a schedule.
+
+    >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> _, state = opt.update(jnp.ones(1), state)
+    >>> adamx.numbers(opt, state)
+    {'momentum': 0.9, 'learning_rate': Array(0.25, dtype=float32, weak_type=True)}
+    """
+    links = opt.links
+    if at is not None:
+        count = at["count"] if isinstance(at, Mapping) else at
+        links = [link.at(count) if isinstance(link, Stage) else link for link in links]
+    found = labels(opt.links)
+    return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
+
+
+def replace(links: Sequence[engine.Link], changes: Mapping[str, Any]) -> tuple[engine.Link, ...]:
+    """The links with other arguments, checked as the stages' own."""
+    arguments: dict[int, dict[str, Any]] = collections.defaultdict(dict)
+    for name, value in changes.items():
+        for place in _places(links, name):
+            arguments[place.link][place.argument] = value
+    return tuple(
+        link.replace(**arguments[index]) if index in arguments and isinstance(link, Stage) else link
+        for index, link in enumerate(links)
+    )
+
+
+def _places(links: Sequence[engine.Link], name: str) -> list[Place]:
+    """The arguments of this name: exactly one, unless the name is a pattern like ``*.b1``."""
+    stages = engine.names(links)
+    every = labels(links, data_only=False)
+    full = {f"{stages[place.link]}.{place.argument}": place for place in every.values()}
+    if any(sign in name for sign in "*?"):
+        found = [place for key, place in full.items() if fnmatch.fnmatchcase(key, name)]
+    elif name in full:
+        return [full[name]]
+    else:
+        found = [place for place in full.values() if place.argument == name]
+        if len(found) > 1:
+            candidates = [key for key, place in full.items() if place in found]
+            raise ValueError(
+                f"{name!r} is ambiguous: this chain has {', '.join(candidates)}. Name one of "
+                f'them, as in replace({{"{candidates[0]}": …}}), or all: "*.{name}"'
+            )
+    if not found:
+        raise ValueError(f"no stage of this chain has {name!r}; it has {', '.join(every)}")
+    return found

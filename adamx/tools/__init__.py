@@ -1,0 +1,1 @@
+"""What can be done with an optimiser that is a value."""
