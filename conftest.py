@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import adamx
@@ -9,4 +10,4 @@ import adamx
 
 @pytest.fixture(autouse=True)
 def _names_in_docstrings(doctest_namespace):
-    doctest_namespace.update(adamx=adamx, jax=jax, jnp=jnp)
+    doctest_namespace.update(adamx=adamx, jax=jax, jnp=jnp, optax=optax)

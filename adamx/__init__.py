@@ -49,6 +49,7 @@ from adamx.stages import (
     clip_by_global_norm,
     clip_by_norm,
     clip_by_relative_rms,
+    freeze,
     lookahead,
     polyak_ema,
     polyak_params,
@@ -85,9 +86,13 @@ from adamx.stages import (
     trust_ratio,
 )
 
+# The axes: what can be changed around any chain.
+from adamx.wrappers import Assignments, assignments, metrics, partition, watch, where
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Assignments",
     "StageError",
     "Transformation",
     "adabelief",
@@ -107,6 +112,7 @@ __all__ = [
     "align_with_gradient",
     "amsgrad",
     "apply_updates",
+    "assignments",
     "bias_correction",
     "cautious",
     "cautious_adamw",
@@ -115,6 +121,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
+    "freeze",
     "get",
     "grams",
     "lamb",
@@ -124,10 +131,12 @@ __all__ = [
     "list_recipes",
     "lookahead",
     "mars",
+    "metrics",
     "nadam",
     "nadamw",
     "novograd",
     "numbers",
+    "partition",
     "polyak_ema",
     "polyak_params",
     "prodigy",
@@ -169,5 +178,7 @@ __all__ = [
     "stableadamw",
     "stage",
     "trust_ratio",
+    "watch",
+    "where",
     "yogi",
 ]

@@ -15,7 +15,8 @@ from adamx.core.stage import Clock, Step
 
 __all__ = ["DecayingAverage", "abs_sq", "decay_clock", "decaying_average", "divide", "plus", "root"]
 
-_TINY = float(np.finfo(np.float32).tiny)
+_TINY = 2.0**-100
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -38,8 +39,22 @@ def divide(u: Any, by: jax.Array, *positive: Any) -> jax.Array:
     it can't be zero, and the question costs nothing.
     """
     if any(isinstance(number, float) and number > 0 for number in positive):
-        return u / by
-    return u / jnp.where(by == 0, 1, by)
+        return _quotient(u, by)
+    return _quotient(u, jnp.where(by == 0, 1, by))
+
+
+@jax.custom_jvp
+def _quotient(u: Any, by: jax.Array) -> jax.Array:
+    return u / by
+
+
+@_quotient.defjvp
+def _quotient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    """As JAX has it, but without 1/by², which overflows where ``by`` is as small as an ε."""
+    (_, by), (du, dby) = primals, tangents
+    q = _quotient(*primals)
+    with jax.numpy_dtype_promotion("standard"):  # complex over real
+        return q, (du - q * dby) / by
 
 
 @jax.custom_jvp
@@ -58,18 +73,71 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
     return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
 
 
+def shrinkage(norm: jax.Array, most: Any) -> jax.Array:
+    """min(1, most / norm), what brings a norm down to ``most``; smooth where the norm is 0."""
+    most = finite(most)
+    return divide(most, jnp.maximum(norm, most))
+
+
+@jax.custom_jvp
+def power(x: jax.Array, p: Any) -> jax.Array:
+    """xᵖ for x ≥ 0, with derivative 0 at x = 0, like :func:`root`."""
+    return x**p
+
+
+@power.defjvp
+def _power_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    (x, p), (dx, dp) = primals, tangents
+    y, safe = power(x, p), jnp.where(x == 0, 1, x)
+    return y, jnp.where(x == 0, 0, y) * (p * (dx / safe) + jnp.log(safe) * dp)
+
+
+def sign_of(x: jax.Array) -> jax.Array:
+    """x/|x|, and 0 of 0."""
+    return _phase(x) if jnp.iscomplexobj(x) else jnp.sign(x)
+
+
+@jax.custom_jvp
+def _phase(x: jax.Array) -> jax.Array:
+    return jnp.sign(x)
+
+
+@_phase.defjvp
+def _phase_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    """A phase turns, for which JAX has no derivative; it has none at 0."""
+    y, size = _phase(*primals), jnp.abs(primals[0])
+    turned = (jnp.conj(y) * tangents[0]).imag / jnp.where(size == 0, 1, size)
+    return y, y * jax.lax.complex(jnp.zeros_like(turned), turned)
+
+
+def finite(x: Any) -> Any:
+    """x, or a number as good as ∞: what it multiplies may be of no account, and ∞ · 0 is NaN."""
+    return min(x, _LARGEST) if isinstance(x, float) else jnp.minimum(x, _LARGEST)
+
+
 def log(x: Any) -> Any:
     """log x, of a Python number in double precision; of 0, finite but as good as −∞.
 
-    The smallest normal number is added, which changes no x but 0; there it also keeps the
-    derivative of 1 − x = −expm1(log x) exact.
+    A number is added that is lost in any x but 0; there it also keeps the derivative of
+    1 − x = −expm1(log x), and is large enough for that of log x to be summed over many steps.
     """
     return math.log(x + _TINY) if isinstance(x, float) else jnp.log(x + _TINY)
 
 
 def expm1(x: Any) -> Any:
     """eˣ − 1, of a Python number in double precision."""
-    return math.expm1(x) if isinstance(x, float) else jnp.expm1(x)
+    return math.expm1(x) if isinstance(x, float) else _expm1(x)
+
+
+@jax.custom_jvp
+def _expm1(x: jax.Array) -> jax.Array:
+    return jnp.expm1(x)
+
+
+@_expm1.defjvp
+def _expm1_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    """With eˣ itself, which the value plus 1, as JAX has it, loses for x ≪ 0."""
+    return _expm1(*primals), tangents[0] * jnp.exp(primals[0])
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,7 +172,7 @@ def decay_weight(pair: jax.Array) -> jax.Array:
     NaN instead of 0: an average that has seen nothing (β = 1, as 0.999 is in bfloat16) has no
     value, and dividing it by a norm that has seen nothing must not look like a step.
     """
-    weight = -jnp.expm1(pair[0] + pair[1])
+    weight = -expm1(pair[0] + pair[1])
     return jnp.where(weight == 0, jnp.nan, weight)
 
 

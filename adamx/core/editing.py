@@ -1,42 +1,17 @@
-"""The arguments of a chain by name: listed, read at a step, replaced.
-
-An argument is called ``stage.argument``, by the stage's name in the state, or just ``argument``
-where no other stage of the chain has one of that name.
-"""
+"""The arguments of a chain by name: read at a step, replaced."""
 
 from __future__ import annotations
 
 import collections
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from adamx.core import engine
+from adamx.core.link import Link
+from adamx.core.naming import Place, labels, names
 from adamx.core.stage import Stage
 
-__all__ = ["labels", "numbers", "replace"]
-
-
-class Place(NamedTuple):
-    """Where an argument is: in which link of the chain, and under which name."""
-
-    link: int
-    argument: str
-
-
-def labels(links: Sequence[engine.Link], *, data_only: bool = True) -> dict[str, Place]:
-    """Every argument (or every number) by its shortest name."""
-    found = [
-        (stage, Place(index, argument))
-        for index, (stage, link) in enumerate(zip(engine.names(links), links, strict=True))
-        if isinstance(link, Stage)
-        for argument in (link.definition.domains if data_only else link.arguments)
-    ]
-    uses = collections.Counter(place.argument for _, place in found)
-    return {
-        place.argument if uses[place.argument] == 1 else f"{stage}.{place.argument}": place
-        for stage, place in found
-    }
+__all__ = ["numbers", "replace"]
 
 
 def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
@@ -48,8 +23,8 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
             state, which holds it. If None, schedules are given as they are.
 
     Returns:
-        A dict from ``argument`` (``stage.argument`` where several stages have one of that name)
-        to a float, an array or a schedule.
+        A dict from ``argument`` to a float, an array or a schedule; where several stages have one
+        of that name from ``argument@group`` or ``stage.argument``.
 
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
@@ -65,7 +40,7 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
 
 
-def replace(links: Sequence[engine.Link], changes: Mapping[str, Any]) -> tuple[engine.Link, ...]:
+def replace(links: Sequence[Link], changes: Mapping[str, Any]) -> tuple[Link, ...]:
     """The links with other arguments, checked as the stages' own."""
     arguments: dict[int, dict[str, Any]] = collections.defaultdict(dict)
     for name, value in changes.items():
@@ -77,15 +52,15 @@ def replace(links: Sequence[engine.Link], changes: Mapping[str, Any]) -> tuple[e
     )
 
 
-def _places(links: Sequence[engine.Link], name: str) -> list[Place]:
+def _places(links: Sequence[Link], name: str) -> list[Place]:
     """The arguments of this name: exactly one, unless the name is a pattern like ``*.b1``."""
-    stages = engine.names(links)
+    stages = names(links)
     every = labels(links, data_only=False)
     full = {f"{stages[place.link]}.{place.argument}": place for place in every.values()}
     if any(sign in name for sign in "*?"):
         found = [place for key, place in full.items() if fnmatch.fnmatchcase(key, name)]
-    elif name in full:
-        return [full[name]]
+    elif name in (spelt := full | every):
+        return [spelt[name]]
     else:
         found = [place for place in full.values() if place.argument == name]
         if len(found) > 1:

@@ -7,10 +7,9 @@ one array (``measure``) and around transformations that see whole trees (``Forei
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,24 +21,17 @@ from adamx.core import hyper
 from adamx.core.errors import StageError
 from adamx.core.foreign import Foreign
 from adamx.core.identity import Static
+from adamx.core.link import Link
+from adamx.core.naming import labels, names
+from adamx.core.observer import Observer, View
+from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal, check_inexact
 from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
 from adamx.core.trees import align, check_arrays, is_eager, mismatch, path_of
 
-__all__ = ["init", "names", "update"]
+__all__ = ["init", "update"]
 
-Link = Stage | Foreign
 State = dict[str, Any]
-
-
-def names(links: Sequence[Link]) -> list[str]:
-    """The links' names in the state; the second of a kind gets the suffix ``_2``."""
-    uses = collections.Counter({"count": 1})
-    found = []
-    for link in links:
-        uses[link.name] += 1
-        found.append(link.name if uses[link.name] == 1 else f"{link.name}_{uses[link.name]}")
-    return found
 
 
 def init(links: Sequence[Link], params: Any) -> State:
@@ -47,20 +39,50 @@ def init(links: Sequence[Link], params: Any) -> State:
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [_parameter(path, leaf) for path, leaf in paths]
     place = _beside(leaves)
+    chosen = choose(links, functools.partial(paths_of, tree, leaves))
     state: State = {"count": place(jnp.zeros((), jnp.int32))}
-    for name, link in zip(names(links), links, strict=True):
+    for name, link, here in zip(names(links), links, chosen, strict=True):
         if isinstance(link, Foreign):
-            state[name] = link.init(params)
-            continue
-        rule = link.at(state["count"]).rule(hyper.clock_dtype())
-        kept = {
-            slot: tree.unflatten([_own(first(leaf), leaf) for leaf in leaves])
-            for slot, first in rule.slots.items()
-        }
-        kept |= {key: place(clock.start()) for key, clock in rule.clocks.items()}
-        if kept:
-            state[name] = kept
+            state[name] = link.init(tree.unflatten(_only(here, leaves)))
+        elif isinstance(link, Stage):
+            rule = link.at(state["count"]).rule(hyper.clock_dtype())
+            kept = {
+                slot: tree.unflatten(
+                    None if leaf is None else _own(first(leaf), leaf)
+                    for leaf in _only(here, leaves)
+                )
+                for slot, first in rule.slots.items()
+            }
+            kept |= {key: place(clock.start()) for key, clock in rule.clocks.items()}
+            if kept:
+                state[name] = kept
+    if any(isinstance(link, Observer) for link in links):
+        seen = jax.eval_shape(functools.partial(_glance, links, tree), leaves, state)
+        state |= jax.tree.map(lambda x: place(_unseen(x)), seen)
     return state
+
+
+def _only(here: list[bool] | None, leaves: Sequence[Any]) -> list[Any]:
+    """The leaves, with None for those that are not chosen."""
+    if here is None:
+        return list(leaves)
+    return [leaf if chosen else None for leaf, chosen in zip(leaves, here, strict=True)]
+
+
+def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
+    """What the observers would see of a step in which the parameters were the gradients."""
+    row = _Row(links, tree, leaves, leaves, state)
+    for name, link, here in row.links():
+        if not isinstance(link, Foreign):  # which may need more than a glance can give
+            row.append(name, link, here)
+    observers = {name for name, link, _ in row.links() if isinstance(link, Observer)}
+    return {name: entry for name, entry in row.after.items() if name in observers}
+
+
+def _unseen(shape: Any) -> jax.Array:
+    """NaN, or 0 of what is counted."""
+    inexact = jnp.issubdtype(shape.dtype, jnp.inexact)
+    return jnp.full(shape.shape, jnp.nan if inexact else 0, shape.dtype)
 
 
 def _parameter(path: Any, leaf: Any) -> Any:
@@ -139,13 +161,12 @@ def _step(
     state: State,
     extra: dict[str, Any],
 ) -> tuple[list[Any], State]:
-    row = _Row(tree, gradients, params, state)
-    links = static.join(numbers)
-    for name, link in zip(names(links), links, strict=True):
+    row = _Row(static.join(numbers), tree, gradients, params, state)
+    for name, link, here in row.links():
         if isinstance(link, Foreign):
-            row.pass_through(name, link, extra)
+            row.pass_through(name, link, here, extra)
         else:
-            row.append(name, link)
+            row.append(name, link, here)
     return row.finish()
 
 
@@ -153,44 +174,89 @@ _compiled_step = jax.jit(_step, static_argnums=(0, 1))
 
 
 class _Ready(NamedTuple):
-    """A stage whose clocks have ticked, waiting to run on every parameter."""
+    """A stage whose clocks have ticked, waiting to run on every parameter it is for."""
 
     name: str
     stage: Stage
     step: Step
     kept: tuple[str, ...]  # its slots' names
-    slots: list[Slots]  # of each parameter
+    slots: list[Slots | None]  # of each parameter; None where it is not for it
 
 
 class _Row:
     """The signals of all parameters on their way along the chain."""
 
-    def __init__(self, tree: Any, gradients: list[Any], params: list[Any] | None, state: State):
+    def __init__(
+        self,
+        links: Sequence[Link],
+        tree: Any,
+        gradients: list[Any],
+        params: list[Any] | None,
+        state: State,
+    ):
         self.tree, self.gradients, self.params, self.state = tree, gradients, params, state
+        self.named = dict(zip(names(links), links, strict=True))
+        self.chosen = choose(links, lambda: self.leaves)
         thetas = [None] * len(gradients) if params is None else params
         # (gradient, parameter) of each leaf at first; a Signal once a stage has run.
         self.signals: list[Any] = list(zip(gradients, thetas, strict=True))
         self.waiting: list[_Ready] = []
         self.after: State = {}
 
-    def append(self, name: str, stage: Stage) -> None:
+    @functools.cached_property
+    def leaves(self) -> list[Leaf]:
+        arrays = self.gradients if self.params is None else self.params
+        return paths_of(self.tree, [jnp.asarray(array) for array in arrays])
+
+    def links(self) -> Iterator[tuple[str, Link, list[bool] | None]]:
+        """Every link's name, the link, and which parameters it is for."""
+        for (name, link), here in zip(self.named.items(), self.chosen, strict=True):
+            yield name, link, here
+
+    def append(self, name: str, link: Link, here: list[bool] | None) -> None:
+        """Let a stage wait until the row runs; what must see the signals waits no longer."""
+        if isinstance(link, Observer):
+            self.advance()
+            self.after[name] = link.observe(self.view(here), self.state.get(name))
+        elif isinstance(link, Stage):
+            self.prepare(name, link.at(self.state["count"]), here)
+
+    def prepare(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Tick the stage's clocks and let it wait; what needs a sum over all waits no longer."""
-        stage = stage.at(self.state["count"])
         rule = stage.rule(hyper.clock_dtype())
         entry = self.entry(name, [*rule.slots, *rule.clocks])
-        slots = self.per_leaf(rule, entry)
+        slots = self.per_leaf(rule, entry, here)
         values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
         step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()})
         if rule.measure is not None:
             self.advance()
             total = self.total(name, stage, step, slots)
             for k, clock in rule.clocks.items():
-                if clock.settle and self.signals:  # of no parameters nothing was measured
+                if clock.settle and any(kept is not None for kept in slots):
                     values[k] = clock.settle(values[k], total)
             step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()}, total)
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
         self.waiting.append(_Ready(name, stage, step, tuple(rule.slots), slots))
+
+    def view(self, here: list[bool] | None) -> View:
+        """What an observer sees."""
+        links = list(self.named.values())
+        now = [x.at(self.state["count"]) if isinstance(x, Stage) else x for x in links]
+        numbers, given = (
+            {label: among[link].arguments[argument] for label, (link, argument) in places.items()}
+            for places in [labels(links)]
+            for among in (now, links)
+        )
+        chosen = [i for i in range(len(self.signals)) if here is None or here[i]]
+        return View(
+            count=self.state["count"],
+            leaves=[self.leaves[i] for i in chosen],
+            signals=[self.signals[i] for i in chosen],
+            params=None if self.params is None else [self.params[i] for i in chosen],
+            numbers=numbers,
+            scheduled=frozenset(label for label, value in given.items() if callable(value)),
+        )
 
     def entry(self, name: str, needed: list[str]) -> dict[str, Any]:
         kept = self.state.get(name, {})
@@ -203,61 +269,74 @@ class _Row:
             ).within(stage=name)
         return kept
 
-    def per_leaf(self, rule: Rule, entry: dict[str, Any]) -> list[Slots]:
+    def per_leaf(
+        self, rule: Rule, entry: dict[str, Any], here: list[bool] | None
+    ) -> list[Slots | None]:
         """The slots of each parameter, from slots that are trees of all parameters."""
+        mine = [True] * len(self.gradients) if here is None else here
         columns = {}
         for slot, first in rule.slots.items():
             try:
                 columns[slot] = self.tree.flatten_up_to(entry[slot])
-                for x, g in zip(columns[slot], self.gradients, strict=True):
-                    if not jax.tree_util.all_leaves([x]):  # a tree: the stage's, or a mismatch?
+                for x, g, chosen in zip(columns[slot], self.gradients, mine, strict=True):
+                    if chosen and not jax.tree_util.all_leaves([x]):  # the stage's tree, or wrong?
                         started = jax.eval_shape(first, jnp.asarray(g))
                         if jax.tree.structure(started) != jax.tree.structure(x):
                             raise ValueError
             except (ValueError, TypeError):
-                gradients = self.tree.unflatten(self.gradients)
+                gradients = self.tree.unflatten(_only(here, self.gradients))
                 raise mismatch(
                     "the gradients", gradients, "the state's slots", entry[slot]
                 ) from None
         rows = zip(*columns.values(), strict=True) if columns else [()] * len(self.gradients)
-        return [dict(zip(columns, row, strict=True)) for row in rows]
+        slots = [dict(zip(columns, row, strict=True)) for row in rows]
+        return [kept if chosen else None for kept, chosen in zip(slots, mine, strict=True)]
 
-    def total(self, name: str, stage: Stage, step: Step, slots: list[Slots]) -> Any:
+    def total(self, name: str, stage: Stage, step: Step, slots: list[Slots | None]) -> Any:
         static, numbers = Static.split(stage)
         measured = [
-            self.at_leaf(i, _measure, static, name, numbers, step, signal, slots[i])
-            for i, signal in enumerate(self.signals)
+            self.at_leaf(i, _measure, static, name, numbers, step, signal, kept)
+            for i, (signal, kept) in enumerate(zip(self.signals, slots, strict=True))
+            if kept is not None
         ]
         wide = [hyper.cast(numbers_of, hyper.clock_dtype()) for numbers_of in measured]
         return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *wide or [None])
 
     def advance(self, *, last: bool = False) -> None:
-        """Run the waiting stages on every parameter."""
-        labels = tuple(ready.name for ready in self.waiting)
-        static, numbers = Static.split([ready.stage for ready in self.waiting])
-        steps = [ready.step for ready in self.waiting]
-        done: list[list[Slots]] = []
+        """Run the waiting stages, each on the parameters it is for."""
+
+        @functools.cache
+        def row(mine: tuple[int, ...]) -> tuple[Any, ...]:
+            ready = [self.waiting[k] for k in mine]
+            static, numbers = Static.split([x.stage for x in ready])
+            return static, tuple(x.name for x in ready), last, numbers, [x.step for x in ready]
+
+        done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
         for i, signal in enumerate(self.signals):
-            slots = [ready.slots[i] for ready in self.waiting]
+            before = [ready.slots[i] for ready in self.waiting]
+            mine = tuple(k for k, slots in enumerate(before) if slots is not None)
             self.signals[i], after = self.at_leaf(
-                i, _advance, static, labels, last, numbers, steps, signal, slots
+                i, _advance, *row(mine), signal, [before[k] for k in mine]
             )
-            done.append(after)
-        for position, ready in enumerate(self.waiting):
+            for k, slots in zip(mine, after, strict=True):
+                done[k][i] = slots
+        for ready, slots in zip(self.waiting, done, strict=True):
             for slot in ready.kept:
-                leaves = [after[position][slot] for after in done]
+                leaves = [None if kept is None else kept[slot] for kept in slots]
                 self.after[ready.name][slot] = self.tree.unflatten(leaves)
         self.waiting = []
 
-    def pass_through(self, name: str, link: Foreign, extra: dict[str, Any]) -> None:
+    def pass_through(
+        self, name: str, link: Foreign, here: list[bool] | None, extra: dict[str, Any]
+    ) -> None:
         self.advance()
-        params = None if self.params is None else self.tree.unflatten(self.params)
-        updates = self.tree.unflatten([signal.emitted for signal in self.signals])
+        thetas = None if self.params is None else self.tree.unflatten(_only(here, self.params))
+        updates = self.tree.unflatten(_only(here, [signal.emitted for signal in self.signals]))
         if name not in self.state:
             self.entry(name, [name])
-        updates, self.after[name] = link.update(updates, self.state[name], params, **extra)
+        updates, self.after[name] = link.update(updates, self.state[name], thetas, **extra)
         self.signals = [
-            signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
+            signal if u is None else signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
             for signal, u in zip(self.signals, self.tree.flatten_up_to(updates), strict=True)
         ]
 

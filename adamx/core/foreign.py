@@ -12,18 +12,23 @@ import optax
 
 from adamx.core import hyper
 from adamx.core.identity import ByValue
+from adamx.core.link import Link
+from adamx.core.selection import Chosen
 
 __all__ = ["Foreign"]
 
 
-class Foreign:
+class Foreign(Link):
     """An Optax transformation in an adamx chain; it sees trees, and only the update.
 
     In front of the first statistic it rewrites the gradient, behind it only the update.
     """
 
-    def __init__(self, transformation: optax.GradientTransformation):
+    def __init__(
+        self, transformation: optax.GradientTransformation, where: tuple[Chosen, ...] = ()
+    ):
         self.transformation = transformation
+        self.where = where
         self.structure = ByValue(transformation)
         self.name = hyper.origin(transformation.update)
 
@@ -35,7 +40,7 @@ class Foreign:
         return takes_extra.update(updates, state, params, **extra)
 
     def __fingerprint__(self) -> Hashable:
-        return self.structure.key
+        return self.structure.key, self.where
 
     def __repr__(self) -> str:
         captured: dict[str, Any] = {}
@@ -44,12 +49,13 @@ class Foreign:
         numbers = {k: x for k, x in captured.items() if isinstance(x, (int, float, np.ndarray))}
         return f"{self.name}({', '.join(f'{k}={x!r}' for k, x in numbers.items())})"
 
-    def tree_flatten(self) -> tuple[tuple[()], ByValue]:
-        return (), self.structure
+    def tree_flatten(self) -> tuple[tuple[()], tuple[ByValue, tuple[Chosen, ...]]]:
+        return (), (self.structure, self.where)
 
     @classmethod
-    def tree_unflatten(cls, aux: ByValue, _: Any) -> Foreign:
-        return cls(aux.value)
+    def tree_unflatten(cls, aux: tuple[ByValue, tuple[Chosen, ...]], _: Any) -> Foreign:
+        structure, where = aux
+        return cls(structure.value, where)
 
 
 jax.tree_util.register_pytree_node_class(Foreign)

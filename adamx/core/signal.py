@@ -28,12 +28,17 @@ class Signal:
             (a scalar; E[update] = bias · E[what an unbiased average would give]), or None as long
             as no average stands in the chain.
         statistic: whether a statistic has been taken.
+        direction: the update as it was when its bias was last corrected (of Adam
+            m̂/(√v̂ + ε), the signal-to-noise ratio), or None.
+        correction: the bias that was divided out there.
     """
 
     gradient: jax.Array
     update: jax.Array
     bias: jax.Array | None = None
     statistic: bool = False
+    direction: jax.Array | None = None
+    correction: jax.Array | None = None
     _param: jax.Array | None = None
     _dtypes: tuple[Any, ...] = ()
 
@@ -118,12 +123,15 @@ class Signal:
                 "corrected already. The bias travels along adamx.chain, not along optax.chain: "
                 "use adamx.chain for the stages that belong together"
             )
-        return dataclasses.replace(self, update=self.update * (1 / self.bias), bias=None)
+        direction = self.update * (1 / self.bias)
+        return dataclasses.replace(
+            self, update=direction, bias=None, direction=direction, correction=self.bias
+        )
 
 
 jax.tree_util.register_dataclass(
     Signal,
-    data_fields=["gradient", "update", "bias", "_param"],
+    data_fields=["gradient", "update", "bias", "direction", "correction", "_param"],
     meta_fields=["statistic", "_dtypes"],
 )
 

@@ -17,6 +17,8 @@ from jax.core import Tracer
 from adamx.core import hyper
 from adamx.core.errors import StageError
 from adamx.core.identity import ByValue, fingerprint
+from adamx.core.link import Link
+from adamx.core.selection import Chosen
 from adamx.core.signal import Signal, statistics_dtype
 
 __all__ = ["Clock", "Rule", "Stage", "Step", "zeros"]
@@ -81,6 +83,7 @@ class Definition:
         self.signature = inspect.signature(factory)
         self.domains = hyper.domains(factory)
         self.switches = [n for n, hint in get_type_hints(factory).items() if hint is bool]
+        self.equations: Callable[..., Any] | None = None  # in symbols, see adamx.core.explain
 
     def bind(self, *args: Any, **kwargs: Any) -> Stage:
         """A stage with these arguments, checked."""
@@ -108,12 +111,15 @@ def _definition(module: str, name: str) -> Definition:
     return functools.reduce(getattr, name.split("."), importlib.import_module(module)).definition
 
 
-class Stage:
+class Stage(Link):
     """A definition with its arguments; a pytree whose leaves are its numbers."""
 
-    def __init__(self, definition: Definition, arguments: dict[str, Any]):
+    def __init__(
+        self, definition: Definition, arguments: dict[str, Any], where: tuple[Chosen, ...] = ()
+    ):
         self.definition = definition
         self.arguments = arguments
+        self.where = where
         # A schedule that is a pytree (an equinox.Module, jax.tree_util.Partial) has numbers too.
         self.data = tuple(
             name
@@ -123,12 +129,13 @@ class Stage:
         self.structure = ByValue({k: x for k, x in arguments.items() if k not in self.data})
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.definition.name
 
     def replace(self, **changes: Any) -> Stage:
         """The stage with other values of these arguments."""
-        return self.definition.bind(**{**self.arguments, **changes})
+        arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
+        return Stage(self.definition, arguments, self.where)
 
     def at(self, count: Any) -> Stage:
         """The stage at one step: its schedules replaced by their values."""
@@ -148,7 +155,7 @@ class Stage:
                     f"{name} has the shape {np.shape(now[name])}, where one number is needed; a "
                     "batch of optimisers is run by jax.vmap over a function of the optimiser"
                 ).within(stage=self.name)
-        return Stage(self.definition, now)
+        return Stage(self.definition, now, self.where)
 
     def rule(self, dtype: Any) -> Rule:
         """The rule with the numbers as they are now, in the precision of the array it is for."""
@@ -160,10 +167,10 @@ class Stage:
         return made if isinstance(made, Rule) else Rule(_stateless(made))
 
     def __fingerprint__(self) -> Hashable:
-        return self.definition, fingerprint(self.arguments)
+        return self.definition, fingerprint(self.arguments), self.where
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stage, (self.definition, self.arguments)
+        return Stage, (self.definition, self.arguments, self.where)
 
     def __repr__(self) -> str:
         shown = []
@@ -176,12 +183,12 @@ class Stage:
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         numbers = [(jax.tree_util.DictKey(name), self.arguments[name]) for name in self.data]
-        return numbers, (self.definition, self.data, self.structure)
+        return numbers, (self.definition, self.data, self.structure, self.where)
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[Any, ...], numbers: Any) -> Stage:
         stage = object.__new__(cls)
-        stage.definition, stage.data, stage.structure = aux
+        stage.definition, stage.data, stage.structure, stage.where = aux
         known = {**stage.structure.value, **dict(zip(stage.data, numbers, strict=True))}
         stage.arguments = {name: known[name] for name in stage.definition.signature.parameters}
         return stage

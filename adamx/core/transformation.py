@@ -13,6 +13,8 @@ import optax
 from adamx.core import editing, engine
 from adamx.core.foreign import Foreign
 from adamx.core.identity import ByValue, Static
+from adamx.core.link import Link
+from adamx.core.naming import names, written
 from adamx.core.signal import Signal
 from adamx.core.stage import Definition, Rule
 
@@ -40,10 +42,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
     )
     """
 
-    links: tuple[engine.Link, ...]
+    links: tuple[Link, ...]
     _split: tuple[Static, list[Any]]
 
-    def __new__(cls, links: tuple[engine.Link, ...]) -> Transformation:
+    def __new__(cls, links: tuple[Link, ...]) -> Transformation:
         split = Static.split(links)
         init = functools.partial(_init, links)
         update = functools.partial(_update, links, split)
@@ -124,21 +126,18 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return ByValue(self.links)
 
     def __repr__(self) -> str:
-        if len(self.links) == 1:
-            return repr(self.links[0])
-        rows = "".join(f"    {link!r},\n" for link in self.links)
-        return f"chain(\n{rows})" if rows else "chain()"
+        return written(self.links)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.links,)
 
 
-def _init(links: tuple[engine.Link, ...], params: Any) -> dict[str, Any]:
+def _init(links: tuple[Link, ...], params: Any) -> dict[str, Any]:
     return engine.init(links, params)
 
 
 def _update(
-    links: tuple[engine.Link, ...],
+    links: tuple[Link, ...],
     split: tuple[Static, list[Any]],
     updates: Any,
     state: Any,
@@ -153,7 +152,7 @@ jax.tree_util.register_pytree_with_keys(
     lambda opt: (
         [
             (jax.tree_util.DictKey(name), link)
-            for name, link in zip(engine.names(opt.links), opt.links, strict=True)
+            for name, link in zip(names(opt.links), opt.links, strict=True)
         ],
         None,
     ),
@@ -210,7 +209,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
         scale_by_learning_rate(learning_rate=0.001),
     )
     """
-    links: list[engine.Link] = []
+    links: list[Link] = []
     for given in transformations:
         if isinstance(given, Transformation):
             links += given.links

@@ -35,6 +35,7 @@ from adamx.stages.schedule_free import schedule_free, schedule_free_eval_params
 from adamx.stages.shaping import (
     add_decayed_weights,
     clip_by_global_norm,
+    freeze,
     scale,
     scale_by_learning_rate,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
+    "freeze",
     "lookahead",
     "polyak_ema",
     "polyak_params",

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import NonNegative, Positive, Real, Rule, abs_sq, divide, root, stage
+from adamx.core import NonNegative, Positive, Real, Rule, abs_sq, root, stage
+from adamx.core.arithmetic import shrinkage
 
-__all__ = ["add_decayed_weights", "clip_by_global_norm", "scale", "scale_by_learning_rate"]
+__all__ = [
+    "add_decayed_weights",
+    "clip_by_global_norm",
+    "freeze",
+    "scale",
+    "scale_by_learning_rate",
+]
 
 
 @stage
@@ -24,6 +31,24 @@ def scale(factor: Real):
     Array([-2.], dtype=float32)
     """
     return lambda signal: signal.becomes(factor * signal.update)
+
+
+@stage
+def freeze():
+    r"""Keep the parameter as it is.
+
+    .. math::
+        u \leftarrow 0
+
+    whatever the gradient, NaN included. Behind a stage that moves the parameter by itself it
+    undoes that, too; in :func:`adamx.partition` it stands alone and keeps nothing.
+
+    >>> opt = adamx.partition({"encoder": adamx.freeze(), "*": adamx.adam(1e-3)})
+    >>> params = {"encoder": jnp.ones(2), "head": jnp.ones(1)}
+    >>> opt.update(params, opt.init(params))[0]["encoder"]
+    Array([0., 0.], dtype=float32)
+    """
+    return lambda signal: signal.becomes(jnp.zeros_like(signal.update))
 
 
 @stage
@@ -98,7 +123,6 @@ def clip_by_global_norm(max_norm: Positive):
         return jnp.sum(abs_sq(signal.update))
 
     def update(signal, slots, step):
-        norm = root(step.total)
-        return signal.becomes(signal.update * jnp.minimum(1, divide(max_norm, norm))), slots
+        return signal.becomes(signal.update * shrinkage(root(step.total), max_norm)), slots
 
     return Rule(update, measure=measure)

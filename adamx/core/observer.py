@@ -1,0 +1,42 @@
+"""A link that looks on: it sees every signal where it stands, and changes none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from adamx.core.link import Link
+from adamx.core.selection import Leaf
+from adamx.core.signal import Signal
+
+__all__ = ["Observer", "View"]
+
+
+class View(NamedTuple):
+    """What there is to see in one step, of the parameters an observer is for.
+
+    Attributes:
+        count: the updates before this one.
+        leaves: path and shape of every parameter.
+        signals: what arrives at the observer's place.
+        params: the parameters, or None if ``update`` was called without them.
+        numbers: every number of the chain at this step, by name.
+        scheduled: the names of those that come from a schedule.
+    """
+
+    count: jax.Array
+    leaves: Sequence[Leaf]
+    signals: Sequence[Signal]
+    params: Sequence[jax.Array] | None
+    numbers: dict[str, Any]
+    scheduled: frozenset[str]
+
+
+class Observer(Link):
+    """The link; what it has seen is its entry in the state, a tree of scalars."""
+
+    def observe(self, view: View, before: Any = None) -> Any:
+        """Its entry after this step; ``before`` is the one before, None when only shapes count."""
+        raise NotImplementedError

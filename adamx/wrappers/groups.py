@@ -1,0 +1,156 @@
+"""Groups of parameters: stages for some of them, a chain for each kind."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamx.core import Transformation, chain
+from adamx.core.selection import Chosen, Part, Selector, Where, choose, paths_of
+
+__all__ = ["Assignments", "assignments", "partition", "where"]
+
+
+def where(selector: Selector, transformation: optax.GradientTransformation) -> Transformation:
+    """Stages for some of the parameters only; the others pass as if the stages were not there.
+
+    ``where(s, chain(a, b))`` is ``chain(where(s, a), where(s, b))``, and selections inside
+    selections must all hold. Slots are kept for the chosen parameters, ``None`` for the others.
+    What a stage sums over "all parameters" (a global norm) it sums over those it is for. In the
+    state and in :func:`adamx.numbers` the stages are called ``stage@group``.
+
+    Args:
+        selector: a pattern, a tuple of patterns one of which must match, or a predicate
+            ``(path, shape) -> bool`` of the path and the ``jax.ShapeDtypeStruct`` of a parameter.
+            A path is written ``encoder/layers/0/kernel``. A pattern names a run of its segments,
+            wherever it stands, and all below: ``"kernel"``, ``"encoder"``,
+            ``"attention/*/bias"``; ``*`` stands for any characters of a segment, ``**`` for any
+            number of segments, a slash in front for the root, ``!`` in front for all others.
+        transformation: stages, a recipe, or an Optax transformation.
+
+    Raises:
+        TypeError: for something that is no selector.
+        StageError: from ``init`` and ``update``, if a pattern means no parameter at all.
+
+    >>> opt = adamx.chain(
+    ...     adamx.scale_by_momentum(),
+    ...     adamx.where("kernel", adamx.add_decayed_weights(0.1)),
+    ...     adamx.scale_by_learning_rate(1.0),
+    ... )
+    >>> params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    >>> still = jax.tree.map(jnp.zeros_like, params)
+    >>> opt.update(still, opt.init(params), params)[0]
+    {'bias': Array([-0., -0.], dtype=float32), 'kernel': Array([-0.1, -0.1], dtype=float32)}
+    """
+    return _within(Where(selector), transformation)
+
+
+def partition(
+    transformations: Mapping[Selector, optax.GradientTransformation],
+) -> Transformation:
+    """A chain for every group of parameters, each parameter in the first group that means it.
+
+    Args:
+        transformations: from a selector (see :func:`where`) to the group's transformation;
+            ``"*"`` as the last one is for all that are left, ``freeze()`` keeps parameters as
+            they are. :func:`assignments` shows who gets what.
+
+    Raises:
+        TypeError: for something that is no selector or no transformation.
+        StageError: from ``init`` and ``update``, for parameters that no selector means, and
+            for a pattern that means none.
+
+    >>> opt = adamx.partition({
+    ...     "embedding": adamx.sgd(0.1),
+    ...     ("kernel", "scale"): adamx.adamw(1e-3),
+    ...     "*": adamx.adam(1e-3),
+    ... })
+    >>> params = {"embedding": jnp.ones((5, 2)), "dense": {"kernel": jnp.ones((2, 2)),
+    ...           "bias": jnp.ones(2)}}
+    >>> print(adamx.assignments(opt, params))
+    dense/bias [2]:
+        chain(
+            scale_by_momentum(b1=0.9),
+            scale_by_rms(b2=0.999, eps=1e-08),
+            bias_correction(),
+            scale_by_learning_rate(learning_rate=0.001),
+        )
+    dense/kernel [2,2]:
+        chain(
+            scale_by_momentum(b1=0.9),
+            scale_by_rms(b2=0.999, eps=1e-08),
+            bias_correction(),
+            add_decayed_weights(weight_decay=0.01),
+            scale_by_learning_rate(learning_rate=0.001),
+        )
+    embedding [5,2]:
+        scale_by_learning_rate(learning_rate=0.1)
+    """
+    selectors = tuple(transformations)
+    return chain(
+        *(
+            _within(Part(selectors, index), transformation)
+            for index, transformation in enumerate(transformations.values())
+        )
+    )
+
+
+def _within(chosen: Chosen, transformation: optax.GradientTransformation) -> Transformation:
+    return Transformation(tuple(link.within(chosen) for link in chain(transformation).links))
+
+
+class Assignments(dict[str, Transformation]):
+    """The chain of every parameter, by path; printed, each chain below those that have it."""
+
+    def __init__(self, chains: Mapping[str, Transformation], shapes: Mapping[str, tuple[int, ...]]):
+        super().__init__(chains)
+        self.shapes = dict(shapes)
+
+    def __str__(self) -> str:
+        members: dict[Transformation, list[str]] = {}
+        for path, opt in self.items():
+            shape = ",".join(map(str, self.shapes[path]))
+            members.setdefault(opt, []).append(f"{path or '(the only one)'} [{shape}]")
+        return "\n".join(
+            f"{', '.join(paths)}:\n{textwrap.indent(repr(opt), '    ')}"
+            for opt, paths in members.items()
+        )
+
+
+def assignments(opt: Transformation, params: Any) -> Assignments:
+    """Who gets what: the chain of stages that each parameter goes through.
+
+    Args:
+        opt: a transformation, with :func:`where` or :func:`partition` in it.
+        params: the parameters, or their ``jax.ShapeDtypeStruct``.
+
+    Returns:
+        A dict from path to the parameter's own chain. Printed, it shows every chain below the
+        parameters that have it.
+
+    Raises:
+        StageError: as ``init`` does.
+
+    >>> opt = adamx.chain(adamx.sgd(0.1), adamx.where("!bias", adamx.polyak_ema()))
+    >>> adamx.assignments(opt, {"w": jnp.ones(2), "bias": jnp.ones(1)})["bias"]
+    scale_by_learning_rate(learning_rate=0.1)
+    """
+    arrays, tree = jax.tree.flatten(params)
+    leaves = paths_of(tree, [x if hasattr(x, "dtype") else jnp.asarray(x) for x in arrays])
+    chosen = choose(opt.links, lambda: leaves)
+    chains = {
+        path: Transformation(
+            tuple(
+                link.everywhere()
+                for link, here in zip(opt.links, chosen, strict=True)
+                if here is None or here[i]
+            )
+        )
+        for i, (path, _) in enumerate(leaves)
+    }
+    return Assignments(chains, {path: shape.shape for path, shape in leaves})

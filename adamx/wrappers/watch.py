@@ -1,0 +1,237 @@
+"""Looking on while training: what is measured beside the chain, without touching it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from adamx.core import Signal, Transformation, abs_sq
+from adamx.core.hyper import clock_dtype
+from adamx.core.identity import ByValue
+from adamx.core.observer import Observer, View
+from adamx.core.selection import Leaf, Selector, checked, selects
+
+__all__ = ["metrics", "watch"]
+
+Groups: TypeAlias = Mapping[str, Selector] | Callable[[str], str] | None
+
+
+class Watch(Observer):
+    """The observer behind :func:`watch`."""
+
+    name = "watch"
+
+    def __init__(self, groups: Groups, every: int):
+        self.groups, self.every = groups, every
+        self.structure = ByValue((groups, every))
+
+    def observe(self, view: View, before: Any = None) -> Any:
+        def look() -> Any:
+            params = view.params or [None] * len(view.signals)
+            sums = [_sums(*of_one) for of_one in zip(view.signals, params, strict=True)]
+            return {
+                "numbers": {
+                    name: jnp.asarray(value, clock_dtype())
+                    for name, value in view.numbers.items()
+                    if name in view.scheduled or "learning_rate" in name
+                },
+                "all": _readings(sums),
+                "groups": {
+                    label: _readings([sums[i] for i in members])
+                    for label, members in self.members(view.leaves).items()
+                },
+            }
+
+        if before is None or self.every == 1:
+            return look()
+        return jax.lax.cond(view.count % self.every == 0, look, lambda: before)
+
+    def members(self, leaves: Sequence[Leaf]) -> dict[str, list[int]]:
+        """The parameters of every group."""
+        if self.groups is None:
+            return {}
+        if isinstance(self.groups, Mapping):
+            return {
+                label: [i for i, leaf in enumerate(leaves) if selects(selector, leaf)]
+                for label, selector in self.groups.items()
+            }
+        found: dict[str, list[int]] = {}
+        for i, (path, _) in enumerate(leaves):
+            found.setdefault(self.groups(path), []).append(i)
+        return found
+
+    def __fingerprint__(self) -> Any:
+        return self.structure.key, self.where
+
+    def __repr__(self) -> str:
+        groups = f"groups={self.groups!r}" if self.groups is not None else ""
+        every = f"every={self.every}" if self.every != 1 else ""
+        return f"watch({', '.join(filter(None, [groups, every]))})"
+
+
+jax.tree_util.register_pytree_node(
+    Watch,
+    lambda link: ((), (link.structure, link.where)),
+    lambda aux, _: Watch(*aux[0].value)._for(aux[1]),
+)
+
+
+@jax.jit
+def _sums(signal: Signal, param: jax.Array | None) -> dict[str, Any]:
+    """What the readings are made of, of one array: pairs (Σ|x|², how many), and scalars."""
+
+    def squares(x: Any) -> Any:
+        if x is None:
+            return None
+        return jnp.sum(abs_sq(jnp.asarray(x)).astype(clock_dtype())), x.size
+
+    bias = signal.bias if signal.correction is None else signal.correction
+    return {
+        "grad_rms": squares(signal.gradient),
+        "update_rms": squares(signal.update),
+        "param_rms": squares(param),
+        "snr": squares(signal.direction),
+        "bias": None if bias is None else bias.astype(clock_dtype()),
+        "nonfinite": jnp.sum(~jnp.isfinite(signal.gradient), dtype=jnp.int32),
+    }
+
+
+def _readings(sums: Sequence[Mapping[str, Any]]) -> dict[str, jax.Array]:
+    """The readings of a group of parameters."""
+
+    def known(name: str) -> list[Any]:
+        return [of_one[name] for of_one in sums if of_one[name] is not None]
+
+    def rms(name: str) -> jax.Array:
+        squares, sizes = zip(*known(name), strict=True) if known(name) else ((jnp.nan,), (1,))
+        return jnp.sqrt(sum(squares) / jnp.maximum(sum(sizes), 1))
+
+    update, param = rms("update_rms"), rms("param_rms")
+    readings = {
+        "grad_rms": rms("grad_rms"),
+        "update_rms": update,
+        "update_ratio": update / jnp.where(param == 0, jnp.nan, param),
+        "nonfinite": sum(known("nonfinite"), jnp.zeros((), jnp.int32)),
+    }
+    if known("snr"):
+        readings["snr"] = rms("snr")
+    if known("bias"):
+        readings["bias"] = known("bias")[0]
+    return {
+        name: x if name == "nonfinite" else jnp.asarray(x, clock_dtype())
+        for name, x in readings.items()
+    }
+
+
+def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
+    r"""Look on: what reaches this place of the chain is measured, and passes unchanged.
+
+    Stands last, behind the learning rate, where u is the step. :func:`metrics` reads from the
+    state what was seen in the last step:
+
+    ==================  ==========================================================================
+    ``grad_rms``        :math:`\sqrt{\operatorname{mean} |g|^2}` of the gradient, as the chain's
+                        statistics see it; ``chain(watch(), …)`` sees it as it came in
+    ``update_rms``      the same of the update
+    ``update_ratio``    RMS(u) / RMS(θ), how much of itself the parameter changes in a step; NaN
+                        without parameters, or if they are all zero
+    ``snr``             RMS of :math:`\hat m/(\sqrt{\hat v} + \epsilon)`, the signal-to-noise ratio
+                        of Section 2.1; where a stage :func:`bias_correction` stands in front
+    ``bias``            the bias that it divided out, or that is still to be corrected, of the
+                        first parameter that has one
+    ``nonfinite``       how many elements of the gradient are NaN or infinite
+    ``learning_rate``   and every other number that comes from a schedule: its value in this step
+    ==================  ==========================================================================
+
+    Args:
+        groups: also measure these groups of parameters: a dict from a name to a selector (see
+            :func:`where`), or a function from a path to its group's name,
+            ``lambda path: path.split("/")[0]``.
+        every: look only in every n-th step, and keep what was seen then.
+
+    The slots and the updates are not touched; sums are taken in float32 (or JAX's float64).
+    It keeps scalars only: NaN before the first step.
+
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 2.1, for the signal-to-noise ratio.
+
+    Raises:
+        TypeError: for groups that are none.
+        ValueError: if ``every`` is less than 1.
+
+    >>> rate = optax.linear_schedule(0.1, 0.0, 10)
+    >>> opt = adamx.chain(adamx.adam(rate), adamx.watch())
+    >>> params = {"w": jnp.array([3.0, 4.0])}
+    >>> state = opt.init(params)
+    >>> _, state = opt.update({"w": jnp.array([1.0, -2.0])}, state, params)
+    >>> seen = adamx.metrics(state)
+    >>> seen["learning_rate"], round(seen["update_ratio"], 4), round(seen["snr"], 4)
+    (0.1, 0.0283, 1.0)
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a whole number of steps, at least 1, got {every!r}")
+    if isinstance(groups, Mapping):
+        groups = {str(label): checked(selector) for label, selector in groups.items()}
+    elif groups is not None and not callable(groups):
+        raise TypeError(
+            "groups must be a dict from names to selectors, or a function from a path to a name, "
+            f"got {groups!r} of type {type(groups).__name__}"
+        )
+    return Transformation((Watch(groups, every),))
+
+
+_WATCH = re.compile(r"watch(@.*?)?(_\d+)?")
+
+
+def metrics(state: Any) -> dict[str, Any]:
+    """What :func:`watch` saw in the last step: a flat dict of scalars, ready for any logger.
+
+    Args:
+        state: the state of a chain with ``watch()`` in it, or anything that holds one: an
+            ``optax.chain``'s state, a Flax ``TrainState``.
+
+    Returns:
+        A dict from ``grad_rms`` (of all parameters), ``kernels/grad_rms`` (of a group),
+        ``learning_rate`` (a number of the chain), … to Python numbers; to arrays under ``jit`` and
+        of a batch of states. With several ``watch`` in the state their names stand in front, as
+        in ``watch_2/grad_rms``.
+
+    Raises:
+        ValueError: if the state holds no ``watch``.
+    """
+    holds = lambda x: isinstance(x, dict) and any(map(_is_watch, x))  # noqa: E731
+    entries = [
+        (name, entry)
+        for x in jax.tree.leaves(state, is_leaf=holds)
+        if holds(x)
+        for name, entry in x.items()
+        if _is_watch(name)
+    ]
+    if not entries:
+        raise ValueError(
+            "the state holds no stage 'watch'; add adamx.watch() to the chain: chain(opt, watch())"
+        )
+    found = {}
+    for name, entry in entries:
+        front = f"{name}/" if len(entries) > 1 else ""
+        groups = {f"{label}/": readings for label, readings in entry["groups"].items()}
+        for label, readings in {"": entry["all"], **groups}.items():
+            found |= {f"{front}{label}{key}": _plain(x) for key, x in readings.items()}
+        found |= {f"{front}{key}": _plain(x) for key, x in entry["numbers"].items()}
+    return found
+
+
+def _is_watch(name: Any) -> bool:
+    return isinstance(name, str) and _WATCH.fullmatch(name) is not None
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Tracer):
+        return x
+    values = np.asarray(x)
+    return values.item() if values.ndim == 0 else values

@@ -1,0 +1,217 @@
+"""Looking on: what is reported is what happens, and nothing else changes."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+
+import adamx
+from catalog import OPTIMISERS, run
+
+PARAMS = {
+    "dense": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.2, -0.3])},
+    "scale": jnp.full(3, 2.0),
+}
+RANDOM = np.random.default_rng(0)
+GRADS = jax.tree.map(lambda x: jnp.asarray(RANDOM.normal(size=(5, *x.shape)), jnp.float32), PARAMS)
+
+
+def at(t):
+    return jax.tree.map(lambda g: g[t], GRADS)
+
+
+def after(opt, steps=3, params=PARAMS):
+    """The last updates and state, and the parameters before that step."""
+    state, before, updates = opt.init(params), params, None
+    for t in range(steps):
+        before = params
+        updates, state = opt.update(at(t), state, params)
+        params = adamx.apply_updates(params, updates)
+    return updates, state, before
+
+
+def rms(tree):
+    every = np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
+    return np.sqrt(np.mean(every**2))
+
+
+def test_the_readings_are_those_of_the_last_step():
+    opt = adamx.chain(adamx.adam(0.1), adamx.watch(groups={"kernels": "kernel"}))
+    updates, state, params = after(opt)
+    seen = adamx.metrics(state)
+    kernel = jax.tree.map(lambda x: x["dense"]["kernel"], (at(2), updates, params), is_leaf=is_tree)
+    for front, (g, u, theta) in {"": (at(2), updates, params), "kernels/": kernel}.items():
+        np.testing.assert_allclose(seen[f"{front}grad_rms"], rms(g), rtol=1e-5)
+        np.testing.assert_allclose(seen[f"{front}update_rms"], rms(u), rtol=1e-5)
+        np.testing.assert_allclose(seen[f"{front}update_ratio"], rms(u) / rms(theta), rtol=1e-5)
+        np.testing.assert_allclose(seen[f"{front}snr"], rms(u) / 0.1, rtol=1e-5)
+        assert seen[f"{front}nonfinite"] == 0
+    np.testing.assert_allclose(seen["bias"], (1 - 0.9**3) / np.sqrt(1 - 0.999**3), rtol=1e-6)
+    np.testing.assert_allclose(seen["learning_rate"], 0.1, rtol=1e-6)
+    assert all(isinstance(value, (int, float)) for value in seen.values())
+
+
+def is_tree(x):
+    return isinstance(x, dict) and "dense" in x
+
+
+def test_the_signal_to_noise_ratio_is_that_of_the_correction_not_of_the_step():
+    opt = adamx.chain(adamx.adamw(0.1, weight_decay=0.5), adamx.watch())
+    alone = adamx.chain(
+        adamx.scale_by_momentum(), adamx.scale_by_rms(), adamx.bias_correction(), adamx.watch()
+    )
+    _, state, _ = after(opt)
+    _, other, _ = after(alone)
+    np.testing.assert_allclose(
+        adamx.metrics(state)["snr"], adamx.metrics(other)["update_rms"], rtol=1e-6
+    )
+
+
+def test_scheduled_numbers_are_shown_as_they_were_in_the_step():
+    opt = adamx.chain(
+        adamx.adam(optax.linear_schedule(0.1, 0.0, 10), b1=lambda t: 0.5 + 0.1 * t), adamx.watch()
+    )
+    _, state, _ = after(opt, steps=3)
+    seen = adamx.metrics(state)
+    np.testing.assert_allclose([seen["learning_rate"], seen["b1"]], [0.08, 0.7], rtol=1e-6)
+    assert "b2" not in seen
+    now = adamx.numbers(opt, state)  # of the next step
+    np.testing.assert_allclose([now["learning_rate"], now["b1"]], [0.07, 0.8], rtol=1e-6)
+
+
+def test_what_is_not_finite_is_counted():
+    opt = adamx.chain(adamx.sgd(0.1), adamx.watch(groups=lambda path: path.split("/")[0]))
+    bad = at(0) | {"scale": jnp.array([jnp.nan, 1.0, -jnp.inf])}
+    _, state = opt.update(bad, opt.init(PARAMS), PARAMS)
+    seen = adamx.metrics(state)
+    assert (seen["nonfinite"], seen["scale/nonfinite"], seen["dense/nonfinite"]) == (2, 2, 0)
+    assert np.isnan(seen["grad_rms"]) and np.isfinite(seen["dense/grad_rms"])
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_watching_changes_nothing(name):
+    opt = OPTIMISERS[name](0.05)
+    watched = adamx.chain(opt, adamx.watch(groups={"kernels": "kernel"}))
+    chex.assert_trees_all_close(
+        run(watched, GRADS, PARAMS), run(opt, GRADS, PARAMS), rtol=2e-6, atol=1e-8
+    )
+    before = jax.eval_shape(watched.init, PARAMS)
+    assert jax.eval_shape(watched.update, at(0), before, PARAMS)[1] == before
+    assert set(before) - {"watch"} == set(jax.eval_shape(opt.init, PARAMS))
+
+
+def test_where_it_stands_is_what_it_sees():
+    front = adamx.chain(
+        adamx.watch(), adamx.clip_by_global_norm(0.1), adamx.sgd(1.0), adamx.watch()
+    )
+    _, state, _ = after(front, steps=1)
+    seen = adamx.metrics(state)
+    np.testing.assert_allclose(seen["watch/grad_rms"], rms(at(0)), rtol=1e-5)
+    np.testing.assert_allclose(seen["watch_2/update_rms"] * np.sqrt(9), 0.1, rtol=1e-5)
+
+
+def test_it_can_be_restricted_to_a_group():
+    opt = adamx.chain(adamx.sgd(1.0), adamx.where("kernel", adamx.watch()))
+    _, state, _ = after(opt, steps=1)
+    np.testing.assert_allclose(
+        adamx.metrics(state)["grad_rms"], rms(at(0)["dense"]["kernel"]), rtol=1e-5
+    )
+
+
+def test_every_tenth_step_is_looked_at():
+    opt = adamx.chain(adamx.sgd(1.0), adamx.watch(every=2))
+    for steps, seen_at in ((1, 0), (2, 0), (3, 2), (4, 2), (5, 4)):
+        _, state, _ = after(opt, steps)
+        np.testing.assert_allclose(adamx.metrics(state)["grad_rms"], rms(at(seen_at)), rtol=1e-5)
+
+
+def test_before_the_first_step_nothing_was_seen():
+    seen = adamx.metrics(adamx.chain(adamx.adam(0.1), adamx.watch()).init(PARAMS))
+    assert np.isnan(seen["grad_rms"]) and np.isnan(seen["learning_rate"]) and seen["nonfinite"] == 0
+
+
+def test_without_parameters_only_the_ratio_is_missing():
+    opt = adamx.chain(adamx.adam(0.1), adamx.watch())
+    _, state = opt.update(at(0), opt.init(PARAMS))
+    seen = adamx.metrics(state)
+    assert np.isnan(seen["update_ratio"]) and np.isfinite(seen["update_rms"])
+
+
+def test_what_a_chain_has_not_is_not_reported():
+    _, state, _ = after(adamx.chain(adamx.sgd(0.1), adamx.watch()))
+    assert set(adamx.metrics(state)) == {
+        "grad_rms",
+        "update_rms",
+        "update_ratio",
+        "nonfinite",
+        "learning_rate",
+    }
+
+
+def test_optax_transformations_may_stand_in_the_chain():
+    """Also such as need more than init can give: the line search wants the loss."""
+    opt = adamx.chain(adamx.sgd(1.0), optax.scale_by_backtracking_linesearch(5), adamx.watch())
+
+    def loss(params):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
+
+    state = opt.init(PARAMS)
+    grads = jax.grad(loss)(PARAMS)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = opt.update(grads, state, PARAMS, value=loss(PARAMS), grad=grads, value_fn=loss)
+    np.testing.assert_allclose(adamx.metrics(state)["grad_rms"], rms(grads), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex64"])
+def test_it_reads_in_the_precision_of_statistics(dtype):
+    params = {"w": jnp.asarray([1.0, 2.0], dtype)}
+    opt = adamx.chain(adamx.adam(0.1), adamx.watch())
+    _, state = opt.update(params, opt.init(params), params)
+    np.testing.assert_allclose(adamx.metrics(state)["grad_rms"], np.sqrt(2.5), rtol=1e-6)
+
+
+def test_it_is_found_in_a_train_state_and_works_under_jit_and_vmap():
+    model = nn.Dense(1)
+    params = model.init(jax.random.key(0), jnp.ones((1, 2)))
+
+    @jax.jit
+    def train(rate):
+        tx = adamx.chain(adamx.adam(rate), adamx.watch())
+        state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+        state = state.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+        return state, adamx.metrics(state)
+
+    state, inside = train(0.1)
+    chex.assert_trees_all_close(adamx.metrics(state), jax.tree.map(float, inside))
+    rates = jnp.array([0.1, 0.2, 0.3])
+    np.testing.assert_allclose(jax.vmap(train)(rates)[1]["learning_rate"], rates)
+    np.testing.assert_allclose(adamx.metrics(jax.vmap(train)(rates)[0])["learning_rate"], rates)
+
+
+def test_an_equal_watch_does_not_compile_again():
+    compiled = []
+
+    def step(opt, grads, state):
+        compiled.append(1)
+        return opt.update(grads, state)
+
+    jitted = jax.jit(step, static_argnums=0)
+    for _ in range(3):
+        opt = adamx.chain(adamx.sgd(0.1), adamx.watch(groups=lambda path: path[:1]))
+        jitted(opt, at(0), opt.init(PARAMS))
+    assert compiled == [1]
+
+
+def test_bad_arguments_are_errors():
+    with pytest.raises(ValueError, match="every must be a whole number"):
+        adamx.watch(every=0)
+    with pytest.raises(TypeError, match="groups must be a dict"):
+        adamx.watch(groups=["kernel"])
+    with pytest.raises(TypeError, match="a selector is a pattern"):
+        adamx.watch(groups={"kernels": 3})
+    with pytest.raises(ValueError, match="the state holds no stage 'watch'"):
+        adamx.metrics(adamx.adam(0.1).init(PARAMS))
