@@ -86,6 +86,9 @@ from adamx.stages import (
     trust_ratio,
 )
 
+# The tools: what can be done with an optimiser that is a value.
+from adamx.tools.config import from_config, to_config
+
 # The axes: what can be changed around any chain.
 from adamx.wrappers import Assignments, assignments, metrics, partition, watch, where
 
@@ -122,6 +125,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_relative_rms",
     "freeze",
+    "from_config",
     "get",
     "grams",
     "lamb",
@@ -177,6 +181,7 @@ __all__ = [
     "signum",
     "stableadamw",
     "stage",
+    "to_config",
     "trust_ratio",
     "watch",
     "where",

@@ -1,5 +1,8 @@
 """adamx in Flax: as the `tx` of a Linen `TrainState`, and in an `nnx.Optimizer`."""
 
+import copy
+import json
+
 import chex
 import flax.linen as nn
 import jax
@@ -11,6 +14,7 @@ from flax import nnx, serialization
 from flax.training.train_state import TrainState
 
 import adamx
+from adamx.tools.config import from_config, to_config
 
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
 TARGETS = jnp.sin(INPUTS.sum(axis=1, keepdims=True))
@@ -105,6 +109,23 @@ def test_train_state_with_another_number_is_another_program():
     for rate in (0.1, 0.2, 0.1):
         step(train_state(lambda rate=rate: adamx.sgd(rate)))
     assert len(traces) == 2
+
+
+@pytest.mark.parametrize(
+    "again",
+    {
+        "replaced": lambda tx: tx.replace(adamx.numbers(tx)),
+        "config": lambda tx: from_config(json.loads(json.dumps(to_config(tx)))),
+        "deepcopy": copy.deepcopy,
+    }.items(),
+    ids=lambda pair: pair[0],
+)
+def test_train_state_finds_the_program_compiled_for_a_copy_of_its_optimiser(again):
+    step, traces = linen_step()
+    state = step(train_state(OPTIMISERS["optax schedule"]))
+    resumed = state.replace(tx=again[1](state.tx))
+    assert_same(step(resumed).params, step(state).params)
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

@@ -7,6 +7,9 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from adamx.core.link import Link
 from adamx.core.naming import Place, labels, names
 from adamx.core.stage import Stage
@@ -26,25 +29,36 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
         A dict from ``argument`` to a float, an array or a schedule; where several stages have one
         of that name from ``argument@group`` or ``stage.argument``.
 
+    Raises:
+        TypeError: for something that is no adamx optimiser, or neither a count nor a state.
+
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
     >>> _, state = opt.update(jnp.ones(1), state)
     >>> adamx.numbers(opt, state)
     {'momentum': 0.9, 'learning_rate': Array(0.25, dtype=float32, weak_type=True)}
     """
-    links = opt.links
+    links = getattr(opt, "links", None)
+    if links is None:
+        raise TypeError(f"numbers() takes an adamx optimiser, got {opt!r}")
+    found = labels(links)
     if at is not None:
-        count = at["count"] if isinstance(at, Mapping) else at
+        count = at.get("count") if isinstance(at, Mapping) else at
+        if not isinstance(count, (int, float, jax.Array, np.ndarray, np.generic)):
+            raise TypeError(f"at is a count of past updates or the optimiser's state, got {at!r}")
         links = [link.at(count) if isinstance(link, Stage) else link for link in links]
-    found = labels(opt.links)
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
 
 
 def replace(links: Sequence[Link], changes: Mapping[str, Any]) -> tuple[Link, ...]:
     """The links with other arguments, checked as the stages' own."""
     arguments: dict[int, dict[str, Any]] = collections.defaultdict(dict)
+    named: dict[Place, str] = {}
     for name, value in changes.items():
         for place in _places(links, name):
+            if place in named:
+                raise ValueError(f"{named[place]!r} and {name!r} name the same argument")
+            named[place] = name
             arguments[place.link][place.argument] = value
     return tuple(
         link.replace(**arguments[index]) if index in arguments and isinstance(link, Stage) else link

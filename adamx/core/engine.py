@@ -242,12 +242,13 @@ class _Row:
     def view(self, here: list[bool] | None) -> View:
         """What an observer sees."""
         links = list(self.named.values())
-        now = [x.at(self.state["count"]) if isinstance(x, Stage) else x for x in links]
-        numbers, given = (
-            {label: among[link].arguments[argument] for label, (link, argument) in places.items()}
-            for places in [labels(links)]
-            for among in (now, links)
-        )
+        numbers, scheduled = {}, set()
+        for label, place in labels(links).items():
+            stage = links[place.link]
+            assert isinstance(stage, Stage)
+            numbers[label] = stage.at(self.state["count"]).arguments[place.argument]
+            if callable(stage.arguments[place.argument]):
+                scheduled.add(label)
         chosen = [i for i in range(len(self.signals)) if here is None or here[i]]
         return View(
             count=self.state["count"],
@@ -255,7 +256,7 @@ class _Row:
             signals=[self.signals[i] for i in chosen],
             params=None if self.params is None else [self.params[i] for i in chosen],
             numbers=numbers,
-            scheduled=frozenset(label for label, value in given.items() if callable(value)),
+            scheduled=frozenset(scheduled),
         )
 
     def entry(self, name: str, needed: list[str]) -> dict[str, Any]:

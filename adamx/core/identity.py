@@ -8,6 +8,7 @@ the first one.
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Hashable, Mapping
@@ -60,8 +61,12 @@ def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
             return _Itself(thing)
         return ("array", values.shape, str(values.dtype), values.tobytes())
     if isinstance(thing, types.FunctionType):
-        cells = tuple(_contents(cell) for cell in thing.__closure__ or ())
-        captured = of(cells), of(thing.__defaults__), of(thing.__kwdefaults__)
+        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
+        found = tuple(
+            _Rebound(x) if name in _rebinds(thing.__code__) and isinstance(x, (int, float)) else x
+            for name, x in ((name, _contents(cell)) for name, cell in cells)
+        )
+        captured = of(found), of(thing.__defaults__), of(thing.__kwdefaults__)
         return ("function", thing.__code__, id(thing.__globals__), *captured)
     if isinstance(thing, types.MethodType):
         return ("method", of(thing.__func__), of(thing.__self__))
@@ -79,6 +84,24 @@ def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
     except TypeError:
         return _Itself(thing)
     return (type(thing), thing)
+
+
+class _Rebound(NamedTuple):
+    """A captured number that the function rebinds when it is called: it counts without its type.
+
+    Optax's cosine_decay_schedule makes its number of steps a float.
+    """
+
+    number: float
+
+    def __fingerprint__(self) -> Hashable:
+        return self.number
+
+
+@functools.cache
+def _rebinds(code: types.CodeType) -> frozenset[str]:
+    stored = {x.argval for x in dis.get_instructions(code) if x.opname == "STORE_DEREF"}
+    return frozenset(stored.intersection(code.co_freevars))
 
 
 def _contents(cell: types.CellType) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Self
 
+from adamx.core.identity import ByValue
 from adamx.core.selection import Chosen
 
 __all__ = ["Link"]
@@ -15,10 +16,12 @@ class Link:
 
     Attributes:
         name: what it is called in the state.
+        structure: what programs are compiled for, apart from its numbers.
         where: the selections of parameters it is for, all of which must choose them.
     """
 
     name: str
+    structure: ByValue
     where: tuple[Chosen, ...] = ()
 
     def within(self, chosen: Chosen) -> Self:

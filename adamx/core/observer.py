@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -14,7 +15,8 @@ from adamx.core.signal import Signal
 __all__ = ["Observer", "View"]
 
 
-class View(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class View:
     """What there is to see in one step, of the parameters an observer is for.
 
     Attributes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 
@@ -45,7 +45,7 @@ def checked(selector: Any) -> Selector:
     """The selector, if it is one."""
     patterns = selector if isinstance(selector, (tuple, list)) else (selector,)
     if callable(selector):
-        return selector
+        return cast(Selector, selector)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise TypeError(
             "a selector is a pattern like 'kernel' or 'encoder/*/bias', a tuple of patterns, or a "

@@ -118,15 +118,12 @@ def adam_mini(
     parameters, which may depend on their shape. To choose by name, give each group its own chain::
 
         by_head = lambda shape: (0, 2)  # kernels [embedding, head, head_dim]
-        optax.partition(
-            {
-                "heads": adamx.adam_mini(1e-3, blocks=by_head),
-                "neurons": adamx.adam_mini(1e-3, blocks="column"),  # kernels [in, out]
-                "tokens": adamx.adam_mini(1e-3, blocks="row"),
-                "rest": adamx.adam_mini(1e-3),
-            },
-            labels,
-        )
+        adamx.partition({
+            ("query", "key"): adamx.adam_mini(1e-3, blocks=by_head),
+            "kernel": adamx.adam_mini(1e-3, blocks="column"),  # [in, out]
+            "embedding": adamx.adam_mini(1e-3, blocks="row"),
+            "*": adamx.adam_mini(1e-3),
+        })
 
     Args:
         learning_rate: α ≥ 0.

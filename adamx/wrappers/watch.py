@@ -35,22 +35,23 @@ class Watch(Observer):
         def look() -> Any:
             params = view.params or [None] * len(view.signals)
             sums = [_sums(*of_one) for of_one in zip(view.signals, params, strict=True)]
+            groups = self.members(view.leaves).items()
             return {
-                "numbers": {
-                    name: jnp.asarray(value, clock_dtype())
-                    for name, value in view.numbers.items()
-                    if name in view.scheduled or "learning_rate" in name
-                },
                 "all": _readings(sums),
-                "groups": {
-                    label: _readings([sums[i] for i in members])
-                    for label, members in self.members(view.leaves).items()
-                },
+                "groups": {label: _readings([sums[i] for i in own]) for label, own in groups},
             }
 
         if before is None or self.every == 1:
-            return look()
-        return jax.lax.cond(view.count % self.every == 0, look, lambda: before)
+            readings = look()
+        else:
+            kept = {"all": before["all"], "groups": before["groups"]}
+            readings = jax.lax.cond(view.count % self.every == 0, look, lambda: kept)
+        numbers = {
+            name: jnp.asarray(value, clock_dtype())
+            for name, value in view.numbers.items()
+            if name in view.scheduled or "learning_rate" in name
+        }
+        return readings | {"numbers": numbers}
 
     def members(self, leaves: Sequence[Leaf]) -> dict[str, list[int]]:
         """The parameters of every group."""
@@ -87,18 +88,24 @@ def _sums(signal: Signal, param: jax.Array | None) -> dict[str, Any]:
     """What the readings are made of, of one array: pairs (Σ|x|², how many), and scalars."""
 
     def squares(x: Any) -> Any:
-        if x is None:
-            return None
         return jnp.sum(abs_sq(jnp.asarray(x)).astype(clock_dtype())), x.size
 
-    bias = signal.bias if signal.correction is None else signal.correction
+    def nonfinite(x: jax.Array) -> jax.Array:
+        return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
+
+    grad, bias = signal.gradient, signal.bias
+    if signal.correction is not None:
+        bias = signal.correction
+    of_grad = squares(grad)
+    # A finite sum has no terms that are not: only where it is not finite is it worth counting.
+    finite = jnp.isfinite(of_grad[0])
     return {
-        "grad_rms": squares(signal.gradient),
+        "grad_rms": of_grad,
         "update_rms": squares(signal.update),
-        "param_rms": squares(param),
-        "snr": squares(signal.direction),
+        "param_rms": None if param is None else squares(param),
+        "snr": None if signal.direction is None else squares(signal.direction),
         "bias": None if bias is None else bias.astype(clock_dtype()),
-        "nonfinite": jnp.sum(~jnp.isfinite(signal.gradient), dtype=jnp.int32),
+        "nonfinite": jax.lax.cond(finite, lambda x: jnp.zeros((), jnp.int32), nonfinite, grad),
     }
 
 
@@ -153,7 +160,8 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
         groups: also measure these groups of parameters: a dict from a name to a selector (see
             :func:`where`), or a function from a path to its group's name,
             ``lambda path: path.split("/")[0]``.
-        every: look only in every n-th step, and keep what was seen then.
+        every: look only in every n-th step, the first one included, and keep what was seen then;
+            numbers are read in every step.
 
     The slots and the updates are not touched; sums are taken in float32 (or JAX's float64).
     It keeps scalars only: NaN before the first step.

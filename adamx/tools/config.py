@@ -1,0 +1,543 @@
+"""An optimiser to and from plain JSON, made to be read and edited in a file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import itertools
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from adamx.core import Transformation, chain
+from adamx.core.foreign import Foreign
+from adamx.core.identity import fingerprint
+from adamx.core.link import Link
+from adamx.core.selection import Chosen, Part, Where
+from adamx.core.stage import Stage
+from adamx.tools.factories import Names, call, calls, default_of
+from adamx.wrappers import watch
+
+__all__ = ["from_config", "to_config"]
+
+_FORMAT = "adamx/1"
+_OBSERVERS = {"watch": watch}
+_PARTIALS = {
+    "jax.tree_util.Partial": jax.tree_util.Partial,
+    "functools.partial": functools.partial,
+}
+
+
+def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The optimiser as plain JSON: a dict of dicts, lists, strings and finite numbers.
+
+    ``{"format": "adamx/1", "chain": [...]}``, with one object for every link of the chain::
+
+        {"stage": name, argument: value, ...}           a stage of adamx, or one in ``known``
+        {"transformation": factory, argument: value}    what a factory of Optax returns
+        {"observer": "watch", argument: value, ...}     what looks on
+        {"name": name}                                  a transformation in ``known``
+
+    and in each of them, where it is not for all parameters, ``"where": [selection, ...]``, the
+    outermost first. A selection is a pattern, a list of patterns, a predicate (``{"name": ...}``),
+    or ``{"partition": [selector, ...], "part": index}``. Numbers, strings, ``true``, ``false``,
+    ``null`` and lists are written as such, and everything else is an object::
+
+        {"schedule": "optax.linear_schedule", "init_value": 0.1, ...}     by its factory
+        {"name": "my_schedule"}                  a function itself: of Optax, or in ``known``
+        {"functools.partial": function, "args": [...], "keywords": {...}}
+        {"jax.tree_util.Partial": function, "args": [...], "keywords": {...}}
+        {"chain": [...]}                         an adamx chain inside an Optax transformation
+        {"array": [0.1, "inf"], "dtype": "float32"}    {"scalar": 0.1, "dtype": "float32"}
+        {"float": "inf"}    {"dtype": "bfloat16"}    {"tuple": [...]}    {"dict": [[key, value]]}
+
+    All arguments are written, so that a later default does not change a stored optimiser; within
+    one number of the format the names and meanings of stages and arguments stay. In a file that
+    is written by hand, missing arguments take the defaults.
+
+    Of a schedule, or a transformation of Optax, JSON holds the factory that made it and the
+    arguments. These are looked up among what the function has captured, and are right if the
+    factory makes an equal one of them. So a schedule may be written as one that its factory
+    calls (``linear_schedule`` as ``polynomial_schedule``), and arguments that make no difference
+    as 0 (``end_value`` where ``transition_steps`` is 0).
+
+    Args:
+        opt: the optimiser. Batched numbers are written as arrays.
+        known: names (without dots) for what is neither adamx's nor Optax's: stages, schedules,
+            their factories, other functions, transformations.
+
+    Raises:
+        TypeError: for something that is no optimiser.
+        ValueError: naming link and argument, for what JSON can't hold: a function that has no
+            name in ``known``, a traced number.
+
+    >>> to_config(adamx.scale_by_momentum())
+    {'format': 'adamx/1', 'chain': [{'stage': 'scale_by_momentum', 'b1': 0.9}]}
+    >>> harmonic = lambda t: 0.5 / (t + 1)
+    >>> to_config(adamx.sgd(harmonic), known={"harmonic": harmonic})["chain"]
+    [{'stage': 'scale_by_learning_rate', 'learning_rate': {'name': 'harmonic'}}]
+    """
+    if not isinstance(opt, Transformation):
+        raise TypeError(
+            f"to_config takes an adamx optimiser, got {opt!r} of type {type(opt).__name__}; an "
+            "Optax transformation becomes one by adamx.chain(transformation)"
+        )
+    return {"format": _FORMAT, "chain": _Writer(Names(known)).chain(opt, "chain")}
+
+
+def from_config(cfg: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Transformation:
+    """The optimiser that a config describes; equal to the one it was made of.
+
+    Only names of adamx's stages and recipes, of Optax's public functions, and of ``known`` are
+    looked up: a config imports nothing, and calls nothing else.
+
+    Args:
+        cfg: what :func:`to_config` returns, perhaps from a file and edited.
+        known: what the names in it mean that are neither adamx's nor Optax's.
+
+    Raises:
+        TypeError: for something that is no config.
+        ValueError: naming the place, for unknown or missing names, stages and arguments, for
+            values of a wrong type or outside their domain, and for another format.
+
+    >>> import json
+    >>> opt = adamx.adamw(optax.cosine_decay_schedule(1e-3, 10_000))
+    >>> text = json.dumps(to_config(opt), indent=2)
+    >>> from_config(json.loads(text)) == opt
+    True
+    >>> from_config({"format": "adamx/1", "chain": [{"stage": "scale_by_momentum", "b1": 0.95}]})
+    scale_by_momentum(b1=0.95)
+    """
+    if not isinstance(cfg, Mapping):
+        raise TypeError(f"a config is a dict, got {cfg!r} of type {type(cfg).__name__}")
+    if cfg.get("format") != _FORMAT:
+        raise ValueError(
+            f"format: this version of adamx reads {_FORMAT!r}, the config has {cfg.get('format')!r}"
+        )
+    _check_keys(cfg, "the config", ["format", "chain"])
+    return _Reader(Names(known)).chain(cfg["chain"], "chain")
+
+
+def _is_transformation(thing: Any) -> bool:
+    return callable(getattr(thing, "init", None)) and callable(getattr(thing, "update", None))
+
+
+# Writing
+
+
+class _Writer:
+    """Objects as JSON."""
+
+    def __init__(self, names: Names):
+        self.names = names
+        self.reader = _Reader(names)
+
+    def chain(self, opt: Transformation, place: str) -> list[Any]:
+        return [self.link(link, f"{place}[{i}]") for i, link in enumerate(opt.links)]
+
+    def link(self, link: Link, place: str) -> dict[str, Any]:
+        where = [self.selection(x, f"{place}.where[{i}]") for i, x in enumerate(link.where)]
+        if isinstance(link, Stage):
+            row = self.stage(link, place)
+        elif isinstance(link, Foreign):
+            row = self.proved(link.transformation, f"{place} {link.name}")
+        elif link.name in _OBSERVERS:
+            row = self.observer(link, f"{place} {link.name}")
+        else:
+            raise _refusal(link, place)
+        return {**row, "where": where} if where else row
+
+    def stage(self, stage: Stage, place: str) -> dict[str, Any]:
+        name = self.names.stage(stage.definition)
+        if name is None:
+            raise _refusal(stage, place)
+        row: dict[str, Any] = {"stage": name}
+        for argument, value in stage.arguments.items():
+            at = f"{place} {name}.{argument}"
+            _add(row, argument, self.proved(value, at), at)
+        return row
+
+    def observer(self, link: Link, place: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"observer": link.name}
+        for argument in inspect.signature(_OBSERVERS[link.name]).parameters:
+            at = f"{place}.{argument}"
+            _add(row, argument, self.proved(getattr(link, argument), at), at)
+        return row
+
+    def proved(self, value: Any, place: str) -> Any:
+        """What is written, if it is the same when it is read."""
+        written = self.value(value, place)
+        if fingerprint(self.reader.value(written, place)) != fingerprint(value):
+            raise ValueError(f"{place}: {value!r} would not come back from JSON as it is")
+        return written
+
+    def selection(self, chosen: Chosen, place: str) -> Any:
+        if isinstance(chosen, Part):
+            selectors, index = chosen.value
+            written = [self.selector(x, f"{place}.partition[{i}]") for i, x in enumerate(selectors)]
+            return {"partition": written, "part": index}
+        return self.selector(chosen.value, place)
+
+    def selector(self, selector: Any, place: str) -> Any:
+        return list(selector) if isinstance(selector, tuple) else self.value(selector, place)
+
+    def value(self, value: Any, place: str) -> Any:
+        if isinstance(value, Tracer):
+            raise ValueError(
+                f"{place} is {value.aval.str_short()} while a function is traced and has no value "
+                "yet; call to_config outside of jit, vmap and grad"
+            )
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {"float": str(value)}
+        if isinstance(value, np.generic):
+            return {"scalar": _listed(np.asarray(value), place), "dtype": value.dtype.name}
+        if isinstance(value, (np.ndarray, jax.Array)):
+            row = {"array": _listed(value, place), "dtype": value.dtype.name}
+            is_weak = getattr(value, "weak_type", False) and value.ndim == 0
+            return {**row, "weak_type": True} if is_weak else row
+        if isinstance(value, np.dtype):
+            return {"dtype": value.name}
+        if type(value) is list:
+            return self.items(value, place)
+        if type(value) is tuple:
+            return {"tuple": self.items(value, place)}
+        if type(value) is dict:
+            return {"dict": [self.items(pair, f"{place}[{pair[0]!r}]") for pair in value.items()]}
+        if isinstance(value, Transformation):
+            return {"chain": self.chain(value, f"{place}.chain")}
+        return self.named(value, place)
+
+    def items(self, values: Iterable[Any], place: str) -> list[Any]:
+        return [self.value(value, f"{place}[{i}]") for i, value in enumerate(values)]
+
+    def named(self, thing: Any, place: str) -> dict[str, Any]:
+        """Something that JSON can't hold: by its name, or as a call of what has one."""
+        name = self.names.function(thing) if inspect.isfunction(thing) else self.names.own(thing)
+        if name is not None:
+            return {"name": name}
+        for kind, partial in _PARTIALS.items():
+            if type(thing) is partial and isinstance(thing, functools.partial):
+                return {
+                    kind: self.value(thing.func, place),
+                    "args": self.items(thing.args, f"{place}.args"),
+                    "keywords": {
+                        k: self.value(x, f"{place}.{k}") for k, x in thing.keywords.items()
+                    },
+                }
+        return self.call(thing, place)
+
+    def call(self, thing: Any, place: str) -> dict[str, Any]:
+        kind = "transformation" if _is_transformation(thing) else "schedule"
+        refused = None
+        for name, arguments in calls(thing, self.names):
+            row: dict[str, Any] = {kind: name}
+            try:
+                for argument, value in arguments.items():
+                    at = f"{place}.{argument}"
+                    _add(row, argument, self.value(value, at), at)
+                return row
+            except ValueError as error:  # another factory may have made it of less
+                refused = refused or error
+        raise refused or _refusal(thing, place)
+
+
+def _add(row: dict[str, Any], argument: str, written: Any, place: str) -> None:
+    if argument in ("stage", "transformation", "schedule", "where"):
+        raise ValueError(f"{place}: {argument!r} has another meaning in a config; rename it")
+    row[argument] = written
+
+
+def _listed(array: Any, place: str) -> Any:
+    """An array as nested lists of numbers; each is exact, and "inf" stands for what is infinite."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, list):
+            return [plain(item) for item in x]
+        return x if math.isfinite(x) else str(x)
+
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return plain(np.asarray(array).astype(np.float64).tolist())
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
+        return np.asarray(array).tolist()
+    raise ValueError(f"{place}: a config can't hold an array of {array.dtype}")
+
+
+def _refusal(thing: Any, place: str) -> ValueError:
+    what, word = repr(thing), getattr(thing, "__name__", getattr(thing, "name", "mine"))
+    if inspect.isfunction(thing):
+        what = f"the function {thing.__qualname__} of {thing.__module__}"
+        word = word if word.isidentifier() else "mine"
+    elif inspect.isfunction(getattr(thing, "update", None)):
+        what = f"a transformation with {thing.update.__qualname__} of {thing.update.__module__}"
+    return ValueError(
+        f"{place}: a config can't hold {what}. Give it, or the factory that made it, a name: "
+        f'to_config(opt, known={{"{word}": ...}}) and from_config(cfg, known={{"{word}": ...}})'
+    )
+
+
+# Reading
+
+
+class _Reader:
+    """Objects from JSON."""
+
+    def __init__(self, names: Names):
+        self.names = names
+
+    def chain(self, rows: Any, place: str) -> Transformation:
+        if not isinstance(rows, list):
+            raise ValueError(f"{place}: a chain is a list of links, got {rows!r}")
+        links = (self.link(row, f"{place}[{i}]") for i, row in enumerate(rows))
+        return Transformation(tuple(itertools.chain.from_iterable(links)))
+
+    def link(self, row: Any, place: str) -> Iterable[Link]:
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: a link is an object, got {row!r}")
+        kind = _kind(row, ["stage", "transformation", "observer", "name"], place)
+        row = dict(row)
+        where = self.where(row.pop("where", []), f"{place}.where")
+        if kind == "stage":
+            links: Iterable[Link] = [self.stage(row, place)]
+        elif kind == "observer":
+            links = self.observer(row, place).links
+        else:
+            made = self.value(row, place)
+            if not _is_transformation(made):
+                raise ValueError(f"{place}: a link is a transformation, got {made!r}")
+            links = chain(made).links
+        return [functools.reduce(Link.within, reversed(where), link) for link in links]
+
+    def stage(self, row: dict[str, Any], place: str) -> Stage:
+        name = row.pop("stage")
+        if name not in list(self.names.stages):
+            raise _unknown("stage", name, sorted(self.names.stages), place)
+        definition = self.names.stages[name]
+        place = f"{place} {name}"
+        arguments = self.arguments(definition.factory, row, place)
+        hints = get_type_hints(definition.factory)
+        for argument, value in arguments.items():
+            if argument not in definition.domains and not _fits(value, hints.get(argument, Any)):
+                hint = inspect.formatannotation(hints[argument])
+                remedy = '; a tuple is written {"tuple": [...]}' if isinstance(value, list) else ""
+                raise ValueError(f"{place}.{argument}: must be {hint}, got {value!r}{remedy}")
+        try:
+            return definition.bind(**arguments)
+        except (TypeError, ValueError) as error:
+            message = str(error).removeprefix(f"{definition.name}: ")
+            raise ValueError(f"{place}: {message}") from None
+
+    def observer(self, row: dict[str, Any], place: str) -> Transformation:
+        name = row.pop("observer")
+        if name not in list(_OBSERVERS):
+            raise _unknown("observer", name, list(_OBSERVERS), place)
+        arguments = self.arguments(_OBSERVERS[name], row, place)
+        try:
+            return call(_OBSERVERS[name], arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place} {name}: {error}") from None
+
+    def where(self, selections: Any, place: str) -> list[Chosen]:
+        if not isinstance(selections, list):
+            raise ValueError(f"{place}: must be a list of selections, got {selections!r}")
+        return [self.selection(x, f"{place}[{i}]") for i, x in enumerate(selections)]
+
+    def selection(self, written: Any, place: str) -> Chosen:
+        try:
+            if not (isinstance(written, dict) and "partition" in written):
+                return Where(self.selector(written, place))
+            _check_keys(written, place, ["partition", "part"])
+            selectors = [self.selector(x, place) for x in _list(written["partition"], place)]
+            if written["part"] not in range(len(selectors)):
+                raise TypeError(f"there is no part {written['part']!r} of {len(selectors)}")
+            return Part(tuple(selectors), written["part"])
+        except TypeError as error:
+            raise ValueError(f"{place}: {error}") from None
+
+    def selector(self, written: Any, place: str) -> Any:
+        return tuple(written) if isinstance(written, list) else self.value(written, place)
+
+    def value(self, value: Any, place: str) -> Any:
+        if isinstance(value, list):
+            return self.items(value, place)
+        if not isinstance(value, dict):
+            return value
+        kind = _kind(value, ["schedule", "transformation", *_PARTIALS, *_FORMS], place)
+        if kind in ("schedule", "transformation"):
+            return self.call(value, kind, place)
+        if kind in _PARTIALS:
+            return self.partial(value, kind, place)
+        _check_keys(value, place, *_FORMS[kind])
+        try:
+            return getattr(self, f"as_{kind}")(value, place)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            message = str(error).removeprefix(f"{place}: ")
+            raise ValueError(f"{place}: {message}") from None
+
+    def items(self, values: list[Any], place: str) -> list[Any]:
+        return [self.value(value, f"{place}[{i}]") for i, value in enumerate(values)]
+
+    def as_name(self, value: dict[str, Any], place: str) -> Any:
+        return self.find(value["name"], place)
+
+    def as_float(self, value: dict[str, Any], place: str) -> Any:
+        return _number(value["float"], place)
+
+    def as_scalar(self, value: dict[str, Any], place: str) -> Any:
+        return _array(value["scalar"], value["dtype"], place)[()]
+
+    def as_array(self, value: dict[str, Any], place: str) -> Any:
+        array = _array(value["array"], value["dtype"], place)
+        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+            return array  # JAX, as it is configured, would round it
+        if value.get("weak_type") and array.ndim == 0:
+            weak = jnp.asarray(array.item())
+            return weak if weak.dtype == array.dtype else jnp.asarray(array)
+        return jnp.asarray(array)
+
+    def as_dtype(self, value: dict[str, Any], place: str) -> Any:
+        return jnp.dtype(value["dtype"])
+
+    def as_tuple(self, value: dict[str, Any], place: str) -> Any:
+        return tuple(self.items(_list(value["tuple"], place), place))
+
+    def as_dict(self, value: dict[str, Any], place: str) -> Any:
+        pairs = self.items(_list(value["dict"], place), place)
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise ValueError(f"{place}: a dict is a list of pairs [key, value], got {pairs!r}")
+        return dict(pairs)
+
+    def as_chain(self, value: dict[str, Any], place: str) -> Any:
+        return self.chain(value["chain"], f"{place}.chain")
+
+    def partial(self, value: dict[str, Any], kind: str, place: str) -> Any:
+        _check_keys(value, place, [kind, "args", "keywords"])
+        args = self.items(_list(value["args"], place), f"{place}.args")
+        if not isinstance(value["keywords"], dict):
+            raise ValueError(f"{place}.keywords: must be an object, got {value['keywords']!r}")
+        keywords = {k: self.value(x, f"{place}.{k}") for k, x in value["keywords"].items()}
+        function = self.value(value[kind], place)
+        if not callable(function):
+            raise ValueError(f"{place}: {kind} takes a function, got {function!r}")
+        return _PARTIALS[kind](function, *args, **keywords)
+
+    def call(self, value: dict[str, Any], kind: str, place: str) -> Any:
+        """What a factory returns."""
+        rest = dict(value)
+        name = rest.pop(kind)
+        factory = self.find(name, place)
+        arguments = self.arguments(factory, rest, place)
+        try:
+            made = call(factory, arguments)
+        except Exception as error:  # of whatever kind, it happened here
+            raise ValueError(f"{place}: {name} says: {error}") from error
+        if not (_is_transformation(made) if kind == "transformation" else callable(made)):
+            raise ValueError(f"{place}: {name} gives no {kind}, but {made!r}")
+        return made
+
+    def arguments(
+        self, factory: Callable[..., Any], given: dict[str, Any], place: str
+    ) -> dict[str, Any]:
+        """All arguments: those that are given, and the defaults."""
+        if not callable(factory):
+            raise ValueError(f"{place}: {factory!r} is no factory; {{'name': ...}} is the thing")
+        parameters = inspect.signature(factory).parameters
+        defaults = {name: default_of(parameter) for name, parameter in parameters.items()}
+        required = [name for name, x in defaults.items() if x is inspect.Parameter.empty]
+        _check_keys(given, place, required, [name for name in defaults if name not in required])
+        return defaults | {name: self.value(x, f"{place}.{name}") for name, x in given.items()}
+
+    def find(self, name: Any, place: str) -> Any:
+        found = self.names.find(name)
+        if found is None:
+            optax_names = [f"optax.{x}" for x in vars(optax) if inspect.isfunction(vars(optax)[x])]
+            near = difflib.get_close_matches(str(name), [*self.names.known, *optax_names])
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(
+                f"{place}: {name!r} is no public function of Optax or of adamx.recipes, and not "
+                f"one of known={sorted(self.names.known)}{hint}"
+            )
+        return found
+
+
+# The objects of a config that are not calls: their required keys, and those that may be missing.
+_FORMS: dict[str, tuple[list[str], ...]] = {
+    "name": (["name"],),
+    "float": (["float"],),
+    "array": (["array", "dtype"], ["weak_type"]),
+    "scalar": (["scalar", "dtype"],),
+    "dtype": (["dtype"],),
+    "tuple": (["tuple"],),
+    "dict": (["dict"],),
+    "chain": (["chain"],),
+}
+
+
+def _kind(value: dict[str, Any], kinds: Sequence[str], place: str) -> str:
+    kind = next((kind for kind in kinds if kind in value), None)
+    if kind is None:
+        raise ValueError(f"{place}: expected an object with one of {', '.join(kinds)}, got {value}")
+    return kind
+
+
+def _check_keys(
+    given: Mapping[str, Any], place: str, required: Sequence[str], optional: Sequence[str] = ()
+) -> None:
+    if missing := [name for name in required if name not in given]:
+        raise ValueError(f"{place}: lacks {', '.join(map(repr, missing))}")
+    for name in given:
+        if name not in required and name not in optional:
+            raise _unknown("key", name, [*required, *optional], place)
+
+
+def _unknown(what: str, name: Any, there_are: Sequence[str], place: str) -> ValueError:
+    near = difflib.get_close_matches(str(name), there_are)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return ValueError(f"{place}: no {what} {name!r}; {hint}there are {', '.join(there_are)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of an annotated type, as far as a look at the outside tells."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    kind = get_origin(hint) or hint
+    if not isinstance(kind, type) or type(value) not in (type(None), bool, int, float, str, list):
+        return True
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{place}: must be a list, got {value!r}")
+    return value
+
+
+def _number(written: Any, place: str) -> float:
+    if written not in ("inf", "-inf", "nan"):
+        raise ValueError(f'{place}: must be a number, "inf" or "-inf", got {written!r}')
+    return float(written)
+
+
+def _array(written: Any, dtype: Any, place: str) -> np.ndarray:
+    def plain(x: Any) -> Any:
+        if isinstance(x, list):
+            return [plain(item) for item in x]
+        return x if isinstance(x, (int, float)) else _number(x, place)
+
+    kind = jnp.dtype(dtype)
+    wide = np.array(plain(written))
+    if jnp.issubdtype(kind, jnp.floating):
+        with np.errstate(over="raise"):
+            return wide.astype(np.float64).astype(kind)
+    if kind.kind not in "iub" or np.any(wide != wide.astype(kind)):
+        raise ValueError(f"{written} is no array of {kind}")
+    return wide.astype(kind)

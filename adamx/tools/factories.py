@@ -1,0 +1,196 @@
+"""Functions by name, and functions back to the calls that made them."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from adamx import stages
+from adamx.core.identity import fingerprint
+from adamx.core.stage import Definition
+
+__all__ = ["Names", "call", "calls", "default_of"]
+
+_OPTAX = ("optax", "optax.schedules", "optax.contrib", "optax.transforms")
+
+
+class Names:
+    """What a config may name: stages, public functions of adamx.recipes and Optax, the known."""
+
+    def __init__(self, known: Mapping[str, Any] | None):
+        self.known = dict(known or {})
+        self.stages = _definitions(vars(stages))
+        for name in self.known:
+            if not isinstance(name, str) or "." in name or name in self.stages:
+                raise ValueError(
+                    f"known[{name!r}]: a name of your own is a string without dots, and not the "
+                    "name of a stage of adamx"
+                )
+        self.stages |= _definitions(self.known)
+
+    def stage(self, definition: Definition) -> str | None:
+        """The name of a stage."""
+        return next((name for name, found in self.stages.items() if found is definition), None)
+
+    def find(self, name: Any) -> Any:
+        """What has this name; None if nothing has."""
+        if not isinstance(name, str):
+            return None
+        if name in self.known:
+            return self.known[name]
+        package, _, attribute = name.rpartition(".")
+        if not (package in _OPTAX or package.startswith("adamx.recipes.")):
+            return None
+        found = vars(sys.modules.get(package, types)).get(attribute)
+        if not isinstance(found, types.FunctionType) or attribute.startswith("_"):
+            return None
+        at_home = found.__module__ == package or _package(found) == "optax"
+        return found if at_home else None
+
+    def own(self, thing: Any) -> str | None:
+        """The user's name for it."""
+        key = fingerprint(thing)
+        return next((name for name, x in self.known.items() if fingerprint(x) == key), None)
+
+    def function(self, function: Callable[..., Any]) -> str | None:
+        """The name by which a function itself is found."""
+        packages = _OPTAX if _package(function) == "optax" else (function.__module__,)
+        names = (f"{package}.{function.__qualname__}" for package in packages)
+        public = next((name for name in names if self.find(name) is function), None)
+        return public or self.own(function)
+
+    def factories(self, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+        """The functions that have a name and inside which this one was made."""
+        module, parts = function.__module__, function.__qualname__.split(".<locals>.")
+        for depth in range(len(parts) - 1, 0, -1):
+            inside = module, ".<locals>.".join(parts[:depth])
+            for name, thing in self.known.items():
+                if (getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "")) == inside:
+                    yield name, thing
+            factory = vars(sys.modules.get(module, types)).get(inside[1])
+            if isinstance(factory, types.FunctionType) and (name := self.function(factory)):
+                yield name, factory
+
+
+def _definitions(namespace: Mapping[str, Any]) -> dict[str, Definition]:
+    return {name: x.definition for name, x in namespace.items() if hasattr(x, "definition")}
+
+
+def _package(function: Callable[..., Any]) -> str:
+    return function.__module__.partition(".")[0]
+
+
+def calls(thing: Any, names: Names) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Calls that give this very thing: factory and arguments, guessed, and proved by doing it."""
+    key = fingerprint(thing)
+    captured: dict[str, dict[str, Any]] = {}
+    for function in _functions(thing):
+        for name, _ in names.factories(function):
+            captured[name] = _captured(function) | captured.get(name, {})
+    for name, variables in captured.items():
+        factory = names.find(name)
+        for arguments in itertools.islice(_guesses(factory, variables), 64):
+            try:
+                proved = fingerprint(call(factory, arguments)) == key
+            except Exception:  # a wrong guess may go wrong in any way
+                continue
+            if proved:
+                yield name, arguments
+                break
+
+
+def _functions(thing: Any) -> Iterator[types.FunctionType]:
+    """The functions of which something is made, from the outside in."""
+    waiting, seen = [thing], set()
+    for part in waiting:  # which grows
+        if isinstance(part, (tuple, list)):
+            waiting.extend(part)
+        elif isinstance(part, types.FunctionType) and id(part) not in seen:
+            seen.add(id(part))
+            waiting.extend(_captured(part).values())
+            yield part
+
+
+def _captured(function: types.FunctionType) -> dict[str, Any]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+
+
+def _guesses(factory: Callable[..., Any], captured: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Arguments of a factory, after the variables that what it made has captured.
+
+    An argument that left no trace made no difference: its default will do, or else 0.
+    """
+    if factory in _UNDONE:
+        captured = captured | _UNDONE[factory](captured)
+    parameters = inspect.signature(factory).parameters
+    renamed = [value for name, value in captured.items() if name not in parameters]
+
+    def options(parameter: inspect.Parameter) -> Sequence[Any]:
+        if parameter.name in captured:
+            return [captured[parameter.name]]
+        default = default_of(parameter)
+        if default is parameter.empty:
+            return [*renamed, 0]
+        return [default, not default] if isinstance(default, bool) else [default]
+
+    for values in itertools.product(*map(options, parameters.values())):
+        yield dict(zip(parameters, values, strict=True))
+
+
+def default_of(parameter: inspect.Parameter) -> Any:
+    """The parameter's default; of ``*args`` and ``**kwargs`` nothing, as a container."""
+    rest: dict[Any, Any] = {parameter.VAR_POSITIONAL: [], parameter.VAR_KEYWORD: {}}
+    return rest.get(parameter.kind, parameter.default)
+
+
+def call(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """The call with all arguments by name, those of ``*args`` and ``**kwargs`` too."""
+    bound = inspect.signature(factory).bind_partial()
+    bound.arguments.update(arguments)
+    return factory(*bound.args, **bound.kwargs)
+
+
+def _undo_interpolation(captured: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of piecewise_interpolate_schedule, which it captures rearranged."""
+    if "bounds" in captured:  # an older Optax, which cumulates them first
+        values = captured["values"]
+        boundaries = captured["bounds"][1:].tolist()
+        pairs = itertools.pairwise(values.tolist())
+        scales = [end / start if start else 0.0 for start, end in pairs]
+        init_value = values[0].item()
+    else:
+        boundaries, scales = captured["boundaries"], captured["scales"]
+        init_value = captured["init_value"]
+    interpolation = captured["interpolate_fn"].__name__
+    return {
+        "interpolate_type": interpolation.removeprefix("_").removesuffix("_interpolate"),
+        "init_value": init_value,
+        "boundaries_and_scales": dict(zip(boundaries, scales, strict=True)),
+    }
+
+
+def _undo_chain(captured: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of optax.chain, which it captures as a row of each of their functions."""
+    pairs = zip(captured["init_fns"], captured["update_fns"], strict=True)
+    return {"args": [_without_extra(optax.GradientTransformationExtraArgs(*p)) for p in pairs]}
+
+
+def _without_extra(transformation: Any) -> Any:
+    """The transformation that was made to ignore extra arguments; itself, if none was."""
+    update = transformation.update
+    wrapper = optax.with_extra_args_support.__qualname__
+    is_wrapped = getattr(update, "__qualname__", "").startswith(f"{wrapper}.<locals>")
+    return _captured(update)["tx"] if is_wrapped else transformation
+
+
+_UNDONE: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    optax.piecewise_interpolate_schedule: _undo_interpolation,
+    optax.chain: _undo_chain,
+}
