@@ -1,0 +1,209 @@
+"""What every experiment needs: its size, a folder to resume from, live progress, a report."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import pickle
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import adamx
+
+__all__ = ["Claim", "Lab", "Outcome", "Size"]
+
+
+class Size(NamedTuple):
+    """How much is trained: ``quick`` for minutes on two cores, ``full`` for the paper's epochs."""
+
+    name: str
+
+    def of(self, *, quick: Any, usual: Any, full: Any) -> Any:
+        """The value for this size."""
+        return {"quick": quick, "usual": usual, "full": full}[self.name]
+
+
+class Claim(NamedTuple):
+    """Something the paper says, and what was found here.
+
+    ``holds`` is None where this run can't tell.
+    """
+
+    claim: str
+    paper: str
+    here: str
+    holds: bool | None
+
+
+@dataclass
+class Outcome:
+    """What an experiment gives: all of it plain numbers, so that it can be stored and redrawn.
+
+    Attributes:
+        title: of the figure.
+        setting: what was trained on what, and the grids that were searched.
+        columns: the table's rows: every one a dict with the same keys.
+        curves: what the figure shows.
+        claims: the paper's claims about it.
+    """
+
+    title: str
+    setting: dict[str, Any]
+    rows: list[dict[str, Any]]
+    curves: dict[str, Any]
+    claims: list[Claim] = field(default_factory=list)
+
+
+class Lab:
+    """Where an experiment runs: what is done is kept on disk, and an interrupted run goes on."""
+
+    def __init__(self, run: str, size: Size, out: Path, console: Console | None = None):
+        self.run, self.size = run, size
+        self.folder = out / run
+        self.unfinished = self.folder / f"unfinished-{size.name}"
+        self.console = console or Console()
+        self._progress: Progress | None = None
+
+    # Progress
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Lab]:
+        """Bars with live losses, while it lasts."""
+        bars = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+        columns = (TextColumn("{task.description:<24}"), *bars, TextColumn("{task.fields[live]}"))
+        with Progress(*columns, console=self.console) as self._progress:
+            yield self
+        self._progress = None
+
+    def steps(self, description: str, total: int, done: int = 0) -> Callable[..., None]:
+        """A bar; call what is returned after each step, with live numbers by name."""
+        if self._progress is None:
+            return lambda **live: None
+        progress = self._progress
+        task = progress.add_task(description, total=total, completed=done, live="")
+
+        def advance(**live: float) -> None:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in live.items())
+            progress.update(task, advance=1, live=shown)
+
+        return advance
+
+    # Resuming
+
+    def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make()`` returns; from disk, if an interrupted run has made it before.
+
+        Args:
+            key: everything that the result depends on, besides the code.
+            make: gives a pytree of arrays and plain objects.
+        """
+        found = self.load(key)
+        if found is None:
+            found = jax.tree.map(_plain, make())
+            self.save(key, found)
+        return found
+
+    def load(self, key: Any) -> Any:
+        """What was saved under this key, or None."""
+        path = self._path(key)
+        return pickle.loads(path.read_bytes()) if path.exists() else None
+
+    def save(self, key: Any, thing: Any) -> None:
+        """Keep it until the run is finished; at no moment is there half a file."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(".half")
+        half.write_bytes(pickle.dumps(jax.tree.map(_plain, thing)))
+        os.replace(half, path)
+
+    def _path(self, key: Any) -> Path:
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        return self.unfinished / f"{digest}.pickle"
+
+    # The report
+
+    def report(self, outcome: Outcome, draw: Callable[[Outcome], Mapping[str, Any]]) -> None:
+        """Write curves and pictures, print the tables; then the run is finished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stored = {**asdict(outcome), "claims": [claim._asdict() for claim in outcome.claims]}
+        made = {"run": self.run, "size": self.size.name, **versions()}
+        text = json.dumps({**made, **jax.tree.map(_jsonable, stored)}, indent=1, allow_nan=False)
+        (self.folder / f"{self.run}.json").write_text(text + "\n")
+        pictures = []
+        for name, picture in draw(outcome).items():
+            pictures.append(self.folder / name)
+            if hasattr(picture, "savefig"):
+                picture.savefig(pictures[-1], dpi=120)
+            else:  # an animation knows how to save itself
+                picture.save(pictures[-1], dpi=80)
+        self.console.print(f"[bold]{outcome.title}[/]", highlight=False)
+        for name, value in outcome.setting.items():
+            self.console.print(f"  {name}: {value}", highlight=False, markup=False)
+        self.console.print(tabulate(outcome.rows))
+        if outcome.claims:
+            self.console.print(claims_table(outcome.claims))
+        self.console.print("Written: " + ", ".join(map(str, pictures)), highlight=False)
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    packages = {package.__name__: package.__version__ for package in (adamx, jax, optax)}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
+def tabulate(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows with the same keys as a table."""
+    table = Table()
+    for name, value in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(shown(value) for value in row.values()))
+    return table
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """The paper's claims beside what was found."""
+    table = Table("claim", "paper", "here", "holds?", show_lines=True)
+    for claim in claims:
+        table.add_row(claim.claim, claim.paper, claim.here, verdict(claim.holds))
+    return table
+
+
+def verdict(holds: bool | None) -> str:
+    return "can't tell" if holds is None else "yes" if holds else "no"
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(x: Any) -> Any:
+    return np.asarray(x) if isinstance(x, jax.Array) else x
+
+
+def _jsonable(x: Any) -> Any:
+    """Numbers as JSON has them; what is not finite as null."""
+    if isinstance(x, (np.ndarray, jax.Array)):
+        return jax.tree.map(_jsonable, np.asarray(x).tolist())
+    if isinstance(x, np.generic):
+        x = x.item()
+    return None if isinstance(x, float) and not np.isfinite(x) else x
