@@ -10,6 +10,7 @@ import pytest
 from flax.training.train_state import TrainState
 
 import adamx
+from adamx.core import StageError
 from catalog import OPTIMISERS, run
 
 PARAMS = {
@@ -204,6 +205,12 @@ def test_an_equal_watch_does_not_compile_again():
         opt = adamx.chain(adamx.sgd(0.1), adamx.watch(groups=lambda path: path[:1]))
         jitted(opt, at(0), opt.init(PARAMS))
     assert compiled == [1]
+
+
+def test_a_state_without_its_entry_is_an_error():
+    opt = adamx.chain(adamx.sgd(0.1), adamx.watch())
+    with pytest.raises(StageError, match="stage 'watch': its entry in the state is"):
+        opt.update(at(0), adamx.sgd(0.1).init(PARAMS))
 
 
 def test_bad_arguments_are_errors():

@@ -71,12 +71,14 @@ def _only(here: list[bool] | None, leaves: Sequence[Any]) -> list[Any]:
 
 def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
     """What the observers would see of a step in which the parameters were the gradients."""
-    row = _Row(links, tree, leaves, leaves, state)
+    observers = [
+        name for name, link in zip(names(links), links, strict=True) if isinstance(link, Observer)
+    ]
+    row = _Row(links, tree, leaves, leaves, state | dict.fromkeys(observers))
     for name, link, here in row.links():
         if not isinstance(link, Foreign):  # which may need more than a glance can give
             row.append(name, link, here)
-    observers = {name for name, link, _ in row.links() if isinstance(link, Observer)}
-    return {name: entry for name, entry in row.after.items() if name in observers}
+    return {name: row.after[name] for name in observers}
 
 
 def _unseen(shape: Any) -> jax.Array:
@@ -217,7 +219,7 @@ class _Row:
         """Let a stage wait until the row runs; what must see the signals waits no longer."""
         if isinstance(link, Observer):
             self.advance()
-            self.after[name] = link.observe(self.view(here), self.state.get(name))
+            self.after[name] = link.observe(self.view(here), self.kept(name))
         elif isinstance(link, Stage):
             self.prepare(name, link.at(self.state["count"]), here)
 
@@ -259,7 +261,12 @@ class _Row:
             scheduled=frozenset(scheduled),
         )
 
+    def kept(self, name: str) -> Any:
+        """What a link that is no stage keeps."""
+        return self.state[name] if name in self.state else self.entry(name, [name])
+
     def entry(self, name: str, needed: list[str]) -> dict[str, Any]:
+        """What a stage keeps, complete."""
         kept = self.state.get(name, {})
         held = sorted(kept) if isinstance(kept, dict) else f"a {type(kept).__name__}"
         missing = [key for key in needed if not isinstance(kept, dict) or key not in kept]
@@ -333,9 +340,7 @@ class _Row:
         self.advance()
         thetas = None if self.params is None else self.tree.unflatten(_only(here, self.params))
         updates = self.tree.unflatten(_only(here, [signal.emitted for signal in self.signals]))
-        if name not in self.state:
-            self.entry(name, [name])
-        updates, self.after[name] = link.update(updates, self.state[name], thetas, **extra)
+        updates, self.after[name] = link.update(updates, self.kept(name), thetas, **extra)
         self.signals = [
             signal if u is None else signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
             for signal, u in zip(self.signals, self.tree.flatten_up_to(updates), strict=True)
