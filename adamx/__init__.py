@@ -88,6 +88,9 @@ from adamx.stages import (
 
 # The tools: what can be done with an optimiser that is a value.
 from adamx.tools.config import from_config, to_config
+from adamx.tools.learning_rate import LearningRate, find_learning_rate
+from adamx.tools.sweep import sweep
+from adamx.tools.sweep_result import Sweep
 
 # The axes: what can be changed around any chain.
 from adamx.wrappers import Assignments, assignments, metrics, partition, watch, where
@@ -96,7 +99,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Assignments",
+    "LearningRate",
     "StageError",
+    "Sweep",
     "Transformation",
     "adabelief",
     "adadelta",
@@ -124,6 +129,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
+    "find_learning_rate",
     "freeze",
     "from_config",
     "get",
@@ -181,6 +187,7 @@ __all__ = [
     "signum",
     "stableadamw",
     "stage",
+    "sweep",
     "to_config",
     "trust_ratio",
     "watch",

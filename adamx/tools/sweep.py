@@ -1,0 +1,489 @@
+"""Many optimisers, one compiled program.
+
+The members of a sweep are optimisers as they are: what differs between them is found by comparing
+their numbers, and only that becomes an axis of the program. What they share stays what it is (a
+Python float keeps its double precision). Members of another structure get a program of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.core import Transformation
+from adamx.core.hyper import clock_dtype
+from adamx.core.identity import fingerprint
+from adamx.core.naming import labels, names
+from adamx.tools.sweep_result import Sweep, counted, described, named_leaves
+
+__all__ = ["sweep"]
+
+Optimisers = Sequence[Transformation] | Mapping[str, Transformation] | Transformation
+
+
+def sweep(
+    train: Callable[..., Any],
+    optimisers: Optimisers,
+    seeds: int | Sequence[int] | jax.Array | None = None,
+    *,
+    chunk: int | None = None,
+    score: Callable[[Any], Any] | None = None,
+    mode: Literal["min", "max"] = "min",
+    progress: bool | None = None,
+) -> Sweep:
+    """Run ``train`` for every optimiser (and every seed), compiled once.
+
+    Members that differ only in their numbers run in one program, batched by ``vmap``; members of
+    another structure (SGD beside Adam, other schedules) in one for each structure. Nothing is
+    declared: the axes are the numbers that differ. In them a member has JAX's default precision
+    (float32); what all members share stays as exact as it was given.
+
+    A member is its own single run up to rounding: XLA sums batched matrix products in another
+    order. Where training is unstable (large learning rates) such differences grow until two runs
+    have little in common, as they would for another seed. With ``chunk=1`` there are none.
+
+    Args:
+        train: ``train(opt)`` or, with seeds, ``train(opt, key)``: a function that JAX can trace,
+            from an optimiser to any pytree of arrays (a final loss, a curve of losses, a dict of
+            them).
+        optimisers: a list of optimisers, a dict of them by name, or one optimiser whose numbers
+            are arrays with one entry for each member. ``adamx.adam(rates)`` keeps β as exact as
+            ever; ``jax.vmap(adamx.adam)(rates)`` rounds it to float32.
+        seeds: n for the keys of 0 … n − 1, or a list of integers, or a batch of keys.
+        chunk: how many runs go through the program at a time, where not all fit into memory at
+            once; all if None. With 1 they run one after the other, without ``vmap``.
+        score: from one run's output (NumPy arrays) to the number by which it is judged. If None,
+            the output itself or its entry ``loss``; of a curve, the last value.
+        mode: ``"min"`` if the least score is the best one, or ``"max"``.
+        progress: a progress bar; if None, on a terminal where several chunks are to be run and
+            rich is installed.
+
+    Returns:
+        A :class:`Sweep`: it prints as a table and has ``best``, ``scores``, ``coordinates``,
+        ``outputs``, ``rows()`` and ``plot()``.
+
+    Raises:
+        TypeError: for something that is no optimiser, or a ``train`` that returns no arrays.
+        ValueError: if there is nothing to sweep over, if members' outputs differ in structure, or
+            if it is not clear which of several outputs is the score.
+        MemoryError: if XLA ran out of memory; a smaller ``chunk`` helps.
+
+    >>> def train(opt):
+    ...     def step(carry, _):
+    ...         x, state = carry
+    ...         updates, state = opt.update(2 * x, state, x)
+    ...         return (adamx.apply_updates(x, updates), state), x**2
+    ...     start = jnp.float32(1.0)
+    ...     return jax.lax.scan(step, (start, opt.init(start)), length=20)[1]
+    >>> result = sweep(train, [adamx.sgd(rate) for rate in (0.01, 0.1, 2.0)])
+    >>> result
+    3 optimisers: the best is learning_rate=0.1, score 0.0002077
+      learning_rate      score
+               0.01  4.641e-01
+    →           0.1  2.077e-04
+                  2  1.351e+18
+    >>> result.best.optimiser == adamx.sgd(0.1)
+    True
+    """
+    if mode not in ("min", "max"):
+        raise ValueError(f'mode must be "min" or "max", got {mode!r}')
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk must be None or an integer ≥ 1 (runs at a time), got {chunk!r}")
+    members, given_names = _members(optimisers, seeds)
+    seeds, keys = _keys(seeds)
+    _check_callable(train, keys)
+    runs_each = 1 if seeds is None else len(seeds)
+    groups = _grouped(members)
+    programs = [_Program(train, group, keys, runs_each, chunk) for group in groups]
+    form = _common_form(programs)
+    score = score or _default_score(form)
+    total = len(members) * runs_each
+    results = [np.empty((total, *leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(form)]
+    with _progress(progress, total, several=any(p.chunks > 1 for p in programs)) as advance:
+        for program in programs:
+            for runs, leaves in program.run():
+                for result, leaf in zip(results, leaves, strict=True):
+                    result[runs] = leaf
+                advance(len(runs))
+    shape = (len(members),) if seeds is None else (len(members), runs_each)
+    coordinates = _coordinates(members)
+    by_coordinates = described(coordinates)
+    is_grid = len(groups) == 1 and len(set(by_coordinates)) == len(members)
+    own_names = by_coordinates if is_grid else [f"#{i}" for i in range(len(members))]
+    return Sweep(
+        optimisers=tuple(members),
+        names=tuple(given_names or own_names),
+        coordinates=coordinates,
+        is_grid=is_grid,
+        outputs=jax.tree.unflatten(
+            jax.tree.structure(form), [x.reshape(*shape, *x.shape[1:]) for x in results]
+        ),
+        seeds=seeds,
+        score=score,
+        mode=mode,
+    )
+
+
+# Members and seeds.
+
+
+def _members(optimisers: Any, seeds: Any) -> tuple[list[Transformation], list[str] | None]:
+    """The optimisers and, if they have any, their names."""
+    if isinstance(optimisers, Transformation):
+        members = _unstacked(optimisers)
+        if members is None and seeds is None:
+            raise ValueError(
+                "there is nothing to sweep over: every number of this optimiser is one number. "
+                "Pass a list of optimisers, a dict of them, or arrays as numbers; "
+                f"got\n{optimisers}"
+            )
+        return members or [optimisers], None
+    if isinstance(optimisers, Mapping):
+        given = {f"optimiser {key!r}": member for key, member in optimisers.items()}
+    elif isinstance(optimisers, (list, tuple)) and not _is_foreign(optimisers):
+        given = {f"optimiser {index}": member for index, member in enumerate(optimisers)}
+    else:
+        raise TypeError(
+            "optimisers must be a list, a dict by name, or one adamx optimiser with arrays as "
+            f"numbers; got {_described(optimisers)}"
+        )
+    if not given:
+        raise ValueError("there is nothing to sweep over: no optimiser was given")
+    for where, member in given.items():
+        if not isinstance(member, Transformation):
+            raise TypeError(f"{where} is {_described(member)}")
+        for (name, rest), number in _named_numbers(member).items():
+            if not rest and np.ndim(number) > 0:
+                raise ValueError(
+                    f"{where} is a batch itself: its {name} has the shape {np.shape(number)}. Pass "
+                    "a batch alone, as the second argument, or optimisers with single numbers"
+                )
+    named = list(map(str, optimisers)) if isinstance(optimisers, Mapping) else None
+    return list(given.values()), named
+
+
+def _is_foreign(thing: Any) -> bool:
+    return isinstance(thing, optax.GradientTransformation)
+
+
+def _described(given: Any) -> str:
+    """What was given instead of an optimiser, and what would do."""
+    if _is_foreign(given):
+        return "a transformation of Optax; adamx.chain(…) around it makes it one of adamx"
+    if callable(given):
+        name = getattr(given, "__name__", repr(given))
+        return f"the function {name}, not what it returns: {name}(…)"
+    return f"{given!r} of type {type(given).__name__}, not an adamx optimiser"
+
+
+def _unstacked(batch: Transformation) -> list[Transformation] | None:
+    """The members of a batch; None if no number of it is an array of several."""
+    leaves, structure = jax.tree.flatten(batch)
+    sizes = {
+        f"{name}{rest}": np.shape(number)[0]
+        for (name, rest), number in _named_numbers(batch).items()
+        if np.ndim(number) > 0
+    }
+    if not sizes:
+        return None
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"the numbers of the batch differ in how many members they have: {shown}. Its arrays "
+            "have the members as their first axis"
+        )
+    (size,) = set(sizes.values())
+    if size == 0:
+        raise ValueError("there is nothing to sweep over: the arrays of the batch are empty")
+    columns = [_entries(leaf) if np.ndim(leaf) > 0 else [leaf] * size for leaf in leaves]
+    return [jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True)]
+
+
+def _entries(array: Any) -> list[Any]:
+    """The members' numbers; NumPy's doubles are Python's floats and stay exact."""
+    if isinstance(array, np.ndarray) and array.dtype == np.float64 and array.ndim == 1:
+        return array.tolist()
+    return list(jnp.asarray(array))
+
+
+def _keys(seeds: Any) -> tuple[tuple[int, ...] | None, jax.Array | None]:
+    """The seeds by their numbers, and their keys."""
+    if seeds is None:
+        return None, None
+    if _is_integer(seeds):
+        seeds = range(int(seeds))
+    numbers: Any
+    old_kind = isinstance(seeds, jax.Array) and seeds.ndim == 2 and seeds.dtype == np.uint32
+    if old_kind or (_is_key(seeds) and seeds.ndim == 1):
+        numbers, keys = range(len(seeds)), seeds
+    else:
+        several = isinstance(seeds, Sequence) or getattr(seeds, "ndim", 0) > 0
+        numbers = list(seeds) if several else [seeds]
+        if not all(map(_is_integer, numbers)):
+            raise TypeError(
+                "seeds must be how many there are, a list of integers or a batch of keys "
+                f"(jax.random.split(key, n)); got {seeds!r} of type {type(seeds).__name__}"
+            )
+        keys = jnp.stack([jax.random.key(int(seed)) for seed in numbers]) if len(numbers) else None
+    if len(numbers) == 0:
+        raise ValueError(f"there is nothing to sweep over: seeds={seeds!r} holds no seed")
+    return tuple(int(seed) for seed in numbers), keys
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _is_integer(x: Any) -> bool:
+    if isinstance(x, (np.ndarray, jax.Array)):
+        return x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer)
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
+
+def _check_callable(train: Any, keys: Any) -> None:
+    """``train`` takes what it will be given."""
+    call = "train(opt)" if keys is None else "train(opt, key)"
+    if not callable(train):
+        raise TypeError(f"train must be a function, called as {call}; got {train!r}")
+    with contextlib.suppress(ValueError):  # some callables of C have no signature
+        signature = inspect.signature(train)
+        try:
+            signature.bind(*([None] if keys is None else [None, None]))
+        except TypeError as error:
+            reason = "" if keys is None else ", because seeds were given"
+            raise TypeError(
+                f"train{signature} can't be called as {call}, which it is{reason}: {error}"
+            ) from None
+
+
+# Names and coordinates.
+
+
+def _named_numbers(opt: Transformation) -> dict[tuple[str, str], Any]:
+    """Every leaf of an optimiser by the shortest name of its argument and its path in there.
+
+    The path is empty but for the numbers of a schedule that is itself a pytree.
+    """
+    stages = names(opt.links)
+    argument = {(stages[place.link], place.argument): x for x, place in labels(opt.links).items()}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(opt)
+    return {
+        (argument[stage.key, name.key], jax.tree_util.keystr(tuple(rest))): leaf
+        for (stage, name, *rest), leaf in leaves
+    }
+
+
+def _coordinates(members: Sequence[Transformation]) -> dict[str, np.ndarray]:
+    """The single numbers in which members differ, NaN where a member has none of that name."""
+    rows = [
+        {name + rest: number for (name, rest), number in _named_numbers(opt).items()}
+        for opt in members
+    ]
+    rows = [{name: float(x) for name, x in row.items() if np.ndim(x) == 0} for row in rows]
+    every = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.array([row.get(name, math.nan) for row in rows]) for name in every}
+    return {
+        name: values
+        for name, values in columns.items()
+        if len(np.unique(values[~np.isnan(values)])) > 1
+    }
+
+
+# Programs.
+
+
+class _Group(NamedTuple):
+    """Members of one structure: their positions, what they share, and what differs."""
+
+    positions: np.ndarray
+    structure: Any
+    shared: list[Any]  # by leaf; _VARIES where members differ
+    stacked: list[np.ndarray]  # [member, ...] for each leaf that varies
+
+
+_VARIES = object()
+
+
+def _grouped(members: Sequence[Transformation]) -> list[_Group]:
+    """The members by structure, in the order in which structures first appear."""
+    found: dict[Hashable, list[int]] = {}
+    for position, opt in enumerate(members):
+        leaves, structure = jax.tree.flatten(opt)
+        found.setdefault((structure, *map(_kind, leaves)), []).append(position)
+    return [_group(members, positions) for positions in found.values()]
+
+
+def _kind(leaf: Any) -> Hashable:
+    """Alike for leaves that can be stacked."""
+    if not isinstance(leaf, (float, int, np.ndarray, jax.Array)):
+        return fingerprint(leaf)
+    dtype = jnp.result_type(leaf)
+    return np.shape(leaf), "float" if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
+def _group(members: Sequence[Transformation], positions: list[int]) -> _Group:
+    columns = zip(*(jax.tree.leaves(members[i]) for i in positions), strict=True)
+    shared, stacked = [], []
+    for column in columns:
+        if len(set(map(fingerprint, column))) == 1:
+            shared.append(column[0])
+            continue
+        shared.append(_VARIES)
+        dtype = jnp.result_type(column[0])
+        dtype = clock_dtype() if jnp.issubdtype(dtype, jnp.floating) else dtype
+        stacked.append(np.stack([np.asarray(x, dtype) for x in column]))
+    return _Group(np.array(positions), jax.tree.structure(members[positions[0]]), shared, stacked)
+
+
+class _Program:
+    """``train`` for the members of one structure and all seeds, so many runs at a time."""
+
+    def __init__(
+        self,
+        train: Callable[..., Any],
+        group: _Group,
+        keys: jax.Array | None,
+        runs_each: int,
+        chunk: int | None,
+    ):
+        self.group, self.keys, self.runs_each = group, keys, runs_each
+        self.total = len(group.positions) * runs_each
+        # All chunks are as large as each other, up to the padding of the last one.
+        self.chunks = math.ceil(self.total / min(chunk or self.total, self.total))
+        self.width = math.ceil(self.total / self.chunks)
+
+        def run(numbers: list[Any], key: Any) -> Any:
+            given = iter(numbers)
+            leaves = [next(given) if leaf is _VARIES else leaf for leaf in group.shared]
+            opt = jax.tree.unflatten(group.structure, leaves)
+            return _checked(train(opt) if keys is None else train(opt, key))
+
+        def alone(numbers: list[Any], key: Any) -> Any:
+            first = jax.tree.map(lambda x: x[0], (numbers, key))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], run(*first))
+
+        batched = alone if self.width == 1 else jax.vmap(run, axis_size=self.width)
+        self.lowered = jax.jit(batched).lower(*self.arguments(np.arange(self.width)))
+        self.form = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.lowered.out_info
+        )
+
+    def arguments(self, runs: np.ndarray) -> tuple[list[np.ndarray], Any]:
+        """The numbers and keys of these runs, counted member by member."""
+        member, seed = np.divmod(runs, self.runs_each)
+        numbers = [x[member] for x in self.group.stacked]
+        return numbers, None if self.keys is None else self.keys[seed]
+
+    def run(self) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """For each chunk the positions of its runs in the sweep, and their outputs."""
+        with self.remedy():
+            compiled = self.lowered.compile()
+        for start in range(0, self.total, self.width):
+            runs = np.arange(start, start + self.width)
+            arguments = self.arguments(np.minimum(runs, self.total - 1))
+            runs = runs[runs < self.total]
+            with self.remedy():
+                leaves = [np.asarray(x)[: len(runs)] for x in jax.tree.leaves(compiled(*arguments))]
+            member, seed = np.divmod(runs, self.runs_each)
+            yield self.group.positions[member] * self.runs_each + seed, leaves
+
+    @contextlib.contextmanager
+    def remedy(self) -> Iterator[None]:
+        """Says what helps where XLA runs out of memory."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+                raise
+            advice = (
+                f"Pass chunk={self.width // 2} or less, so that fewer run at a time"
+                if self.width > 1
+                else "It can't be made smaller by chunk, only by a smaller model or batch"
+            )
+            raise MemoryError(
+                f"{counted(self.width, 'run')} at a time did not fit into memory. {advice}"
+            ) from error
+
+
+def _checked(output: Any) -> Any:
+    """What ``train`` returned, if it is a pytree of arrays."""
+    leaves = named_leaves(output)
+    if not leaves:
+        raise TypeError(f"train must return a pytree of arrays, returned {output!r}")
+    for path, leaf in leaves.items():
+        numbers = (jax.Array, np.ndarray, np.generic, float, int)
+        if not isinstance(leaf, numbers) or _is_key(leaf):
+            where = f" at {path!r}" if path else ""
+            raise TypeError(
+                f"train must return a pytree of arrays, returned {leaf!r} of type "
+                f"{type(leaf).__name__}{where}"
+            )
+    return output
+
+
+def _common_form(programs: Sequence[_Program]) -> Any:
+    """The form of one run's output, the same for all."""
+    first = programs[0]
+    for other in programs[1:]:
+        if _shown(other.form) != _shown(first.form):
+            one, two = first.group.positions[0], other.group.positions[0]
+            raise ValueError(
+                f"the outputs of train differ in structure: for optimiser {one} it returned "
+                f"{_shown(first.form)}, for optimiser {two} {_shown(other.form)}. Return the same "
+                "arrays for every optimiser, for instance without its state"
+            )
+    return first.form
+
+
+def _shown(form: Any) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}[{','.join(map(str, x.shape))}]", form))
+
+
+# Scores.
+
+
+def _default_score(form: Any) -> Callable[[Any], Any]:
+    """The last value of the only output, or of the one that is called ``loss``."""
+    outputs = named_leaves(form)
+    name = "loss" if "loss" in outputs else next(iter(outputs)) if len(outputs) == 1 else None
+    if name is None or len(outputs[name].shape) > 1 or 0 in outputs[name].shape:
+        raise ValueError(
+            f"it is not clear by which number a run is judged: train returns {_shown(form)}. "
+            "Say so with score=lambda output: …, or return a scalar, a curve, or a dict "
+            "with the entry 'loss'"
+        )
+    return lambda output: np.reshape(named_leaves(output)[name], -1)[-1]
+
+
+# Progress.
+
+
+@contextlib.contextmanager
+def _progress(
+    wanted: bool | None, total: int, *, several: bool
+) -> Iterator[Callable[[int], object]]:
+    """A bar over all runs, or nothing; yields what advances it."""
+    try:
+        if wanted is False or (wanted is None and not several):
+            raise ModuleNotFoundError
+        from rich.console import Console
+        from rich.progress import Progress
+    except ModuleNotFoundError as error:
+        if wanted:
+            raise ImportError(
+                "a progress bar needs rich: pip install 'adamx[tools]', or progress=False"
+            ) from error
+        yield lambda runs: None
+        return
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (wanted or console.is_terminal)) as bar:
+        task = bar.add_task("sweep", total=total)
+        yield lambda runs: bar.advance(task, runs)

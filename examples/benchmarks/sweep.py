@@ -1,0 +1,244 @@
+"""How fast is a sweep, and is each of its members the run it would be alone?
+
+    python -m examples.benchmarks.sweep [--quick] [--json FILE]
+
+32 learning rates of Adam on the perceptron of `examples.digits` and scikit-learn's digits. Every
+contender builds and compiles its programs anew; the contenders take turns, in changing order. A
+time is the median over the rounds; a ratio is the median of the rounds' ratios, with its quartiles.
+A run is one program in all of them: a scan over the steps.
+"""
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from rich.console import Console
+    from rich.table import Table
+
+    import adamx
+    from adamx.tools.sweep import sweep
+    from examples import benchmarks, data, digits
+    from examples.benchmarks import cost
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+
+SPEED_BAR, AGREEMENT_BAR = 5.0, 1e-6
+
+
+class Setting(NamedTuple):
+    """How much is measured."""
+
+    rates: int
+    epochs: int
+    examples: int
+    rounds: int
+
+
+FULL = Setting(rates=32, epochs=10, examples=10_000, rounds=3)
+QUICK = FULL._replace(epochs=2, rounds=1)
+TINY = Setting(rates=2, epochs=1, examples=128, rounds=1)
+
+
+class Problem:
+    """The digits, the order of their batches, and the parameters at which every run starts."""
+
+    def __init__(self, setting: Setting):
+        digits_of = data.load_digits().head(setting.examples)
+        self.images = jnp.asarray(digits_of.train_images)
+        self.labels = jnp.asarray(digits_of.train_labels)
+        epochs = digits.shuffled(len(self.images), setting.epochs, seed=0)
+        self.batches = jnp.asarray(np.concatenate(epochs))
+        self.model = digits.Classifier()
+        self.params = self.model.init(jax.random.key(0), self.images[:1])
+        self.rates = np.geomspace(1e-5, 1e-1, setting.rates).tolist()
+
+    def train(self, tx: optax.GradientTransformation, state: Any = None) -> jax.Array:
+        """The loss at every step."""
+
+        def loss(params: Any, batch: jax.Array) -> jax.Array:
+            logits = self.model.apply(params, self.images[batch])
+            return digits.cross_entropy(logits, self.labels[batch])  # pyright: ignore[reportArgumentType]
+
+        def step(carry: Any, batch: jax.Array) -> tuple[Any, jax.Array]:
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params, batch)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        start = self.params, tx.init(self.params) if state is None else state
+        return jax.lax.scan(step, start, self.batches)[1]
+
+
+# The contenders: each gives the losses, [rate, step].
+
+
+def swept(problem: Problem, chunk: int | None = None) -> np.ndarray:
+    members = [adamx.adam(rate) for rate in problem.rates]
+    return sweep(problem.train, members, chunk=chunk, progress=False).outputs
+
+
+def looped(make: Callable[[float], optax.GradientTransformation], problem: Problem) -> np.ndarray:
+    """A program for each rate: the optimiser is closed over."""
+    return np.stack([jax.jit(partial(problem.train, make(rate)))() for rate in problem.rates])
+
+
+def injected(problem: Problem) -> np.ndarray:
+    """One program, the rate in the optimiser's state."""
+    tx = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+    train = jax.jit(lambda state: problem.train(tx, state))
+    state = tx.init(problem.params)
+    assert isinstance(state, optax.InjectHyperparamsState | optax.InjectStatefulHyperparamsState)
+    curves = []
+    for rate in problem.rates:
+        rated = {**state.hyperparams, "learning_rate": jnp.float32(rate)}
+        curves.append(train(state._replace(hyperparams=rated)))
+    return np.stack(curves)
+
+
+SWEEP = "adamx.sweep"
+IN_TURN = "adamx.sweep(chunk=1)"
+CONTENDERS: dict[str, Callable[[Problem], np.ndarray]] = {
+    SWEEP: swept,
+    IN_TURN: partial(swept, chunk=1),
+    "loop over optax.adam": partial(looped, optax.adam),
+    "loop, optax.inject_hyperparams": injected,
+}
+BARS = {"loop over optax.adam": SPEED_BAR}
+
+
+# Measuring.
+
+
+def measure(problem: Problem, rounds: int) -> tuple[list[cost.Ratio], dict[str, np.ndarray]]:
+    """Every contender's time beside the sweep's, and its losses."""
+    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    curves: dict[str, np.ndarray] = {}
+
+    def run(name: str) -> None:
+        curves[name] = CONTENDERS[name](problem)
+
+    order = list(CONTENDERS)
+    for turn in range(rounds):
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            with cost.without_gc():
+                times[name].append(cost.clock(run, name))
+    ratios = [
+        cost.ratio(name, list(zip(times[name], times[SWEEP], strict=True)), BARS.get(name))
+        for name in itertools.islice(CONTENDERS, 1, None)
+    ]
+    return ratios, curves
+
+
+class Agreement(NamedTuple):
+    """How far the members of a sweep are from their own single runs, relative to them."""
+
+    what: str
+    curve: list[float]  # for each rate, the largest difference over the steps
+    final: list[float]  # for each rate, the difference of the last losses
+
+
+def agreement(what: str, curves: np.ndarray, alone: np.ndarray) -> Agreement:
+    differences = np.abs(curves / alone.astype(np.float64) - 1)
+    return Agreement(what, differences.max(axis=1).tolist(), differences[:, -1].tolist())
+
+
+# Presentation.
+
+
+def tabulate_times(rows: Iterable[cost.Ratio]) -> Table:
+    table = cost.columns("time", SWEEP, "ratio", "quartiles", "rounds", "bar")
+    for row in rows:
+        table.add_row(
+            row.what,
+            cost.in_units(row.first),
+            cost.in_units(row.second),
+            f"{row.ratio:.2f}",
+            "{:.2f} … {:.2f}".format(*row.quartiles),
+            str(row.pairs),
+            "" if row.bar is None else f"≥ {row.bar:g} {'✓' if row.ratio >= row.bar else '✗'}",
+        )
+    return table
+
+
+def tabulate_agreement(rows: Iterable[Agreement], rates: Sequence[float]) -> Table:
+    """The worst rate of each decade, and of all."""
+    decades = [(f"{low:.0e} …", low, 10 * low) for low in (1e-5, 1e-4, 1e-3, 1e-2)]
+    heads = [head for head, *_ in decades]
+    table = cost.columns("", *heads, "worst", f"≤ {AGREEMENT_BAR:g}")
+    for row in rows:
+        for part, values in (("curve", row.curve), ("final loss", row.final)):
+            worst = [
+                max(
+                    (x for x, r in zip(values, rates, strict=True) if low <= r * 1.001 < high),
+                    default=0,
+                )
+                for _, low, high in decades
+            ]
+            held = sum(x <= AGREEMENT_BAR for x in values)
+            cells = [f"{x:.1e}" for x in (*worst, max(values))]
+            table.add_row(row.what, part, *cells, f"{held} of {len(values)}")
+    return table
+
+
+def load() -> list[float]:
+    """How many processes wanted to run, over the last 1, 5 and 15 minutes, where it is known."""
+    return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = partial(parser.add_argument, action="store_const", dest="setting", default=FULL)
+    option("--quick", const=QUICK, help="fewer epochs, one round")
+    option("--tiny", const=TINY, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the tables, store the numbers; return them."""
+    options = parse(arguments)
+    setting = options.setting
+    versions, before = benchmarks.versions(), load()
+    console = Console(width=140, highlight=False)
+    console.print(benchmarks.headline(versions), soft_wrap=True)
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
+        problem = Problem(setting)
+        ratios, curves = measure(problem, setting.rounds)
+        alone = looped(adamx.adam, problem)
+    agreements = [agreement(name, curves[name], alone) for name in (SWEEP, IN_TURN)]
+    loads = {"before": before, "after": load()}
+    rates, steps = alone.shape
+    console.print(f"{rates} learning rates, {steps} steps each, from nothing to all losses")
+    console.print(tabulate_times(ratios))
+    console.print("Relative difference to the single runs, the worst of each decade of rates")
+    console.print(tabulate_agreement(agreements, problem.rates))
+    console.print(f"load before {loads['before']}, after {loads['after']}")
+    results = {
+        "versions": versions,
+        "load": loads,
+        "setting": setting._asdict(),
+        "rates": problem.rates,
+        "times": [row._asdict() for row in ratios],
+        "agreement": [row._asdict() for row in agreements],
+    }
+    benchmarks.save(results, options.json)
+    return results
+
+
+if __name__ == "__main__":
+    main()
