@@ -1,4 +1,4 @@
-"""Measurements, repeatable: `python -m examples.benchmarks.accuracy` and `.cost`."""
+"""Measurements, repeatable: `python -m examples.benchmarks.accuracy`, `.cost` and `.sweep`."""
 
 import importlib.metadata
 import json
