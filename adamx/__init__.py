@@ -2,7 +2,17 @@
 
 # The recipes: optimisers by name.
 # The core: what chains are made of. `adamx.core` has the rest for writing new stages.
-from adamx.core import StageError, Transformation, apply_updates, chain, numbers, stage
+from adamx.core import (
+    Explanation,
+    StageError,
+    Transformation,
+    apply_updates,
+    chain,
+    explain,
+    in_symbols,
+    numbers,
+    stage,
+)
 from adamx.recipes import (
     adabelief,
     adadelta,
@@ -99,6 +109,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Assignments",
+    "Explanation",
     "LearningRate",
     "StageError",
     "Sweep",
@@ -129,11 +140,13 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
+    "explain",
     "find_learning_rate",
     "freeze",
     "from_config",
     "get",
     "grams",
+    "in_symbols",
     "lamb",
     "laprop",
     "lars",

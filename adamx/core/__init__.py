@@ -41,6 +41,7 @@ from adamx.core.arithmetic import (
     root,
 )
 from adamx.core.editing import numbers
+from adamx.core.equations import Explanation, explain, in_symbols
 from adamx.core.errors import StageError
 from adamx.core.hyper import Decay, Domain, Hyper, NonNegative, Positive, Real, Schedule
 from adamx.core.signal import Signal
@@ -53,6 +54,7 @@ __all__ = [
     "Decay",
     "DecayingAverage",
     "Domain",
+    "Explanation",
     "Hyper",
     "NonNegative",
     "Positive",
@@ -69,6 +71,8 @@ __all__ = [
     "decay_clock",
     "decaying_average",
     "divide",
+    "explain",
+    "in_symbols",
     "numbers",
     "plus",
     "root",

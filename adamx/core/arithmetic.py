@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from adamx.core.hyper import clock_dtype
 from adamx.core.stage import Clock, Step
@@ -16,7 +15,7 @@ from adamx.core.stage import Clock, Step
 __all__ = ["DecayingAverage", "abs_sq", "decay_clock", "decaying_average", "divide", "plus", "root"]
 
 _TINY = 2.0**-100
-_LARGEST = float(np.finfo(np.float32).max)
+_HUGE = 2.0**100
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -52,8 +51,8 @@ def _quotient(u: Any, by: jax.Array) -> jax.Array:
 def _quotient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     """As JAX has it, but without 1/by², which overflows where ``by`` is as small as an ε."""
     (_, by), (du, dby) = primals, tangents
-    q = _quotient(*primals)
     with jax.numpy_dtype_promotion("standard"):  # complex over real
+        q = _quotient(*primals)
         return q, (du - q * dby) / by
 
 
@@ -74,9 +73,8 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
 
 
 def shrinkage(norm: jax.Array, most: Any) -> jax.Array:
-    """min(1, most / norm), what brings a norm down to ``most``; smooth where the norm is 0."""
-    most = finite(most)
-    return divide(most, jnp.maximum(norm, most))
+    """min(1, most / norm), what brings a norm down to ``most``: 1 where the norm is 0."""
+    return jnp.minimum(1, divide(most, jnp.where(norm == 0, jnp.minimum(most, 1), norm)))
 
 
 @jax.custom_jvp
@@ -111,8 +109,8 @@ def _phase_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, ja
 
 
 def finite(x: Any) -> Any:
-    """x, or a number as good as ∞: what it multiplies may be of no account, and ∞ · 0 is NaN."""
-    return min(x, _LARGEST) if isinstance(x, float) else jnp.minimum(x, _LARGEST)
+    """x, or a number as good as ∞, which times a derivative 0 is no NaN."""
+    return min(x, _HUGE) if isinstance(x, float) else jnp.minimum(x, _HUGE)
 
 
 def log(x: Any) -> Any:

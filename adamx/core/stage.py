@@ -83,7 +83,7 @@ class Definition:
         self.signature = inspect.signature(factory)
         self.domains = hyper.domains(factory)
         self.switches = [n for n, hint in get_type_hints(factory).items() if hint is bool]
-        self.equations: Callable[..., Any] | None = None  # in symbols, see adamx.core.explain
+        self.equations: Callable[..., Any] | None = None  # in symbols, see adamx.core.equations
 
     def bind(self, *args: Any, **kwargs: Any) -> Stage:
         """A stage with these arguments, checked."""

@@ -107,6 +107,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
         >>> adamx.numbers(opt)["learning_rate"]
         0.0003
         """
+        if twice := sorted(changes.keys() & named.keys()):
+            raise ValueError(f"replace() was given {', '.join(twice)} twice")
         return type(self)(editing.replace(self.links, {**changes, **named}))
 
     def __eq__(self, other: object) -> bool:
@@ -127,6 +129,17 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def __repr__(self) -> str:
         return written(self.links)
+
+    def _repr_latex_(self) -> str | None:
+        """Its equations, in a notebook; None, which means its repr, where it has none."""
+        from adamx.core.equations import explain  # explains transformations
+
+        try:
+            return explain(self)._repr_latex_()
+        except Exception:  # a repr must not fail
+            return None
+
+    _repr_markdown_ = _repr_latex_
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.links,)

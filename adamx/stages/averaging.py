@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -16,9 +17,11 @@ from adamx.core import (
     StageError,
     decaying_average,
     stage,
+    symbols,
     zeros,
 )
 from adamx.core.arithmetic import decay_weight
+from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.core.signal import statistics_dtype
 
@@ -82,6 +85,23 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     return Rule(update, slots={"slow": start}, clocks={"steps": steps})
 
 
+@in_symbols(lookahead)
+def _(signal, sync_period, slow_step_size):
+    moved = signal.param + signal.named().update
+    if isinstance(sync_period, symbols.Number):
+        period = max(math.ceil(sync_period.value), 1)
+        synchronise = symbols.Function("mod", (symbols.STEP, symbols.Number(period))).equals(0)
+    else:
+        done = signal.let("n", lambda n: symbols.cases(n < sync_period, n + 1, 1))
+        synchronise = done >= sync_period
+    slow = signal.let(
+        "φ",
+        lambda slow: symbols.cases(synchronise, slow + slow_step_size * (moved - slow), slow),
+        start=symbols.START,
+    )
+    return signal.becomes(symbols.cases(synchronise, slow - signal.param, signal.update))
+
+
 @stage
 def polyak_ema(decay: Decay = 0.999):
     r"""Keep a decaying average of the *new* parameters; the update passes unchanged.
@@ -120,6 +140,13 @@ def polyak_ema(decay: Decay = 0.999):
         return signal, {"ema": mean(slots["ema"], signal.next_param)}
 
     return Rule(update, slots={"ema": zeros}, clocks=mean.clocks)
+
+
+@in_symbols(polyak_ema)
+def _(signal, decay):
+    mean = signal.fresh("θ", accent="bar")
+    signal.let(mean, lambda mean: decay * mean + (1 - decay) * signal.next_param)
+    return signal
 
 
 def polyak_params(state: Any, name: str = "polyak_ema") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adamx.core import stage
+from adamx.core.equations import in_symbols
 
 __all__ = ["bias_correction"]
 
@@ -30,3 +31,8 @@ def bias_correction():
     Array([2.], dtype=float32)
     """
     return lambda signal: signal.corrected()
+
+
+@in_symbols(bias_correction)
+def _(signal):
+    return signal.corrected()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, NonNegative, Rule, decaying_average, stage, zeros
+from adamx.core import Clock, Decay, NonNegative, Rule, decaying_average, stage, symbols, zeros
+from adamx.core.equations import in_symbols
 
 __all__ = ["reduce_variance", "scale_by_extrapolated_momentum"]
 
@@ -44,6 +45,12 @@ def reduce_variance(b1: Decay = 0.95, gamma: NonNegative = 0.025):
         return signal.becomes(reduced), {"previous": signal.update}
 
     return Rule(update, slots={"previous": zeros})
+
+
+@in_symbols(reduce_variance)
+def _(signal, b1, gamma):
+    change = signal.update - signal.named().previous
+    return signal.becomes(signal.let("c", signal.update + gamma * b1 / (1 - b1) * change))
 
 
 @stage
@@ -97,3 +104,12 @@ def scale_by_extrapolated_momentum(b1: Decay = 0.98, b2: Decay = 0.92):
         slots={"mu": zeros, "drift": zeros, "previous": zeros},
         clocks=mean.clocks | drift.clocks | {"steps": second_step_on},
     )
+
+
+@in_symbols(scale_by_extrapolated_momentum)
+def _(signal, b1, b2):
+    g = signal.update
+    change = g - signal.named().previous
+    d = signal.let("d", symbols.cases(symbols.STEP > 1, change, 0))
+    m, n = signal.average("m", b1, of=g), signal.average("n", b2, of=d)
+    return signal.becomes(g + b2 * d).measured(m.hat + b2 * n.hat)

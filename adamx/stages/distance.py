@@ -17,8 +17,11 @@ from adamx.core import (
     divide,
     root,
     stage,
+    symbols,
     zeros,
 )
+from adamx.core.arithmetic import finite
+from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.stages.rms import real_zeros
 from adamx.stages.schedule_free import itself
@@ -127,7 +130,7 @@ def scale_by_prodigy(
         grown = jnp.where(d == first, jnp.maximum(d, estimate), d)
         largest = jnp.maximum(largest, estimate)
         unlimited = isinstance(growth_rate, float) and growth_rate == math.inf
-        new = largest if unlimited else jnp.minimum(largest, grown * growth_rate)
+        new = largest if unlimited else jnp.minimum(largest, grown * finite(growth_rate))
         return jnp.stack([first, d, new, largest, r])
 
     distance = Clock(  # d₀, dₜ₋₁, dₜ, the largest estimate, r
@@ -156,3 +159,41 @@ def scale_by_prodigy(
         clocks=mean.clocks | mean_square.clocks | {"distance": distance},
         measure=measure,
     )
+
+
+@in_symbols(scale_by_prodigy)
+def _(
+    signal,
+    learning_rate,
+    b1,
+    b2,
+    b3,
+    eps,
+    weight_decay,
+    d0,
+    d_coef,
+    growth_rate,
+    use_bias_correction,
+    safeguard_warmup,
+):
+    g, unlimited = signal.gradient, growth_rate == symbols.Number(math.inf)
+    d, kappa = signal.fresh("d"), symbols.ONE
+    if use_bias_correction:
+        kappa = signal.let("κ", symbols.root(signal.weight(b2)) / signal.weight(b1))
+    rate = learning_rate * kappa
+    inner = symbols.Function("inner", (g, symbols.START - signal.param))
+    r = signal.let("r", lambda r: b3 * r + d.before**2 * rate * inner)
+    seen = d.before**2 * (1 if safeguard_warmup else rate) * g
+    s = symbols.Function("norm1", (signal.let("s", lambda s: b3 * s + seen),))
+    estimate = signal.let(d.hat, symbols.cases(s.equals(0), 0, d_coef * r / s))
+    if unlimited:
+        signal.let(d, symbols.maximum(d.before, estimate), start=d0)
+    else:
+        largest = signal.let("D", lambda before: symbols.maximum(before, estimate), start=d0)
+        first, grown = symbols.maximum(d0, estimate), d.before
+        grown = signal.let("e", symbols.cases(grown.equals(d0), first, grown))
+        signal.let(d, symbols.minimum(largest, growth_rate * grown), start=d0)
+    m = signal.average("m", b1, of=d.before * signal.update)
+    v = signal.average("v", b2, of=d.before**2 * g**2)
+    direction = m / (symbols.root(v) + eps * d) + weight_decay * signal.param
+    return signal.measured(kappa * d.before * direction)

@@ -21,9 +21,11 @@ from adamx.core import (
     plus,
     root,
     stage,
+    symbols,
 )
+from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
-from adamx.stages.rms import real_zeros
+from adamx.stages.rms import over_rms_in_symbols, real_zeros
 
 __all__ = [
     "clip_by_block_rms",
@@ -114,6 +116,25 @@ def scale_by_factored_rms(
     return Rule(update, slots={"nu": start}, clocks={"steps": steps})
 
 
+@in_symbols(scale_by_factored_rms)
+def _(signal, decay_rate, eps, b2_cap, min_dim_size_to_factor):
+    square = signal.gradient**2 + eps
+    beta = 1 - symbols.STEP**-decay_rate
+    capped = not isinstance(b2_cap, symbols.Number) or b2_cap.value < 1
+    beta = signal.let("β", symbols.minimum(beta, b2_cap) if capped else beta)
+    row = signal.average("R", beta, of=symbols.mean(square, "j"))
+    column = signal.average("C", beta, of=symbols.mean(square, "i"))
+    v = signal.let(
+        "v",
+        lambda v: symbols.cases(
+            symbols.Function("width", (signal.gradient,)) >= max(min_dim_size_to_factor, 1),
+            row * column / symbols.mean(row, "i"),
+            beta * v + (1 - beta) * square,
+        ),
+    )
+    return signal.measured(signal.update / symbols.root(v))
+
+
 @stage
 def scale_by_block_rms(
     b2: Decay = 0.999,
@@ -167,6 +188,13 @@ def scale_by_block_rms(
     return Rule(update, slots={"nu": start}, clocks=mean_square.clocks)
 
 
+@in_symbols(scale_by_block_rms)
+def _(signal, b2, eps, blocks):
+    over = {"tensor": "array", "row": "row", "column": "column"}.get(blocks, "block")
+    v = signal.average("v", b2, of=symbols.mean(signal.gradient**2, over))
+    return over_rms_in_symbols(signal, v, eps)
+
+
 @stage
 def clip_by_block_rms(threshold: Positive = 1.0):
     r"""Shrink the update of each array so that its root mean square is at most ``threshold``.
@@ -189,6 +217,12 @@ def clip_by_block_rms(threshold: Positive = 1.0):
         return signal.becomes(signal.update / jnp.maximum(1, rms / threshold))
 
     return shape
+
+
+@in_symbols(clip_by_block_rms)
+def _(signal, threshold):
+    rms = symbols.rms(signal.update)
+    return signal.becomes(signal.update / symbols.maximum(1, rms / threshold))
 
 
 @stage
@@ -220,6 +254,11 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
         return signal.becomes(size * signal.update)
 
     return shape
+
+
+@in_symbols(scale_by_param_block_rms)
+def _(signal, min_scale):
+    return signal.becomes(symbols.maximum(min_scale, symbols.rms(signal.param)) * signal.update)
 
 
 def factored_axes(shape: tuple[int, ...], at_least: int) -> tuple[int, int] | None:

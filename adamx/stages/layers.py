@@ -19,7 +19,10 @@ from adamx.core import (
     plus,
     root,
     stage,
+    symbols,
 )
+from adamx.core.arithmetic import shrinkage
+from adamx.core.equations import in_symbols
 from adamx.stages.rms import real_zeros
 
 __all__ = ["adaptive_clip", "clip_by_norm", "scale_by_norm", "trust_ratio"]
@@ -74,6 +77,17 @@ def trust_ratio(
     return shape
 
 
+@in_symbols(trust_ratio)
+def _(signal, trust_coefficient, eps, weight_decay):
+    u, theta = signal.named().update, signal.param
+    length = symbols.norm(theta, "array")
+    added = weight_decay * length + eps
+    by = symbols.norm(u, "array") + added
+    either = length * by if added == symbols.ZERO else length
+    r = signal.let("r", symbols.cases(either.equals(0), 1, trust_coefficient * length / by))
+    return signal.becomes(r * (u + weight_decay * theta)).without_bias()
+
+
 @stage
 def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
     r"""Divide the update by the root mean square norm of the gradient, array by array.
@@ -111,6 +125,13 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
     return Rule(update, slots={"nu": start})
 
 
+@in_symbols(scale_by_norm)
+def _(signal, b2, eps):
+    square = symbols.norm(signal.gradient, "array") ** 2
+    v = signal.let("v", lambda v: symbols.cases(v.equals(0), square, b2 * v + (1 - b2) * square))
+    return signal.measured(signal.update / (symbols.root(v) + eps))
+
+
 @stage
 def clip_by_norm(max_norm: Positive = 1.0):
     r"""Shrink the update of each array so that its norm is at most ``max_norm``.
@@ -133,10 +154,15 @@ def clip_by_norm(max_norm: Positive = 1.0):
     """
 
     def shape(signal):
-        shrink = jnp.minimum(1, divide(max_norm, norm(signal.update)))
-        return signal.becomes(signal.update * shrink)
+        return signal.becomes(signal.update * shrinkage(norm(signal.update), max_norm))
 
     return shape
+
+
+@in_symbols(clip_by_norm)
+def _(signal, max_norm):
+    length = symbols.norm(signal.update, "array")
+    return signal.becomes(signal.update * symbols.minimum(1, max_norm / length))
 
 
 @stage
@@ -180,10 +206,17 @@ def adaptive_clip(
     def shape(signal):
         summed = units(signal.update.shape) if axis is None else axis
         theta, u = norm(signal.param, summed), norm(signal.update, summed)
-        shrink = jnp.minimum(1, divide(clipping * at_least(eps, theta), u))
-        return signal.becomes(signal.update * shrink)
+        return signal.becomes(signal.update * shrinkage(u, clipping * at_least(eps, theta)))
 
     return shape
+
+
+@in_symbols(adaptive_clip)
+def _(signal, clipping, eps, axis):
+    over = "unit" if axis is None else f"axis={axis}"
+    most = clipping * symbols.maximum(symbols.norm(signal.param, over), eps)
+    length = symbols.norm(signal.update, over)
+    return signal.becomes(signal.update * symbols.minimum(1, most / length))
 
 
 def norm(x, axis=None):

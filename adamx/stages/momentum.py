@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, Positive, Rule, decaying_average, stage, zeros
-from adamx.core.arithmetic import decay_weight, log, two_sum
+from adamx.core import Clock, Decay, Positive, Rule, decaying_average, stage, symbols, zeros
+from adamx.core.arithmetic import decay_weight, finite, log, two_sum
+from adamx.core.equations import decayed, in_symbols
 from adamx.core.hyper import clock_dtype
 
 __all__ = ["scale_by_heavy_ball", "scale_by_momentum", "scale_by_nesterov_momentum"]
@@ -43,6 +44,11 @@ def scale_by_momentum(b1: Decay = 0.9):
         return signal.measured(mu, weight=mean.weight(step)), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
+
+
+@in_symbols(scale_by_momentum)
+def _(signal, b1):
+    return signal.measured(signal.average("m", b1, of=signal.update))
 
 
 @stage
@@ -79,6 +85,15 @@ def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
         return signal.measured(ahead), {"trace": trace}
 
     return Rule(update, slots={"trace": zeros})
+
+
+@in_symbols(scale_by_heavy_ball)
+def _(signal, momentum, nesterov):
+    if not nesterov:
+        return signal.measured(signal.let("b", lambda b: momentum * b + signal.update))
+    signal.named()
+    trace = signal.let("b", lambda b: momentum * b + signal.update)
+    return signal.measured(signal.update + momentum * trace)
 
 
 @stage
@@ -122,11 +137,27 @@ def scale_by_nesterov_momentum(
     return Rule(update, slots={"mu": zeros}, clocks={"momentum": _warming_up(b1, momentum_decay)})
 
 
+@in_symbols(scale_by_nesterov_momentum)
+def _(signal, b1, momentum_decay, constant_decay):
+    def warming_up(t):
+        return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * t))
+
+    now = ahead = b1
+    if momentum_decay != symbols.Number(math.inf):
+        now = signal.let("μ", warming_up(symbols.STEP))
+        ahead = signal.let(now.after, warming_up(symbols.STEP + 1))
+    signal.named()
+    m = signal.average("m", b1 if constant_decay else now, of=signal.update)
+    product = decayed(now)
+    u = ahead * m / (1 - ahead * product) + (1 - now) * signal.update / (1 - product)
+    return signal.measured(signal.let(m.hat, u))
+
+
 def _warming_up(b1: Any, momentum_decay: Any) -> Clock:
     """Keeps [Σ log μ, what it lost, t]; reads μₜ, μₜ₊₁ and the weights after each of them."""
 
     def momentum(t: jax.Array) -> jax.Array:
-        return b1 * (1 - 0.5 * jnp.exp(t * (momentum_decay * math.log(0.96))))
+        return b1 * (1 - 0.5 * jnp.exp(t * (finite(momentum_decay) * math.log(0.96))))
 
     def tick(value: jax.Array) -> jax.Array:
         t = value[2] + 1

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
-from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage
-from adamx.core.arithmetic import expm1, log
+from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage, symbols
+from adamx.core.arithmetic import expm1, finite, log
+from adamx.core.equations import in_symbols
 from adamx.stages.rms import real_zeros
 
 __all__ = ["scale_by_adamax", "scale_by_lp_norm"]
@@ -43,6 +48,12 @@ def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
     return Rule(update, slots={"nu": real_zeros})
 
 
+@in_symbols(scale_by_adamax)
+def _(signal, b2, eps):
+    size = symbols.absolute(signal.gradient) + eps
+    return signal.measured(signal.update / signal.let("n", lambda n: symbols.maximum(b2 * n, size)))
+
+
 @stage
 def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e-8):
     r"""Divide the update by the exponentially weighted L^p norm of the gradient.
@@ -75,7 +86,7 @@ def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e
     >>> opt.update(jnp.array([3.0, -1e-3]), opt.init(jnp.zeros(2)))[0].round(3)
     Array([ 1., -1.], dtype=float32)
     """
-    log_decay = p * log(b2)
+    log_decay = finite(p) * log(b2)
     if isinstance(log_decay, float):
         log_decay = max(log_decay, log(0.0))
     else:
@@ -84,11 +95,58 @@ def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e
 
     def update(signal, slots, step):
         a, c = b2 * slots["nu"], share * jnp.abs(signal.gradient)
-        largest = jnp.maximum(a, c)
-        scale = jnp.where(largest == 0, 1, largest)
-        nu = largest * ((a / scale) ** p + (c / scale) ** p) ** (1 / p)
+        nu = lp_norm(a, c, p)
         shrunk = step.clock["log_decay"] ** (1 / p)
         u = divide(signal.update, nu + eps * shrunk, eps)
         return signal.measured(u, weight=1 / shrunk), {"nu": nu}
 
     return Rule(update, slots={"nu": real_zeros}, clocks={"log_decay": decay_clock(log_decay)})
+
+
+@in_symbols(scale_by_lp_norm)
+def _(signal, p, b2, eps):
+    size = symbols.absolute(signal.gradient)
+    if p == symbols.Number(math.inf):
+        n = signal.let("n", lambda n: symbols.maximum(b2 * n, size))
+        u = signal.update / (n + eps)
+        return signal.measured(u, corrected=u, weight=symbols.ONE)
+    if not p.constant:
+        q = signal.let("q", b2**p)
+        n = signal.let(
+            "n",
+            lambda n: (q * n**p + (1 - q) * size**p) ** (1 / p),
+            weight=signal.weight(q) ** (1 / p),
+        )
+        shrunk = signal.weights[n]
+        return signal.measured(
+            signal.update / (n + eps * shrunk), signal.update / (n.hat + eps), 1 / shrunk
+        )
+    v = signal.average("v", b2**p, of=size**p)
+    shrunk = signal.weights[v] ** (1 / p)
+    return signal.measured(
+        signal.update / (v ** (1 / p) + eps * shrunk),
+        corrected=signal.update / (v.hat ** (1 / p) + eps),
+        weight=1 / shrunk,
+    )
+
+
+@jax.custom_jvp
+def lp_norm(a: jax.Array, c: jax.Array, p: Any) -> jax.Array:
+    """(aᵖ + cᵖ)^(1/p) of a, c ≥ 0, with powers relative to the larger of the two."""
+    largest = jnp.maximum(a, c)
+    scale = jnp.where(largest == 0, 1, largest)
+    return largest * ((a / scale) ** p + (c / scale) ** p) ** (1 / p)
+
+
+@lp_norm.defjvp
+def _lp_norm_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """With powers relative to the norm: for every p, and at 0, where a derivative counts as 0."""
+    (a, c, p), (da, dc, dp) = primals, tangents
+    n = lp_norm(a, c, p)
+
+    def share(x: jax.Array, dx: Any) -> jax.Array:
+        ratio = jnp.where(x == 0, 1, x / jnp.where(n == 0, 1, n))
+        slope = ratio ** (p - 1)
+        return jnp.where(x == 0, 0, slope * dx + n / p * slope * ratio * jnp.log(ratio) * dp)
+
+    return n, share(a, da) + share(c, dc)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamx.core import NonNegative, stage
+from adamx.core import NonNegative, stage, symbols
+from adamx.core.equations import in_symbols
 
 __all__ = ["proximal_step"]
 
@@ -43,3 +44,11 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
         return signal.measured(-learning_rate / shrunk * u)
 
     return shape
+
+
+@in_symbols(proximal_step)
+def _(signal, learning_rate, weight_decay):
+    if weight_decay == symbols.ZERO:
+        return signal.measured(-learning_rate * signal.update)
+    moved = signal.param - learning_rate * signal.update
+    return signal.measured(moved / (1 + learning_rate * weight_decay) - signal.param)

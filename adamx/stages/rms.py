@@ -23,9 +23,11 @@ from adamx.core import (
     plus,
     root,
     stage,
+    symbols,
     zeros,
 )
 from adamx.core.arithmetic import decay_weight, log, two_sum
+from adamx.core.equations import SymbolicSignal, decayed, in_symbols
 from adamx.core.hyper import clock_dtype
 
 __all__ = [
@@ -53,6 +55,28 @@ def over_rms(
     shrunk = root(weight)
     rms = plus(plus(root(plus(nu, eps_root, weight)), eps, shrunk), eps_hat)
     return divide(u, rms, eps, eps_hat, eps_root), 1 / shrunk
+
+
+def over_rms_in_symbols(
+    signal: SymbolicSignal, v: symbols.Symbol, *eps: symbols.Expression
+) -> SymbolicSignal:
+    """:func:`over_rms` of the update, as it is and corrected."""
+    return signal.measured(*quotients_in_symbols(signal, v, *eps))
+
+
+def quotients_in_symbols(
+    signal: SymbolicSignal,
+    v: symbols.Symbol,
+    eps: symbols.Expression,
+    eps_hat: symbols.Expression = symbols.ZERO,
+    eps_root: symbols.Expression = symbols.ZERO,
+) -> tuple[symbols.Expression, ...]:
+    """The quotient, the quotient once corrected, and the weight between them."""
+    weight = signal.weights[v]
+    shrunk = symbols.root(weight)
+    u = signal.update / (symbols.root(v + eps_root * weight) + eps * shrunk + eps_hat)
+    corrected = signal.update / (symbols.root(v.hat + eps_root) + eps + eps_hat / shrunk)
+    return u, corrected, 1 / shrunk
 
 
 def at_least(least: Any, x: jax.Array) -> jax.Array:
@@ -124,6 +148,12 @@ def scale_by_rms(
     return Rule(update, slots=slots, clocks=mean_square.clocks)
 
 
+@in_symbols(scale_by_rms)
+def _(signal, b2, eps, eps_hat, eps_root, compensated):
+    v = signal.average("v", b2, of=signal.gradient**2)
+    return over_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
+
+
 @stage
 def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     r"""Divide the update by the standard deviation of the gradient (centered RMSProp).
@@ -159,6 +189,13 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     return Rule(update, slots={"mu": zeros, "nu": real_zeros})
 
 
+@in_symbols(scale_by_stddev)
+def _(signal, b2, eps):
+    m = signal.average("m", b2, of=signal.gradient)
+    v = signal.average("v", b2, of=signal.gradient**2)
+    return signal.measured(signal.update / (symbols.root(v - m**2) + eps))
+
+
 @stage
 def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNegative = 0.0):
     r"""Divide the update by the root of the sum of all squared gradients (AdaGrad).
@@ -191,6 +228,12 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
     return Rule(update, slots={"sum_of_squares": start})
 
 
+@in_symbols(scale_by_rss)
+def _(signal, eps, initial_accumulator_value):
+    s = signal.let("s", lambda s: s + signal.gradient**2, start=initial_accumulator_value)
+    return signal.measured(signal.update / (symbols.root(s) + eps))
+
+
 @stage
 def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
     r"""Give the update the units of the parameter: RMS of past steps over RMS of gradients.
@@ -221,6 +264,15 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
         return signal.measured(u), {"nu": nu, "delta": delta}
 
     return Rule(update, slots={"nu": real_zeros, "delta": real_zeros})
+
+
+@in_symbols(scale_by_adadelta)
+def _(signal, rho, eps):
+    v, d = signal.average("v", rho, of=signal.gradient**2), signal.fresh("d")
+    units = symbols.root(d.before + eps) / symbols.root(v + eps)
+    signal.measured(units * signal.update).named()
+    signal.average(d, rho, of=signal.update**2)
+    return signal
 
 
 @stage
@@ -271,6 +323,13 @@ def scale_by_max_rms(
         return signal.measured(u, weight=bias), {"nu": nu, "nu_max": nu_max}
 
     return Rule(update, slots={"nu": real_zeros, "nu_max": real_zeros}, clocks=mean_square.clocks)
+
+
+@in_symbols(scale_by_max_rms)
+def _(signal, b2, eps, eps_hat, eps_root):
+    v = signal.average("v", b2, of=signal.gradient**2)
+    n = signal.let("n", lambda n: symbols.maximum(n, v), weight=signal.weight(b2))
+    return over_rms_in_symbols(signal, n, eps, eps_hat, eps_root)
 
 
 @stage
@@ -327,6 +386,18 @@ def scale_by_yogi(
     return Rule(update, slots={"nu": start}, clocks={"log_decay": clock})
 
 
+@in_symbols(scale_by_yogi)
+def _(signal, b2, eps, eps_hat, eps_root, initial_accumulator_value):
+    square = signal.gradient**2
+    v = signal.let(
+        "v",
+        lambda v: v - (1 - b2) * symbols.sign(v - square) * square,
+        start=initial_accumulator_value,
+        weight=signal.weight(b2),
+    )
+    return over_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
+
+
 Length = Annotated[Hyper, Domain("a length ≥ 4", lambda x: x >= 4)]
 
 
@@ -364,6 +435,31 @@ def rectified(u: Any, quotient: Any, bias: Any, reading: Any) -> tuple[jax.Array
     """RAdam's choice: the quotient times r where v is reliable, u itself and no bias elsewhere."""
     r, reliable = reading
     return jnp.where(reliable, r * quotient, u), jnp.where(reliable, bias, 1)
+
+
+def rectified_in_symbols(
+    signal: SymbolicSignal,
+    v: symbols.Symbol,
+    b2: symbols.Expression,
+    threshold: Any,
+    *eps: symbols.Expression,
+) -> SymbolicSignal:
+    """:func:`rectified`, with the quotient of :func:`over_rms`."""
+    longest = signal.let(signal.fresh("ρ", "∞", lag=None if b2.constant else 0), 2 / (1 - b2) - 1)
+    if b2.constant:
+        beta, t = decayed(b2), symbols.STEP
+        rho = signal.let("ρ", longest - 2 * t * beta / (1 - beta))
+    else:
+        ages = signal.let("S", lambda S: b2 * S + signal.weight(b2))
+        rho = signal.let("ρ", symbols.minimum(2 * ages / signal.weight(b2) - 1, longest))
+    spread = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
+    r, reliable = signal.let("r", symbols.root(spread)), rho > threshold
+    u, corrected, weight = quotients_in_symbols(signal, v, *eps)
+    return signal.named().measured(
+        symbols.cases(reliable, r * u, signal.update),
+        symbols.cases(reliable, r * corrected, signal.update),
+        symbols.cases(reliable, weight, 1),
+    )
 
 
 @stage
@@ -428,6 +524,12 @@ def scale_by_rectified_rms(
     return Rule(update, slots={"nu": real_zeros}, clocks=clocks)
 
 
+@in_symbols(scale_by_rectified_rms)
+def _(signal, b2, eps, eps_hat, eps_root, threshold):
+    v = signal.average("v", b2, of=signal.gradient**2)
+    return rectified_in_symbols(signal, v, b2, threshold, eps, eps_hat, eps_root)
+
+
 @stage
 def scale_by_belief(
     b2: Decay = 0.999,
@@ -479,6 +581,19 @@ def scale_by_belief(
     return Rule(update, slots={"nu": real_zeros}, clocks=clocks)
 
 
+@in_symbols(scale_by_belief)
+def _(signal, b2, eps, eps_hat, eps_root, rectify):
+    surprise = (signal.gradient - signal.update) ** 2
+    s = signal.let(
+        "s",
+        lambda s: b2 * s + (1 - b2) * surprise + eps_root,
+        weight=signal.weight(b2),
+    )
+    if rectify:
+        return rectified_in_symbols(signal, s, b2, 5.0, eps, eps_hat)
+    return over_rms_in_symbols(signal, s, eps, eps_hat)
+
+
 @stage
 def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
     r"""Replace the division by the root mean square by the angle between the two.
@@ -520,6 +635,14 @@ def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
         return signal.measured(angle), {"nu": nu}
 
     return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)
+
+
+@in_symbols(scale_by_atan2)
+def _(signal, b2, a, b):
+    v = signal.average("v", b2, of=signal.gradient**2)
+    if signal.biased:
+        signal.corrected()
+    return signal.measured(a * symbols.Function("atan2", (signal.update, b * symbols.root(v.hat))))
 
 
 @stage
@@ -571,6 +694,17 @@ def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6, *, clip: b
         return signal.measured(jnp.where(seeds, 0, u)), {"nu": nu}
 
     return Rule(update, slots={"nu": real_zeros}, clocks={"steps": _steps_since_the_first()})
+
+
+@in_symbols(scale_by_delayed_rms)
+def _(signal, b2, eps, clip):
+    v, first, square = signal.fresh("v"), symbols.STEP.equals(1), signal.gradient**2
+    u = signal.update / symbols.maximum(symbols.root(v.before), eps)
+    if clip:
+        u = symbols.Function("clip", (u, (symbols.STEP - 1) ** 0.25))
+    c = signal.let("c", symbols.cases(first, 0, u))
+    signal.let(v, lambda v: symbols.cases(first, square, b2 * v + (1 - b2) * square))
+    return signal.measured(c)
 
 
 def _steps_since_the_first() -> Clock:
@@ -630,3 +764,11 @@ def clip_by_relative_rms(b2: Decay = 0.99, eps: NonNegative = 1e-6, threshold: P
         return signal.becomes(signal.update / jnp.maximum(1, excess)), {"nu": nu}
 
     return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)
+
+
+@in_symbols(clip_by_relative_rms)
+def _(signal, b2, eps, threshold):
+    v = signal.average("v", b2, of=signal.gradient**2)
+    relative = signal.gradient**2 / symbols.maximum(v.hat, eps**2)
+    rms = signal.let("RMS", symbols.root(symbols.mean(relative)))
+    return signal.becomes(signal.update / symbols.maximum(1, rms / threshold))

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, NonNegative, Rule, StageError, divide, stage
+from adamx.core import Clock, Decay, NonNegative, Rule, StageError, divide, stage, symbols
+from adamx.core.arithmetic import power
+from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.core.signal import statistics_dtype
 from adamx.stages.averaging import entry_of
@@ -79,7 +81,7 @@ def schedule_free(
     def tick(clock):
         t, largest, total = clock
         new = jnp.maximum(largest, learning_rate)  # pyright: ignore[reportArgumentType]
-        shrunk = (t / (t + 1)) ** r * divide(largest, new) ** weight_lr_power  # wₜ₋₁/wₜ
+        shrunk = power(t / (t + 1), r) * power(divide(largest, new), weight_lr_power)  # wₜ₋₁/wₜ
         return jnp.stack([t + 1, new, 1 + shrunk * total])
 
     # t, the largest γ, and Σw/wₜ, which is 1/c and never over- or underflows.
@@ -99,6 +101,22 @@ def schedule_free(
         return signal.measured(step_of_y), {"z": z + u}
 
     return Rule(update, slots={"z": itself}, clocks={"weights": weights, "b1": interpolation})
+
+
+@in_symbols(schedule_free)
+def _(signal, learning_rate, b1, r, weight_lr_power):
+    weight = symbols.STEP**r
+    share = 1 / symbols.STEP
+    if isinstance(learning_rate, symbols.Symbol) and weight_lr_power != symbols.ZERO:
+        largest = signal.let("γ", lambda before: symbols.maximum(before, learning_rate))
+        weight = weight * largest**weight_lr_power
+    if weight != symbols.ONE:
+        w = signal.let("w", weight)
+        total = signal.let("W", lambda before: before + w)
+        share = signal.let("c", symbols.cases(total.equals(0), 1, w / total))
+    z = signal.let("z", lambda z: z + signal.update, start=symbols.START)
+    x = signal.let("x", lambda x: (1 - share) * x + share * z, start=symbols.START)
+    return signal.measured((1 - b1) * z + b1 * x - signal.param)
 
 
 def schedule_free_eval_params(state: Any, params: Any, name: str = "schedule_free") -> Any:

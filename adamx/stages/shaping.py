@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import NonNegative, Positive, Real, Rule, abs_sq, root, stage
+from adamx.core import NonNegative, Positive, Real, Rule, abs_sq, root, stage, symbols
 from adamx.core.arithmetic import shrinkage
+from adamx.core.equations import in_symbols
 
 __all__ = [
     "add_decayed_weights",
@@ -33,6 +34,11 @@ def scale(factor: Real):
     return lambda signal: signal.becomes(factor * signal.update)
 
 
+@in_symbols(scale)
+def _(signal, factor):
+    return signal.becomes(factor * signal.update)
+
+
 @stage
 def freeze():
     r"""Keep the parameter as it is.
@@ -49,6 +55,11 @@ def freeze():
     Array([0., 0.], dtype=float32)
     """
     return lambda signal: signal.becomes(jnp.zeros_like(signal.update))
+
+
+@in_symbols(freeze)
+def _(signal):
+    return signal.becomes(symbols.ZERO)
 
 
 @stage
@@ -68,6 +79,11 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     Array([-0.5], dtype=float32)
     """
     return lambda signal: signal.measured(-learning_rate * signal.update)
+
+
+@in_symbols(scale_by_learning_rate)
+def _(signal, learning_rate):
+    return signal.measured(-learning_rate * signal.update)
 
 
 @stage
@@ -95,6 +111,11 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     Array([2.], dtype=float32)
     """
     return lambda signal: signal.becomes(signal.update + weight_decay * signal.param)
+
+
+@in_symbols(add_decayed_weights)
+def _(signal, weight_decay):
+    return signal.becomes(signal.update + weight_decay * signal.param)
 
 
 @stage
@@ -126,3 +147,9 @@ def clip_by_global_norm(max_norm: Positive):
         return signal.becomes(signal.update * shrinkage(root(step.total), max_norm)), slots
 
     return Rule(update, measure=measure)
+
+
+@in_symbols(clip_by_global_norm)
+def _(signal, max_norm):
+    length = symbols.norm(signal.update)
+    return signal.becomes(signal.update * symbols.minimum(1, max_norm / length))

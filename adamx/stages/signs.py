@@ -7,7 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Positive, Signal, stage
+from adamx.core import Positive, Signal, stage, symbols
+from adamx.core.arithmetic import sign_of
+from adamx.core.equations import in_symbols
 from adamx.stages.layers import at_least
 
 __all__ = ["align_with_gradient", "cautious", "sign"]
@@ -29,7 +31,12 @@ def sign():
     >>> opt.update(jnp.array([3.0, 0.0, -1e-3]), opt.init(jnp.zeros(3)))[0]
     Array([ 1.,  0., -1.], dtype=float32)
     """
-    return lambda signal: dataclasses.replace(signal.becomes(jnp.sign(signal.update)), bias=None)
+    return lambda signal: dataclasses.replace(signal.becomes(sign_of(signal.update)), bias=None)
+
+
+@in_symbols(sign)
+def _(signal):
+    return signal.becomes(symbols.sign(signal.update)).without_bias()
 
 
 @stage
@@ -74,6 +81,14 @@ def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
     return shape
 
 
+@in_symbols(cautious)
+def _(signal, floor, downhill):
+    agreement = signal.named().update * signal.gradient
+    agrees = agreement < 0 if downhill and signal.statistic else agreement > 0
+    mask = signal.let("φ", symbols.indicator(agrees))
+    return signal.becomes(mask * signal.update / symbols.maximum(symbols.mean(mask), floor))
+
+
 @stage
 def align_with_gradient(downhill: bool = True):
     r"""Give the update the sign of the gradient, and leave it its size.
@@ -101,10 +116,16 @@ def align_with_gradient(downhill: bool = True):
 
     def shape(signal):
         size = jnp.abs(signal.update)
-        along = jnp.sign(signal.gradient)
+        along = sign_of(signal.gradient)
         return signal.becomes(-size * along if _against(signal, downhill) else size * along)
 
     return shape
+
+
+@in_symbols(align_with_gradient)
+def _(signal, downhill):
+    along = symbols.absolute(signal.update) * symbols.sign(signal.gradient)
+    return signal.becomes(-along if downhill and signal.statistic else along)
 
 
 def _against(signal: Signal, downhill: bool) -> bool:

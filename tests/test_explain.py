@@ -1,0 +1,648 @@
+"""An optimiser's equations are what it computes, and read as in the paper."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx.core import Decay, Real, Rule, StageError, decaying_average, stage, zeros
+from adamx.core.equations import SymbolicSignal, explain, in_symbols
+from adamx.core.symbols import (
+    Cases,
+    Function,
+    Number,
+    Power,
+    Product,
+    Quotient,
+    Relation,
+    Running,
+    Sum,
+    Symbol,
+    absolute,
+    latex,
+    root,
+    text,
+    walk,
+)
+from catalog import OPTIMISERS, run, x64
+
+STEPS = 12
+SHAPES = {"kernel": (3, 4), "tensor": (2, 3, 2), "bias": (5,)}
+
+
+# The oracle: the lines, evaluated in float64 NumPy. A value is an array (or number) per parameter.
+
+
+class Evaluator:
+    """Runs the lines of an explanation, step after step."""
+
+    def __init__(self, explanation, params):
+        self.explanation = explanation
+        self.params = {name: np.asarray(x, np.float64) for name, x in params.items()}
+        self.start = dict(self.params)
+        self.t = 0
+        self.before = {}
+        self.now = {}
+        self.products = {}
+
+    def step(self, gradients):
+        """θₜ, of these gradients at θₜ₋₁."""
+        self.t += 1
+        self.now = {}
+        for line in self.explanation.lines:
+            if line.value == Function("gradient", (Symbol("θ", lag=-1),)):
+                self.now[Symbol("g")] = gradients
+            else:
+                self.now[line.symbol] = self(line.value)
+        self.before = self.now
+        self.params = self.now[Symbol("θ")]
+        return self.params
+
+    def __call__(self, x):
+        return {name: self.of(x, name) for name in self.params}
+
+    def symbol(self, x, name):
+        if x == Symbol("t", lag=None):
+            return float(self.t)
+        if x in self.explanation.numbers:
+            value = self.explanation.numbers[x]
+            return np.float64(value(self.t - 1))
+        if x == Symbol("θ", index="0", lag=None):
+            return self.start[name]
+        if x == Symbol("θ", lag=-1):
+            return self.params[name]
+        if x.lag == -1:
+            symbol = Symbol(x.letter, x.index, x.accent)
+            if self.t > 1:
+                return self.before[symbol][name]
+            starts = {s.symbol: s.start for s in self.explanation.lines}
+            return self.of(starts[symbol], name)
+        return self.now[x][name]
+
+    def running(self, x, name):
+        key = x.factor, name
+        t, product = self.products.get(key, (0, 1.0))
+        if t < self.t:
+            self.products[key] = self.t, product * self.symbol(x.factor, name)
+        return self.products[key][1]
+
+    def of(self, x, name):
+        match x:
+            case Number(value):
+                return value
+            case Symbol():
+                return self.symbol(x, name)
+            case Running():
+                return self.running(x, name)
+            case Sum(terms):
+                return sum(self.of(term, name) for term in terms)
+            case Product(factors):
+                return math.prod(self.of(factor, name) for factor in factors)
+            case Quotient(over, under):
+                return np.divide(self.of(over, name), self.of(under, name))
+            case Power(base, exponent):
+                return np.power(np.float64(self.of(base, name)), self.of(exponent, name))
+            case Cases(condition, value, otherwise):
+                branches = self.of(value, name), self.of(otherwise, name)
+                return np.where(self.of(condition, name), *branches)
+            case Relation(left, sign, right):
+                compare = {"<": np.less, ">": np.greater, "≥": np.greater_equal, "=": np.equal}
+                return compare[sign](self.of(left, name), self.of(right, name))
+            case Function():
+                return self.function(x, name)
+        raise TypeError(x)
+
+    def function(self, x, name):
+        if x.name in ("norm1", "inner") or (x.name == "norm" and not x.over):
+            parts = [[self.of(a, other) for a in x.arguments] for other in self.params]
+            if x.name == "inner":
+                return sum(np.sum(a * b) for a, b in parts)
+            if x.name == "norm1":
+                return sum(np.sum(np.abs(a)) for (a,) in parts)
+            return np.sqrt(sum(np.sum(a**2) for (a,) in parts))
+        a, *rest = [self.of(argument, name) for argument in x.arguments]
+        shape = np.shape(self.params[name])
+        match x.name, x.over:
+            case "norm", over:
+                axes = {"array": None, "unit": units(shape), "axis=0": 0}[over]
+                return np.sqrt(np.sum(a**2, axis=axes, keepdims=axes is not None))
+            case "mean", "array":
+                return np.mean(a)
+            case "mean", over:
+                return np.mean(a, axis=shared(over, shape), keepdims=True)
+            case "rms", _:
+                return np.sqrt(np.mean(a**2))
+            case "width", _:
+                return sorted((0, 0, *shape))[-2]
+            case "clip", _:
+                return np.clip(a, -rest[0], rest[0])
+            case "indicator", _:
+                return np.float64(a)
+        plain = {
+            "sqrt": np.sqrt,
+            "sign": np.sign,
+            "abs": np.abs,
+            "log": np.log,
+            "exp": np.exp,
+            "max": np.maximum,
+            "min": np.minimum,
+            "atan2": np.arctan2,
+            "mod": np.mod,
+        }
+        return plain[x.name](a, *rest)
+
+
+def units(shape):
+    """Brock et al.: a unit is what makes one output; a vector is one."""
+    if sum(n != 1 for n in shape) <= 1:
+        return tuple(range(len(shape)))
+    return (0,) if len(shape) == 3 else tuple(range(len(shape) - 1))
+
+
+def shared(over, shape):
+    """The axes of a mean: all, all but the first, all but the last, the longest, the second."""
+    axes = range(len(shape))
+    if over in ("i", "j"):
+        by_length = sorted(axes, key=lambda axis: shape[axis])
+        return by_length[-1 if over == "j" else -2] if len(shape) > 1 else ()
+    return {"row": tuple(axes)[1:], "column": tuple(axes)[:-1]}[over]
+
+
+RNG = np.random.default_rng(7)
+PARAMS = {name: RNG.standard_normal(shape) for name, shape in SHAPES.items()}
+# With a mean, so that it leads somewhere (or Prodigy would estimate no distance).
+GRADS = {name: 0.3 + 0.5 * RNG.standard_normal((STEPS, *SHAPES[name])) for name in SHAPES}
+
+
+def visible(opt):
+    """The same with every ε so large that its place matters."""
+    small = {name: x for name, x in adamx.numbers(opt).items() if "eps" in name}
+    return opt.replace({name: 0.01 for name, x in small.items() if not callable(x) and x > 0})
+
+
+def agree(opt, names=("kernel", "bias")):
+    """Every step of the optimiser is the one that its equations make."""
+    opt = visible(opt)
+    theta = {name: PARAMS[name] for name in names}
+    grads = {name: GRADS[name] for name in names}
+    with x64(), np.errstate(divide="ignore", invalid="ignore"):
+        updates = run(opt, *jax.tree.map(jnp.asarray, (grads, theta)))
+        equations = Evaluator(explain(opt), theta)
+        for i in range(STEPS):
+            theta = {name: theta[name] + updates[name][i] for name in names}
+            expected = equations.step({name: grads[name][i] for name in names})
+            for name in names:
+                np.testing.assert_allclose(theta[name], expected[name], rtol=1e-9, atol=1e-12)
+
+
+# What is printed is what is computed
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_the_equations_of_a_recipe_are_what_it_computes(name):
+    agree(OPTIMISERS[name](0.05), names=SHAPES)
+
+
+def falling(start):
+    return lambda t: start / (t + 1)
+
+
+def rising(low, high):
+    return lambda t: high - (high - low) / (t + 1)
+
+
+MOMENTUM, RMS, CORRECTED = adamx.scale_by_momentum(), adamx.scale_by_rms(), adamx.bias_correction()
+STEP = adamx.scale_by_learning_rate(0.05)
+
+CHAINS = {
+    "nothing": [],
+    "scaled in front": [adamx.scale(2.0), adamx.adam(0.05)],
+    "scaled behind": [adamx.adam(0.05), adamx.scale(-2.0)],
+    "frozen": [adamx.adam(0.05), adamx.freeze()],
+    "scheduled": [
+        adamx.adamw(falling(0.1), rising(0.5, 0.9), rising(0.9, 0.99), weight_decay=falling(0.1))
+    ],
+    "scheduled rectified": [adamx.radam(0.05, b2=rising(0.9, 0.999), threshold=4.0)],
+    "scheduled lion": [adamx.scale_by_two_rate_momentum(0.9, rising(0.9, 0.99)), CORRECTED, STEP],
+    "corrected lion": [adamx.scale_by_two_rate_momentum(), CORRECTED, STEP],
+    "uncorrected": [MOMENTUM, adamx.scale_by_rms(eps_hat=1e-3, eps_root=1e-4), STEP],
+    "every epsilon": [adamx.adam(0.05, eps=1e-3, eps_root=1e-4, eps_hat=1e-5)],
+    "one correction": [RMS, MOMENTUM, CORRECTED, STEP],
+    "corrected at the end": [MOMENTUM, RMS, STEP, CORRECTED],
+    "a momentum twice": [MOMENTUM, adamx.scale_by_momentum(0.8), CORRECTED, STEP],
+    "decayed before the correction": [
+        *(MOMENTUM, RMS, adamx.add_decayed_weights(0.1), CORRECTED, STEP)
+    ],
+    "clipped before the correction": [
+        *(MOMENTUM, adamx.clip_by_global_norm(0.3), RMS, CORRECTED, STEP)
+    ],
+    "cautious before the correction": [
+        *(MOMENTUM, RMS, adamx.cautious(downhill=False), CORRECTED, STEP)
+    ],
+    "trusted before the correction": [MOMENTUM, RMS, adamx.trust_ratio(eps=1e-3), STEP],
+    "a heavy ball before the correction": [MOMENTUM, adamx.scale_by_heavy_ball(), CORRECTED, STEP],
+    "a rectified step before the correction": [
+        *(MOMENTUM, adamx.scale_by_rectified_rms(0.99), adamx.clip_by_norm(), CORRECTED, STEP)
+    ],
+    "cautious in front": [adamx.cautious(0.5), adamx.sgd(0.05)],
+    "cautious behind": [adamx.adam(0.05), adamx.cautious()],
+    "aligned behind": [adamx.adam(0.05), adamx.align_with_gradient()],
+    "signs in front": [adamx.sign(), adamx.adam(0.05)],
+    "clipped by expectation": [
+        *(adamx.clip_by_relative_rms(0.999, threshold=0.5), adamx.adam(0.05))
+    ],
+    "units along an axis": [adamx.adaptive_clip(0.1, axis=0), adamx.sgd(0.05)],
+    "two differences": [
+        *(adamx.reduce_variance(), adamx.clip_by_norm(0.5), adamx.reduce_variance(0.9, 0.5)),
+        adamx.adam(0.05),
+    ],
+    "a difference of an update": [
+        *(MOMENTUM, RMS, adamx.reduce_variance(), adamx.clip_by_norm(0.5)),
+        *(adamx.cautious(downhill=False), STEP),
+    ],
+    "extrapolated behind": [RMS, CORRECTED, adamx.scale_by_extrapolated_momentum(), STEP],
+    "an infinite norm": [MOMENTUM, adamx.scale_by_lp_norm(math.inf), CORRECTED, STEP],
+    "a scheduled norm": [MOMENTUM, adamx.scale_by_lp_norm(rising(1.0, 3.0)), CORRECTED, STEP],
+    "a constant nesterov": [adamx.nadam(0.05, momentum_decay=math.inf)],
+    "a scheduled nesterov": [adamx.nadam(0.05, b1=rising(0.5, 0.9))],
+    "no warm-up": [adamx.ademamix(0.05)],
+    "no fast average": [adamx.ademamix(0.05, b1=0.0, alpha_warmup=5.0, b3_warmup=9.0)],
+    "a capped decay": [adamx.adafactor(0.05, b2_cap=0.6, b1=0.9, min_dim_size_to_factor=3)],
+    "one number a row": [adamx.adam_mini(0.05, blocks="row")],
+    "one number an array": [adamx.adam_mini(0.05)],
+    "prodigious": [
+        adamx.prodigy(
+            8.0,
+            d0=1e-2,
+            weight_decay=0.1,
+            growth_rate=1.2,
+            use_bias_correction=True,
+            safeguard_warmup=True,
+        )
+    ],
+    "a scheduled prodigy": [adamx.prodigy(rising(1.0, 2.0), d0=1e-2, b2=rising(0.9, 0.99))],
+    "a clipped delay": [adamx.adopt(0.05, clip=False)],
+    "an angle of a gradient": [adamx.scale_by_atan2(b=2.0), STEP],
+    "a scheduled period": [adamx.adam(0.05), adamx.lookahead(lambda t: 2 + t // 4)],
+    "lookahead twice": [adamx.sgd(0.05), adamx.lookahead(2), adamx.lookahead(4, 0.5)],
+    "averaged, then scaled": [adamx.adam(0.05), adamx.polyak_ema(0.9), adamx.scale(2.0)],
+    "free and weighted": [adamx.sgd(falling(0.1)), adamx.schedule_free(falling(0.1), 0.8, r=1.0)],
+    "free and scheduled": [adamx.sgd(0.05), adamx.schedule_free(0.05, rising(0.5, 0.9))],
+    "free from zero": [
+        *(adamx.sgd(lambda t: 0.01 * t), adamx.schedule_free(lambda t: 0.01 * t)),
+    ],
+    "rectified and looking ahead": [adamx.radam(0.05, b2=0.99), adamx.lookahead(3)],
+    "rectified and cautious": [adamx.radam(0.05, b2=0.99), adamx.cautious()],
+    "rectified, then averaged": [adamx.radam(0.05, b2=0.99), MOMENTUM, CORRECTED],
+    "the sign of a rectified step": [MOMENTUM, adamx.scale_by_rectified_rms(), adamx.sign(), STEP],
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_equations_of_a_chain_are_what_it_computes(name):
+    agree(adamx.chain(*CHAINS[name]))
+
+
+def test_the_equations_of_a_group_are_what_is_computed_for_it():
+    opt = adamx.chain(
+        adamx.clip_by_norm(0.5),
+        adamx.partition({"kernel": adamx.adamw(0.05), "*": adamx.sgd(0.1, momentum=0.9)}),
+        adamx.where("bias", adamx.scale(2.0)),
+    )
+    groups = explain(opt).groups
+    names = ["'kernel' and 'bias'", "'kernel' and not 'bias'", "'*' and 'bias'"]
+    assert list(groups) == [*names, "'*' and not 'bias'"]
+    own = {"kernel": groups[names[1]], "bias": groups[names[2]]}
+    for name, explanation in own.items():
+        with x64():
+            grads, params = jax.tree.map(jnp.asarray, (GRADS, PARAMS))
+            updates = run(opt, grads, params)[name]
+        equations = Evaluator(explanation, {name: PARAMS[name]})
+        for i in range(STEPS):
+            before = equations.params[name]
+            after = equations.step({name: GRADS[name][i]})[name]
+            np.testing.assert_allclose(after - before, updates[i], rtol=1e-9, atol=1e-12)
+    assert str(explain(opt)).startswith("'kernel' and 'bias':\ngₜ = ∇f(θₜ₋₁)\n")
+    assert explain(opt).latex.count(r"\nabla") == 4
+
+
+def test_groups_that_share_their_stages_are_one():
+    opt = adamx.partition({"kernel": adamx.sgd(0.1), "*": adamx.adam(1e-3)})
+    inside = adamx.where("!bias", adamx.where("kernel", adamx.scale(2.0)))
+    assert list(explain(opt).groups) == ["'kernel'", "'*'"]
+    assert list(explain(adamx.chain(inside, STEP)).groups) == [
+        "'!bias' and 'kernel'",
+        "other parameters",
+    ]
+    assert str(explain(adamx.where("kernel", adamx.chain()))) == "gₜ = ∇f(θₜ₋₁)\nθₜ = θₜ₋₁ + gₜ"
+
+
+# How it reads
+
+ADAM = """\
+gₜ = ∇f(θₜ₋₁)
+mₜ = 0.9 mₜ₋₁ + 0.1 gₜ
+vₜ = 0.999 vₜ₋₁ + 0.001 gₜ²
+m̂ₜ = mₜ / (1 − 0.9ᵗ)
+v̂ₜ = vₜ / (1 − 0.999ᵗ)
+θₜ = θₜ₋₁ − 0.001 m̂ₜ / (√v̂ₜ + 1e-08)"""
+
+
+def lines(*transformations):
+    return str(explain(adamx.chain(*transformations))).splitlines()
+
+
+def test_adam_reads_as_algorithm_1():
+    assert str(explain(adamx.adam(1e-3))) == ADAM
+
+
+def test_adamw_differs_from_adam_in_the_last_line():
+    *first, last = lines(adamx.adamw(1e-3))
+    assert first == ADAM.splitlines()[:-1]
+    assert last == "θₜ = θₜ₋₁ − 0.001 (m̂ₜ / (√v̂ₜ + 1e-08) + 0.01 θₜ₋₁)"
+
+
+def test_adam_in_latex_is_aligned_and_its_numbers_are_typeset():
+    assert (
+        explain(adamx.adam(1e-3)).latex
+        == r"""\begin{aligned}
+g_t &= \nabla f(\theta_{t-1}) \\
+m_t &= 0.9 \, m_{t-1} + 0.1 \, g_t \\
+v_t &= 0.999 \, v_{t-1} + 0.001 \, g_t^2 \\
+\hat{m}_t &= \frac{m_t}{1 - 0.9^t} \\
+\hat{v}_t &= \frac{v_t}{1 - 0.999^t} \\
+\theta_t &= \theta_{t-1} - 0.001 \, \frac{\hat{m}_t}{\sqrt{\hat{v}_t} + 10^{-8}}
+\end{aligned}"""
+    )
+
+
+def test_where_nothing_corrects_the_averages_stand_as_they_are():
+    assert lines(adamx.rmsprop(0.1))[1:] == [
+        "vₜ = 0.9 vₜ₋₁ + 0.1 gₜ²",
+        "θₜ = θₜ₋₁ − 0.1 gₜ / (√vₜ + 1e-08)",
+    ]
+
+
+def test_epsilon_hat_is_what_the_reordered_form_makes_of_it():
+    last = lines(adamx.adam(0.1, eps=0.0, eps_hat=1e-7))[-1]
+    assert last == "θₜ = θₜ₋₁ − 0.1 m̂ₜ / (√v̂ₜ + 1e-07 / √(1 − 0.999ᵗ))"
+
+
+def test_what_does_not_commute_with_the_correction_is_divided_as_a_whole():
+    decayed = adamx.scale_by_momentum(), adamx.add_decayed_weights(0.1), adamx.bias_correction()
+    assert lines(*decayed)[-1] == "θₜ = θₜ₋₁ + (mₜ + 0.1 θₜ₋₁) / (1 − 0.9ᵗ)"
+
+
+def test_a_stage_in_front_rewrites_the_gradient():
+    clipped = lines(adamx.clip_by_global_norm(1.0), adamx.adam(1e-3))
+    assert clipped[1] == "gₜ ← gₜ min(1, 1 / ‖gₜ‖)"
+    assert clipped[:1] + clipped[2:7] == ADAM.splitlines()
+
+
+def test_statistics_of_one_letter_are_told_apart():
+    assert lines(adamx.scale_by_momentum(0.9), adamx.scale_by_momentum(0.5))[1:] == [
+        "mₜ = 0.9 mₜ₋₁ + 0.1 gₜ",
+        "m₂,ₜ = 0.5 m₂,ₜ₋₁ + 0.5 mₜ",
+        "θₜ = θₜ₋₁ + m₂,ₜ",
+    ]
+
+
+def test_a_statistic_that_two_stages_keep_is_written_once():
+    assert sum(line.startswith("vₜ") for line in lines(adamx.stableadamw(0.1))) == 1
+
+
+def test_a_first_value_other_than_zero_is_written_behind_the_line():
+    assert lines(adamx.adagrad(0.1, initial_accumulator_value=0.5))[1] == (
+        "sₜ = sₜ₋₁ + gₜ²   (s₀ = 0.5)"
+    )
+
+
+# Schedules, arrays, traced numbers
+
+
+def test_a_schedule_is_a_symbol_and_below_stands_what_it_is():
+    rate = optax.cosine_decay_schedule(1e-3, 100)
+    assert lines(adamx.adam(rate, b1=lambda t: 0.9))[1:] == [
+        "mₜ = β₁,ₜ mₜ₋₁ + (1 − β₁,ₜ) gₜ",
+        "vₜ = 0.999 vₜ₋₁ + 0.001 gₜ²",
+        "m̂ₜ = mₜ / (1 − ∏β₁,ᵢ)",
+        "v̂ₜ = vₜ / (1 − 0.999ᵗ)",
+        "θₜ = θₜ₋₁ − αₜ m̂ₜ / (√v̂ₜ + 1e-08)",
+        "",
+        "β₁,ₜ = test_a_schedule_is_a_symbol_and_below_stands_what_it_is(t − 1)",
+        "αₜ = cosine_decay_schedule(alpha=0.0, decay_steps=100, exponent=1.0, "
+        "init_value=0.001)(t − 1)",
+    ]
+
+
+def test_a_schedule_that_is_a_tree_of_numbers_shows_them():
+    assert lines(adamx.schedule_free_adamw(0.1, warmup_steps=3))[-1] == "αₜ = ramp(0.1, 3.0)(t − 1)"
+
+
+def test_one_schedule_in_two_places_is_one_symbol_and_two_are_two():
+    def written(first, second):
+        return lines(adamx.sgd(first), adamx.schedule_free(second))[-2:]
+
+    rate = falling(0.1)
+    assert written(rate, rate)[-2:] == ["", "αₜ = falling(start=0.1)(t − 1)"]
+    assert written(rate, falling(0.2)) == [
+        "αₜ = falling(start=0.1)(t − 1)",
+        "α₂,ₜ = falling(start=0.2)(t − 1)",
+    ]
+
+
+def test_a_batch_and_a_traced_number_are_symbols_a_scalar_array_is_a_number():
+    batch = jax.vmap(adamx.sgd)(jnp.ones(32))
+    assert lines(batch)[1:] == ["θₜ = θₜ₋₁ − α gₜ", "", "α = <float32[32]>"]
+    assert lines(adamx.sgd(jnp.float32(0.1)))[1] == "θₜ = θₜ₋₁ − 0.1 gₜ"
+    seen = []
+    jax.jit(lambda b1: seen.append(lines(adamx.scale_by_momentum(b1), adamx.bias_correction())))(
+        0.5
+    )
+    assert seen[0][2:] == ["m̂ₜ = mₜ / (1 − β₁ᵗ)", "θₜ = θₜ₋₁ + m̂ₜ", "", "β₁ = traced float32[]"]
+
+
+# Others' stages
+
+
+@stage
+def power(exponent: Real):
+    """Without equations."""
+    return lambda s: s.becomes(jnp.sign(s.update) * jnp.power(jnp.abs(s.update), exponent))
+
+
+@stage
+def average(b: Decay):
+    """Without equations, and with a bias."""
+    mean = decaying_average(b)
+
+    def update(signal, slots, step):
+        mu = mean(slots["mu"], signal.update)
+        return signal.measured(mu, weight=mean.weight(step)), {"mu": mu}
+
+    return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
+
+
+def test_a_stage_without_equations_is_a_line_with_its_name():
+    assert lines(power(0.5), adamx.sgd(0.1))[1:] == [
+        "gₜ ← power(gₜ; exponent=0.5)",
+        "θₜ = θₜ₋₁ − 0.1 gₜ",
+    ]
+    assert lines(adamx.adam(1e-3), power(0.5), adamx.scale(2.0))[5:] == [
+        "uₜ = −0.001 m̂ₜ / (√v̂ₜ + 1e-08)",
+        "uₜ ← power(uₜ; exponent=0.5)",
+        "θₜ = θₜ₋₁ + 2 uₜ",
+    ]
+
+
+def test_the_bias_of_a_stage_without_equations_is_not_made_up():
+    corrected = adamx.bias_correction()
+    assert lines(average(0.5), corrected, adamx.scale_by_rms(), corrected)[1:] == [
+        "uₜ = average(gₜ; b=0.5)",
+        "uₜ ← bias_correction(uₜ)",
+        "vₜ = 0.999 vₜ₋₁ + 0.001 gₜ²",
+        "v̂ₜ = vₜ / (1 − 0.999ᵗ)",
+        "θₜ = θₜ₋₁ + uₜ / (√v̂ₜ + 1e-08)",
+    ]
+
+
+def test_the_bias_passes_by_a_stage_without_equations_that_leaves_it_alone():
+    last = lines(adamx.scale_by_momentum(), power(0.5), adamx.bias_correction())[-2:]
+    assert last == ["uₜ = power(mₜ; exponent=0.5)", "θₜ = θₜ₋₁ + uₜ / (1 − 0.9ᵗ)"]
+
+
+def test_a_transformation_of_optax_is_a_line_with_its_name():
+    assert lines(optax.clip(1.0), adamx.scale_by_momentum(), optax.trace(0.9))[1:] == [
+        "gₜ ← clip(max_delta=1.0)(gₜ)",
+        "mₜ = 0.9 mₜ₋₁ + 0.1 gₜ",
+        "uₜ = trace(decay=0.9, nesterov=False)(mₜ)",
+        "θₜ = θₜ₋₁ + uₜ",
+    ]
+    assert str(explain(optax.clip(1.0))).splitlines()[1] == "gₜ ← clip(max_delta=1.0)(gₜ)"
+
+
+def test_anyone_can_write_equations():
+    @stage
+    def square():
+        return lambda s: s.becomes(s.update * jnp.abs(s.update))
+
+    @in_symbols(square)
+    def _(signal):
+        return signal.becomes(signal.update * absolute(signal.update))
+
+    assert lines(adamx.scale_by_momentum(), square())[-1] == "θₜ = θₜ₋₁ + mₜ |mₜ|"
+    agree(adamx.chain(adamx.adam(0.05), square()))
+
+
+def test_every_stage_has_equations():
+    public = {name: getattr(adamx, name) for name in adamx.__all__}
+    stages = {name: made for name, made in public.items() if hasattr(made, "definition")}
+    assert len(stages) > 40
+    assert [name for name, made in stages.items() if made.definition.equations is None] == []
+
+
+def test_an_observer_changes_nothing():
+    assert str(explain(adamx.chain(adamx.adam(1e-3), adamx.watch()))) == ADAM
+
+
+# In LaTeX, and in a notebook
+
+
+def branches(row):
+    """A row without what mathtext does not know: alignment and cases, each case by itself."""
+    head, found, tail = row.partition(r"\begin{cases}")
+    inside, _, rest = tail.partition(r"\end{cases}")
+    parts = inside.split(r"\\") if found else [""]
+    return [f"{head}{part}{rest}".replace("&", "") for part in parts]
+
+
+EVERY = {name: make(0.05) for name, make in OPTIMISERS.items()} | {
+    name: adamx.chain(*row) for name, row in CHAINS.items()
+}
+
+
+def test_cases_stand_at_the_head_of_a_line():
+    parts = [
+        part
+        for opt in EVERY.values()
+        for line in explain(opt).lines
+        for child in line.value.children
+        for part in walk(child)
+    ]
+    assert not any(isinstance(part, Cases) for part in parts)
+    averaged = explain(adamx.chain(adamx.radam(0.1), adamx.scale_by_momentum(0.5)))
+    assert text(averaged.lines[-2].value) == "0.5 m₂,ₜ₋₁ + 0.5 uₜ"
+
+
+def test_every_line_can_be_typeset():
+    parse = pytest.importorskip("matplotlib.mathtext").MathTextParser("path").parse
+    for opt in EVERY.values():
+        explanation = explain(opt)
+        begin, *rows, end = explanation.latex.splitlines()
+        assert (begin, end) == (r"\begin{aligned}", r"\end{aligned}")
+        assert len(rows) >= len(explanation.lines)
+        for part in [part for row in rows for part in branches(row.removesuffix(r"\\"))]:
+            parse(f"${part}$")
+            assert part.count("{") == part.count("}")
+            assert part.count(r"\left(") == part.count(r"\right)")
+            assert part.isascii() and "e-" not in part
+
+
+def test_a_notebook_shows_the_equations():
+    opt = adamx.adam(1e-3)
+    assert opt._repr_latex_() == opt._repr_markdown_() == f"$$\n{explain(opt).latex}\n$$"
+
+
+def test_a_notebook_shows_the_chain_where_it_has_no_equations():
+    assert adamx.bias_correction()._repr_latex_() is None
+
+    @stage
+    def broken():
+        return lambda s: s
+
+    @in_symbols(broken)
+    def _(signal):
+        raise RuntimeError
+
+    assert broken()._repr_markdown_() is None
+
+
+def test_what_cannot_be_explained_is_an_error_that_says_why():
+    with pytest.raises(TypeError, match="a recipe is called first"):
+        explain(adamx.adam)
+    with pytest.raises(StageError, match="'bias_correction': there is no bias to correct"):
+        explain(adamx.bias_correction())
+
+
+# The language
+
+
+def test_numbers_are_computed_as_they_are_written():
+    assert text(1 - Number(0.99999)) == "1e-05"
+    assert text(Number(0.3) - 0.1) == "0.2"
+    assert latex(Number(2.5e-7)) == r"2.5 \cdot 10^{-7}"
+
+
+def test_a_formula_keeps_its_parentheses():
+    x, y, z = (Symbol(letter, lag=None) for letter in "xyz")
+    assert text((x + y) * z) == "(x + y) z"
+    assert text(x - (y + z)) == "x − (y + z)"
+    assert text(x / (y * z)) == "x / (y z)"
+    assert text((x / y) / z) == "x / (y z)"
+    assert text(x / (y / z)) == "x z / y"
+    assert text((-x) ** 2) == "(−x)²"
+    assert text(root(x) ** 2) == "x"
+    assert text(root(x + y) ** 3) == "(√(x + y))³"
+    assert text(-(x - y) / z) == "−(x − y) / z"
+    assert text(x + y - x) == "y"
+    assert latex((x / y) ** 2) == r"\left(\frac{x}{y}\right)^2"
+
+
+def test_a_letter_that_is_taken_gets_an_index():
+    signal = SymbolicSignal()
+    assert [text(signal.fresh("m")) for _ in range(3)] == ["mₜ", "m₂,ₜ", "m₃,ₜ"]
+    assert [text(signal.fresh("β", "1", lag=None)) for _ in range(2)] == ["β₁", "β₁′"]
