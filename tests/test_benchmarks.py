@@ -9,7 +9,7 @@ pytest.importorskip("rich")
 
 import reference
 from examples import benchmarks
-from examples.benchmarks import accuracy, cost
+from examples.benchmarks import accuracy, cost, watch
 
 STEPS = 120
 
@@ -142,3 +142,11 @@ def test_times_are_printed_with_three_digits(seconds, printed):
 def test_verdict_is_honest(value):
     assert cost.verdict(value, 1.03) == ("≤ 1.03 ✓" if value <= 1.03 else "≤ 1.03 ✗")
     assert cost.verdict(value, None) == ""
+
+
+def test_watching_is_measured_for_every_model_and_way(tmp_path):
+    returned, stored = run(watch.main, tmp_path / "watch.json", "--tiny")
+    names = [f"{model}: {how}" for model in watch.TINY for how in watch.WATCHED]
+    assert [row.what for row in returned] == names
+    assert [row["ratio"] for row in stored["ratios"]] == [row.ratio for row in returned]
+    assert all(row.ratio > 0 for row in returned)

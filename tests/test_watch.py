@@ -1,5 +1,7 @@
 """Looking on: what is reported is what happens, and nothing else changes."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -128,6 +130,33 @@ def test_every_tenth_step_is_looked_at():
     for steps, seen_at in ((1, 0), (2, 0), (3, 2), (4, 2), (5, 4)):
         _, state, _ = after(opt, steps)
         np.testing.assert_allclose(adamx.metrics(state)["grad_rms"], rms(at(seen_at)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_it_can_rest_in_a_step(every):
+    """What was seen before is kept, numbers are current, and nothing is computed for it."""
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    opt = adamx.chain(adamx.adam(rate), adamx.watch(every=every))
+    step = jax.jit(opt.update, static_argnames="observe")
+    _, state = step(at(0), opt.init(PARAMS), PARAMS)
+    updates, after = step(at(1), state, PARAMS, observe=False)
+    expected, looked = step(at(1), state, PARAMS, observe=True)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+    kept = adamx.metrics(state) | {"learning_rate": adamx.metrics(looked)["learning_rate"]}
+    assert adamx.metrics(after) == kept
+    plain = adamx.adam(rate)
+    cost = [
+        jax.jit(functools.partial(o.update, **extra)).lower(at(1), o.init(PARAMS), PARAMS)
+        for o, extra in ((plain, {}), (opt, {"observe": False}), (opt, {}))
+    ]
+    flops = [lowered.compile().cost_analysis()["flops"] for lowered in cost]
+    assert flops[1] <= flops[0] + 20 < flops[2]  # the schedule is read
+
+
+def test_resting_must_be_known_when_compiling():
+    opt = adamx.chain(adamx.sgd(0.1), adamx.watch())
+    with pytest.raises(StageError, match="observe must be True or False"):
+        jax.jit(opt.update)(at(0), opt.init(PARAMS), PARAMS, observe=True)
 
 
 def test_before_the_first_step_nothing_was_seen():

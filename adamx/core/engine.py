@@ -76,8 +76,10 @@ def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -
     ]
     row = _Row(links, tree, leaves, leaves, state | dict.fromkeys(observers))
     for name, link, here in row.links():
-        if not isinstance(link, Foreign):  # which may need more than a glance can give
+        if isinstance(link, Stage):
             row.append(name, link, here)
+        elif isinstance(link, Observer):  # a foreign one may need more than a glance can give
+            row.show(name, link, here, True)
     return {name: row.after[name] for name in observers}
 
 
@@ -133,11 +135,26 @@ def update(
     check_state(links, state)
     check_arrays(tree, gradients)
     aligned = None if params is None else align(updates, tree, params)
+    looks, extra = _looking(links, extra)
     seen = extra if any(isinstance(link, Foreign) for link in links) else {}
     compiles = is_eager(gradients, state, seen) and not any(x.structure.traced for x in links)
     step = _compiled_step if compiles else _step
-    emitted, state = step(split[0], tree, split[1], gradients, aligned, state, seen)
+    emitted, state = step(split[0], tree, looks, split[1], gradients, aligned, state, seen)
     return tree.unflatten(emitted), state
+
+
+def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether the observers look in this step, and what else update() was given."""
+    if not any(isinstance(link, Observer) for link in links):
+        return False, extra
+    looks = extra.get("observe", True)
+    if not isinstance(looks, bool):
+        raise StageError(
+            f"observe must be True or False, got {looks!r}: with it two programs are compiled, one "
+            "that looks and one that does not; make it a static argument of the jitted step, or "
+            "let watch(every=n) decide"
+        )
+    return looks, {key: x for key, x in extra.items() if key != "observe"}
 
 
 def check_state(links: Sequence[Link], state: Any) -> None:
@@ -157,6 +174,7 @@ def check_state(links: Sequence[Link], state: Any) -> None:
 def _step(
     static: Static,
     tree: Any,
+    looks: bool,
     numbers: list[Any],
     gradients: list[Any],
     params: list[Any] | None,
@@ -165,14 +183,16 @@ def _step(
 ) -> tuple[list[Any], State]:
     row = _Row(static.join(numbers), tree, gradients, params, state)
     for name, link, here in row.links():
-        if isinstance(link, Foreign):
-            row.pass_through(name, link, here, extra)
-        else:
+        if isinstance(link, Stage):
             row.append(name, link, here)
+        elif isinstance(link, Foreign):
+            row.pass_through(name, link, here, extra)
+        elif isinstance(link, Observer):
+            row.show(name, link, here, looks)
     return row.finish()
 
 
-_compiled_step = jax.jit(_step, static_argnums=(0, 1))
+_compiled_step = jax.jit(_step, static_argnums=(0, 1, 2))
 
 
 class _Ready(NamedTuple):
@@ -215,16 +235,9 @@ class _Row:
         for (name, link), here in zip(self.named.items(), self.chosen, strict=True):
             yield name, link, here
 
-    def append(self, name: str, link: Link, here: list[bool] | None) -> None:
-        """Let a stage wait until the row runs; what must see the signals waits no longer."""
-        if isinstance(link, Observer):
-            self.advance()
-            self.after[name] = link.observe(self.view(here), self.kept(name))
-        elif isinstance(link, Stage):
-            self.prepare(name, link.at(self.state["count"]), here)
-
-    def prepare(self, name: str, stage: Stage, here: list[bool] | None) -> None:
+    def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Tick the stage's clocks and let it wait; what needs a sum over all waits no longer."""
+        stage = stage.at(self.state["count"])
         rule = stage.rule(hyper.clock_dtype())
         entry = self.entry(name, [*rule.slots, *rule.clocks])
         slots = self.per_leaf(rule, entry, here)
@@ -240,6 +253,12 @@ class _Row:
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
         self.waiting.append(_Ready(name, stage, step, tuple(rule.slots), slots))
+
+    def show(self, name: str, link: Observer, here: list[bool] | None, looks: bool) -> None:
+        """Let an observer look, or not."""
+        if looks:
+            self.advance()
+        self.after[name] = link.observe(self.view(here), self.kept(name), looks)
 
     def view(self, here: list[bool] | None) -> View:
         """What an observer sees."""

@@ -39,6 +39,10 @@ class View:
 class Observer(Link):
     """The link; what it has seen is its entry in the state, a tree of scalars."""
 
-    def observe(self, view: View, before: Any = None) -> Any:
-        """Its entry after this step; ``before`` is the one before, None when only shapes count."""
+    def observe(self, view: View, before: Any, looks: bool) -> Any:
+        """Its entry after this step.
+
+        ``before`` is the one before, None when only shapes count. Unless it ``looks``, the signals
+        are not to be touched: they are those of another place.
+        """
         raise NotImplementedError

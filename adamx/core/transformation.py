@@ -80,7 +80,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 none.
             state: what ``init`` or the last ``update`` returned.
             params: the parameters; needed by stages that use them (weight decay, averaging).
-            **extra_args: handed to those Optax transformations in the chain that take them.
+            **extra_args: handed to those Optax transformations in the chain that take them;
+                ``observe=False`` lets :func:`adamx.watch` rest in this step.
 
         Returns:
             The updates, to be *added* to the parameters (:func:`adamx.apply_updates`), and the

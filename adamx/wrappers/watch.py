@@ -31,7 +31,7 @@ class Watch(Observer):
         self.groups, self.every = groups, every
         self.structure = ByValue((groups, every))
 
-    def observe(self, view: View, before: Any = None) -> Any:
+    def observe(self, view: View, before: Any, looks: bool) -> Any:
         def look() -> Any:
             params = view.params or [None] * len(view.signals)
             sums = [_sums(*of_one) for of_one in zip(view.signals, params, strict=True)]
@@ -41,11 +41,15 @@ class Watch(Observer):
                 "groups": {label: _readings([sums[i] for i in own]) for label, own in groups},
             }
 
-        if before is None or self.every == 1:
+        if before is None:
             readings = look()
         else:
-            kept = {"all": before["all"], "groups": before["groups"]}
-            readings = jax.lax.cond(view.count % self.every == 0, look, lambda: kept)
+            readings = {"all": before["all"], "groups": before["groups"]}
+            due = view.count % self.every == 0
+            if looks and self.every == 1:
+                readings = look()
+            elif looks:
+                readings = jax.lax.cond(due, look, lambda: readings)
         numbers = {
             name: jnp.asarray(value, clock_dtype())
             for name, value in view.numbers.items()
@@ -165,6 +169,10 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
 
     The slots and the updates are not touched; sums are taken in float32 (or JAX's float64).
     It keeps scalars only: NaN before the first step.
+
+    Looking costs a few passes over the arrays. ``update(…, observe=False)`` leaves it out of a step
+    altogether, and only keeps the numbers current: with ``observe`` a static argument of the
+    training step, two programs are compiled, and only those steps pay that are logged.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 2.1, for the signal-to-noise ratio.
 

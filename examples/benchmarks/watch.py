@@ -1,0 +1,128 @@
+"""What does looking on cost, in a training step?
+
+    python -m examples.benchmarks.watch [--quick] [--json FILE]
+
+The step of each model with `chain(adam, watch(…))` beside the same step with `adam` alone: in
+pairs, in alternating order; a ratio is the median of the pairs' ratios, with its quartiles. What is
+logged every 100 steps pays for looking in one of them and for `observe=False` in the others.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from rich.console import Console
+
+    import adamx
+    from examples import benchmarks, digits
+    from examples.benchmarks import cost
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+
+BAR = 1.05
+
+
+class Model(NamedTuple):
+    """A network and a batch for it."""
+
+    network: nn.Module
+    images: tuple[int, ...]
+
+
+class Convolutions(nn.Module):
+    """c64-c64-c128-1000, the network of the paper's Section 6.3."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        for channels in (64, 64, 128):
+            images = nn.relu(nn.Conv(channels, (5, 5))(images))
+            images = nn.max_pool(images, (3, 3), (2, 2), "SAME")
+        images = nn.relu(nn.Dense(1000)(images.reshape(len(images), -1)))
+        return nn.Dense(10)(images)
+
+
+MODELS = {
+    "perceptron 64-128-64-10, batch 64": Model(digits.Classifier(), (64, 64)),
+    "perceptron 784-1000-1000-10, batch 128": Model(digits.Classifier((1000, 1000)), (128, 784)),
+    "c64-c64-c128-1000, batch 128": Model(Convolutions(), (128, 32, 32, 3)),
+}
+TINY = {"perceptron, batch 2": Model(digits.Classifier((4,)), (2, 8))}
+WATCHED = {
+    "watch()": ({}, None),
+    "watch(every=10)": ({"every": 10}, None),
+    "watch(), observe=False": ({}, False),
+}
+
+
+def training(model: Model, opt: adamx.Transformation, observe: bool | None) -> cost.Start:
+    """A training step of the model, compiled, in place."""
+    images = jax.random.normal(jax.random.key(0), model.images)
+    labels = jnp.arange(len(images), dtype=jnp.int32) % 10
+    extra = {} if observe is None else {"observe": observe}
+
+    @jax.jit
+    def begin() -> Any:
+        params = model.network.init(jax.random.key(1), images)
+        return params, opt.init(params)
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits = model.network.apply(params, images)
+            return digits.cross_entropy(logits, labels)  # pyright: ignore[reportArgumentType]
+
+        updates, state = opt.update(jax.grad(loss)(params), state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    def start() -> cost.Loop:
+        now = begin()
+
+        def loop(runs: int) -> None:
+            nonlocal now
+            for _ in range(runs):
+                now = step(*now)
+            jax.block_until_ready(now)
+
+        return loop
+
+    return start
+
+
+def measure(setting: cost.Setting, models: Mapping[str, Model]) -> Iterator[cost.Ratio]:
+    for name, model in models.items():
+        plain = training(model, adamx.adam(1e-3), None)
+        for how, (arguments, observe) in WATCHED.items():
+            opt = adamx.chain(adamx.adam(1e-3), adamx.watch(**arguments))
+            watched = training(model, opt, observe)
+            yield cost.compare(f"{name}: {how}", watched, plain, setting, bar=BAR)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[cost.Ratio]:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.watch", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer measurements")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+    setting = cost.TINY if options.tiny else cost.QUICK if options.quick else cost.FULL
+    versions = benchmarks.versions()
+    console = Console(width=140, highlight=False)
+    console.print(benchmarks.headline(versions), soft_wrap=True)
+    rows = list(measure(setting, TINY if options.tiny else MODELS))
+    console.print(cost.tabulate_ratios(rows, "watched", "plain"))
+    benchmarks.save({"versions": versions, "ratios": [row._asdict() for row in rows]}, options.json)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
