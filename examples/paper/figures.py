@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from examples.paper.lab import Outcome
 
-__all__ = ["COLOURS", "new", "tidy", "training_costs"]
+__all__ = ["COLOURS", "costs", "new", "tidy", "training_costs"]
 
 # A method has the same colour in every figure.
 COLOURS = {
@@ -21,6 +23,9 @@ COLOURS = {
     "SFO": "#666666",
     "AdaMax": "#66a61e",
     "Adam": "#e7298a",
+    "AMSGrad": "#e6ab02",
+    "SGD": "#1f78b4",
+    "Momentum": "#3fb6c8",
 }
 
 
@@ -40,11 +45,28 @@ def tidy(axes: Axes, *, x: str, y: str, title: str = "") -> None:
 def training_costs(outcome: Outcome, *, y: str = "training cost", log: bool = True) -> Figure:
     """The cost of every epoch, a line for each method."""
     figure, axes = new()
-    for name, curve in outcome.curves.items():
+    costs(axes, outcome.curves, title=outcome.title, y=y, log=log)
+    return figure
+
+
+def costs(
+    axes: Axes,
+    curves: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    y: str = "training cost",
+    log: bool = True,
+) -> None:
+    """The same on some axes; a linear scale cuts off the first epoch, far above the others."""
+    for name, curve in curves.items():
         epochs = np.arange(1, len(curve) + 1)
         axes.plot(epochs, curve, label=name, color=COLOURS.get(name.split(" ")[0]))
     if log:
         axes.set_yscale("log")
-    tidy(axes, x="epochs (passes over the training set)", y=y, title=outcome.title)
+    else:
+        later = np.concatenate([np.asarray(curve, float)[1:] for curve in curves.values()])
+        margin = 0.05 * np.ptp(later)
+        axes.set_ylim(later.min() - margin, later.max() + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    tidy(axes, x="epochs (passes over the training set)", y=y, title=title)
     axes.legend(frameon=False)
-    return figure

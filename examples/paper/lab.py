@@ -141,7 +141,7 @@ class Lab:
         self.folder.mkdir(parents=True, exist_ok=True)
         stored = {**asdict(outcome), "claims": [claim._asdict() for claim in outcome.claims]}
         made = {"run": self.run, "size": self.size.name, **versions()}
-        text = json.dumps({**made, **jax.tree.map(_jsonable, stored)}, indent=1, allow_nan=False)
+        text = json.dumps(_jsonable({**made, **stored}), indent=1, allow_nan=False)
         (self.folder / f"{self.run}.json").write_text(text + "\n")
         pictures = []
         for name, picture in draw(outcome).items():
@@ -201,9 +201,13 @@ def _plain(x: Any) -> Any:
 
 
 def _jsonable(x: Any) -> Any:
-    """Numbers as JSON has them; what is not finite as null."""
+    """Numbers as JSON has them, keys in their order; what is not finite as null."""
+    if isinstance(x, Mapping):
+        return {key: _jsonable(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_jsonable(value) for value in x]
     if isinstance(x, (np.ndarray, jax.Array)):
-        return jax.tree.map(_jsonable, np.asarray(x).tolist())
+        return _jsonable(np.asarray(x).tolist())
     if isinstance(x, np.generic):
         x = x.item()
     return None if isinstance(x, float) and not np.isfinite(x) else x

@@ -12,7 +12,7 @@ import adamx
 from examples import data
 from examples.paper import figures
 from examples.paper.lab import Claim, Lab, Outcome
-from examples.paper.training import Grid, Problem, compare
+from examples.paper.training import Grid, Problem, compare, decided
 
 BATCH = 128
 L2 = 1e-4  # the paper does not say
@@ -29,14 +29,19 @@ METHODS = {
     "Adam": lambda rate: adamx.adam(decayed(rate)),
 }
 RATES = {
-    "AdaGrad": [0.003, 0.01, 0.03, 0.1, 0.3],
-    "SGDNesterov": [0.01, 0.03, 0.1, 0.3, 1.0],
-    "Adam": [0.001, 0.003, 0.01, 0.03, 0.1],
+    "AdaGrad": [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0],
+    "SGDNesterov": [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0],
+    "Adam": [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0],
 }
 
 
 def load() -> data.Dataset:
-    return data.load()
+    return data.mnist()
+
+
+def scores(params: Any, images: jax.Array) -> jax.Array:
+    """Wx + b, a row for each image."""
+    return images @ params["weights"] + params["bias"][None]
 
 
 def problem(dataset: data.Dataset) -> Problem:
@@ -44,13 +49,13 @@ def problem(dataset: data.Dataset) -> Problem:
 
     def cost(params: Any, examples: Any) -> jax.Array:
         images, labels = examples
-        scores = jax.nn.log_softmax(images @ params["weights"] + params["bias"])
+        logs = jax.nn.log_softmax(scores(params, images))
         penalty = L2 / 2 * jnp.sum(params["weights"] ** 2)
-        return penalty - jnp.take_along_axis(scores, labels[:, None], axis=1).mean()
+        return penalty - jnp.take_along_axis(logs, labels[:, None], axis=1).mean()
 
     def measure(params: Any, held_out: Any) -> dict[str, jax.Array]:
         images, labels = held_out
-        guesses = jnp.argmax(images @ params["weights"] + params["bias"], axis=1)
+        guesses = jnp.argmax(scores(params, images), axis=1)
         return {"test error": jnp.mean(guesses != labels)}
 
     return Problem(
@@ -66,10 +71,10 @@ def problem(dataset: data.Dataset) -> Problem:
 
 def run(lab: Lab, dataset: data.Dataset) -> Outcome:
     dataset = dataset.head(lab.size.of(quick=12_800, usual=60_000, full=60_000))
-    epochs = lab.size.of(quick=5, usual=15, full=45)
+    epochs = lab.size.of(quick=5, usual=45, full=45)
     grids = compare(lab, problem(dataset), METHODS, RATES, epochs=epochs)
     return Outcome(
-        title=f"{dataset.name} logistic regression, training cost",
+        title=f"{dataset.name}, logistic regression",
         setting={
             "examples": len(dataset.train_images),
             "epochs": epochs,
@@ -96,22 +101,23 @@ def row(name: str, grid: Grid) -> dict[str, Any]:
 def claims(grids: dict[str, Grid]) -> list[Claim]:
     last = {name: float(grid.curve[-1]) for name, grid in grids.items()}
     shown = ", ".join(f"{name} {cost:.4f}" for name, cost in last.items())
-    close = abs(last["Adam"] - last["SGDNesterov"]) <= 0.02 * last["SGDNesterov"]
     return [
         Claim(
             "Adam converges as fast as SGD with Nesterov momentum",
             "similar convergence",
-            f"training cost at the end: {shown}; alike means within 2 %",
-            close or last["Adam"] < last["SGDNesterov"],
+            f"training cost at the end: {shown}; to hold, Adam's at most 2 % more",
+            decided(
+                last["Adam"] <= 1.02 * last["SGDNesterov"], grids["Adam"], grids["SGDNesterov"]
+            ),
         ),
         Claim(
             "both converge faster than AdaGrad",
             "faster",
             f"training cost at the end: {shown}",
-            max(last["Adam"], last["SGDNesterov"]) < last["AdaGrad"],
+            decided(max(last["Adam"], last["SGDNesterov"]) < last["AdaGrad"], *grids.values()),
         ),
     ]
 
 
 def draw(outcome: Outcome) -> dict[str, Figure]:
-    return {"logistic.png": figures.training_costs(outcome)}
+    return {"logistic.png": figures.training_costs(outcome, log=False)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import numpy as np
 import adamx
 from examples.paper.lab import Lab
 
-__all__ = ["Grid", "Problem", "compare", "shuffled"]
+__all__ = ["Grid", "Problem", "compare", "decided", "double_precision", "epoch_of_one", "shuffled"]
 
 Recipe = Callable[[Any], adamx.Transformation]
 
@@ -28,6 +30,8 @@ class Problem(NamedTuple):
         batch_size: examples in a step.
         held_out: what ``measure`` needs, a pytree of arrays.
         measure: ``(params, held_out) -> dict of scalars``, before the first and after every epoch.
+        vmapped: all rates in one program; else in turn, step by step: XLA's convolutions are
+            slow on CPU inside of a loop or batched over their weights.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Problem(NamedTuple):
     batch_size: int
     held_out: Any
     measure: Callable[[Any, Any], dict[str, jax.Array]]
+    vmapped: bool = True
 
 
 class Grid(NamedTuple):
@@ -48,6 +53,7 @@ class Grid(NamedTuple):
         measured: what ``measure`` gave, ``[1 + epochs, rates]`` each.
         best: the index of the rate with the least loss in the last epoch.
         params: the last parameters of the best rate.
+        steps: the loss of every step, ``[epochs * steps, rates]``.
     """
 
     rates: np.ndarray
@@ -55,6 +61,7 @@ class Grid(NamedTuple):
     measured: dict[str, np.ndarray]
     best: int
     params: Any
+    steps: Any = None
 
     @property
     def rate(self) -> float:
@@ -69,6 +76,11 @@ class Grid(NamedTuple):
     def at_edge(self) -> bool:
         """Whether the best rate is the smallest or the largest tried."""
         return self.best in (0, len(self.rates) - 1)
+
+
+def decided(holds: bool, *grids: Grid) -> bool | None:
+    """Nothing is decided while a method might have been better with a rate outside its grid."""
+    return None if any(grid.at_edge for grid in grids) else holds
 
 
 def compare(
@@ -95,39 +107,52 @@ def train(
     problem: Problem,
     name: str,
     recipe: Recipe,
-    rates: Sequence[float],
+    rates: Sequence[Any],
     *,
     epochs: int,
     seed: int = 0,
+    measure: Callable[[Any, Any, Any], dict[str, jax.Array]] | None = None,
 ) -> Grid:
-    """One method with all its learning rates at once; goes on where it was interrupted."""
+    """One method with all its learning rates at once; goes on where it was interrupted.
+
+    A rate may also be a row of numbers, ``(α, β₁, β₂)``, which the recipe takes apart.
+    ``measure``, called with ``(params, state, held_out)``, replaces the problem's, for what the
+    optimiser keeps.
+    """
     grid = jnp.asarray(rates, jnp.float32)
     size = len(jax.tree.leaves(problem.examples)[0])
     start = problem.init(jax.random.key(seed))
-    measure = jax.jit(jax.vmap(problem.measure, in_axes=(0, None)))
+    measure = measure or (lambda params, state, held_out: problem.measure(params, held_out))
     examples = jax.tree.map(jnp.asarray, problem.examples)
     held_out = jax.tree.map(jnp.asarray, problem.held_out)
-    epoch_of_all = jax.jit(_epoch(problem, recipe), donate_argnums=(1, 2))
+    if problem.vmapped:
+        measure = jax.jit(jax.vmap(measure, in_axes=(0, 0, None)))
+        epoch_of_all = jax.vmap(epoch_of_one(problem, recipe), in_axes=(0, 0, 0, None, None, None))
+        epoch_of_all = jax.jit(epoch_of_all, donate_argnums=(1, 2))
+    else:
+        measure = _in_turn(jax.jit(measure), 2)
+        epoch_of_all = _in_turn(_epoch_step_by_step(problem, recipe), 3)
 
-    key = (problem.name, name, tuple(map(float, rates)), epochs, seed)
+    key = (problem.name, name, np.asarray(rates, float).tolist(), epochs, seed)
     kept = lab.load(key)
     if kept is None:
         params = jax.tree.map(lambda x: jnp.stack([x] * len(grid)), start)
         state = jax.vmap(lambda rate, theta: recipe(rate).init(theta))(grid, params)
-        losses, measured = [], [measure(params, held_out)]
+        losses, measured = [], [measure(params, state, held_out)]
     else:
         params, state, losses, measured = jax.tree.map(jnp.asarray, kept)
     advance = lab.steps(name, epochs, len(losses))
     for epoch in range(len(losses), epochs):
         order = jnp.asarray(shuffled(size, problem.batch_size, seed, epoch))
         dropout = jax.random.fold_in(jax.random.key(seed), epoch)
-        params, state, mean = epoch_of_all(grid, params, state, examples, order, dropout)
-        losses.append(mean)
-        measured.append(measure(params, held_out))
+        params, state, of_steps = epoch_of_all(grid, params, state, examples, order, dropout)
+        losses.append(of_steps)
+        measured.append(measure(params, state, held_out))
         lab.save(key, (params, state, losses, measured))
-        advance(loss=float(np.nanmin(np.asarray(mean))))
+        advance(loss=float(np.nanmin(np.asarray(of_steps).mean(axis=1))))
 
-    curves = np.stack([np.asarray(x) for x in losses])
+    steps = np.stack([np.asarray(x).T for x in losses])
+    curves = steps.mean(axis=1)
     best = int(np.argmin(np.where(np.isfinite(curves[-1]), curves[-1], np.inf)))
     return Grid(
         rates=np.asarray(grid),
@@ -135,30 +160,66 @@ def train(
         measured=jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *measured),
         best=best,
         params=jax.tree.map(lambda x: np.asarray(x[best]), params),
+        steps=np.concatenate(steps),
     )
 
 
-def _epoch(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
-    """An epoch of every rate: parameters, states and the mean loss of each."""
+def epoch_of_one(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
+    """An epoch with one rate: parameters, state and the loss of every step, in one program."""
+    one = _step(problem, recipe)
 
     def epoch(rate: Any, params: Any, state: Any, examples: Any, order: Any, key: Any) -> Any:
-        opt = recipe(rate)
-
         def step(carry: Any, numbered: Any) -> Any:
-            params, state = carry
-            number, batch = numbered
-            picked = jax.tree.map(lambda x: x[batch], examples)
-            loss, gradient = jax.value_and_grad(problem.loss)(
-                params, picked, jax.random.fold_in(key, number)
-            )
-            updates, state = opt.update(gradient, state, params)
-            return (adamx.apply_updates(params, updates), state), loss
+            params, state, loss = one(rate, *carry, examples, *numbered, key)
+            return (params, state), loss
 
         steps = jnp.arange(len(order))
         (params, state), losses = jax.lax.scan(step, (params, state), (steps, order))
-        return params, state, losses.mean()
+        return params, state, losses
 
-    return jax.vmap(epoch, in_axes=(0, 0, 0, None, None, None))
+    return epoch
+
+
+def _epoch_step_by_step(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
+    """The same, where only a step is one program."""
+    step = jax.jit(_step(problem, recipe), donate_argnums=(1, 2))
+
+    def epoch(rate: Any, params: Any, state: Any, examples: Any, order: Any, key: Any) -> Any:
+        losses = []
+        for number, batch in enumerate(order):
+            params, state, loss = step(rate, params, state, examples, number, batch, key)
+            losses.append(loss)
+        return params, state, jnp.stack(losses)
+
+    return epoch
+
+
+def _step(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
+    def step(
+        rate: Any, params: Any, state: Any, examples: Any, number: Any, batch: Any, key: Any
+    ) -> Any:
+        picked = jax.tree.map(lambda x: x[batch], examples)
+        loss, gradient = jax.value_and_grad(problem.loss)(
+            params, picked, jax.random.fold_in(key, number)
+        )
+        updates, state = recipe(rate).update(gradient, state, params)
+        return adamx.apply_updates(params, updates), state, loss
+
+    return step
+
+
+def _in_turn(function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
+    """What ``vmap`` over the first ``mapped`` arguments gives, one after the other."""
+
+    def every(*arguments: Any) -> Any:
+        size = len(jax.tree.leaves(arguments[0])[0])
+        ended = [
+            function(*jax.tree.map(operator.itemgetter(i), arguments[:mapped]), *arguments[mapped:])
+            for i in range(size)
+        ]
+        return jax.tree.map(lambda *x: jnp.stack(x), *ended)
+
+    return every
 
 
 def shuffled(size: int, batch: int, seed: int, epoch: int) -> np.ndarray:
@@ -166,3 +227,10 @@ def shuffled(size: int, batch: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(size)
     steps = size // batch
     return order[: steps * batch].reshape(steps, batch).astype(np.int32)
+
+
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """float64 while it lasts, as JAX spells it before and since 0.8."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return jax.experimental.enable_x64(True)  # pyright: ignore[reportAttributeAccessIssue]
