@@ -41,14 +41,16 @@ def sweep(
 ) -> Sweep:
     """Run ``train`` for every optimiser (and every seed), compiled once.
 
-    Members that differ only in their numbers run in one program, batched by ``vmap``; members of
-    another structure (SGD beside Adam, other schedules) in one for each structure. Nothing is
-    declared: the axes are the numbers that differ. In them a member has JAX's default precision
-    (float32); what all members share stays as exact as it was given.
+    Members that differ only in their numbers run in one program, batched by ``vmap`` (on CPU, where
+    that gains nothing, one after the other); members of another structure (SGD beside Adam, other
+    schedules) in one for each structure. Nothing is declared: the axes are the numbers that differ.
+    In them a member has JAX's default precision (float32); what all members share stays as exact
+    as it was given.
 
-    A member is its own single run up to rounding: XLA sums batched matrix products in another
-    order. Where training is unstable (large learning rates) such differences grow until two runs
-    have little in common, as they would for another seed. With ``chunk=1`` there are none.
+    Run one after the other, a member is its own single run. Batched it is so up to rounding: XLA
+    sums batched matrix products in another order, and where training is unstable (large learning
+    rates) such differences grow until two runs have little in common, as they would for another
+    seed.
 
     Args:
         train: ``train(opt)`` or, with seeds, ``train(opt, key)``: a function that JAX can trace,
@@ -59,7 +61,8 @@ def sweep(
             ever; ``jax.vmap(adamx.adam)(rates)`` rounds it to float32.
         seeds: n for the keys of 0 … n − 1, or a list of integers, or a batch of keys.
         chunk: how many runs go through the program at a time, where not all fit into memory at
-            once; all if None. With 1 they run one after the other, without ``vmap``.
+            once. With 1 they run one after the other, without ``vmap``. If None, 1 on CPU, and
+            all elsewhere.
         score: from one run's output (NumPy arrays) to the number by which it is judged. If None,
             the output itself or its entry ``loss``; of a curve, the last value.
         mode: ``"min"`` if the least score is the best one, or ``"max"``.
@@ -357,7 +360,7 @@ class _Program:
         self.group, self.keys, self.runs_each = group, keys, runs_each
         self.total = len(group.positions) * runs_each
         # All chunks are as large as each other, up to the padding of the last one.
-        self.chunks = math.ceil(self.total / min(chunk or self.total, self.total))
+        self.chunks = math.ceil(self.total / min(chunk or _at_a_time(self.total), self.total))
         self.width = math.ceil(self.total / self.chunks)
 
         def run(numbers: list[Any], key: Any) -> Any:
@@ -411,6 +414,14 @@ class _Program:
             raise MemoryError(
                 f"{counted(self.width, 'run')} at a time did not fit into memory. {advice}"
             ) from error
+
+
+def _at_a_time(runs: int) -> int:
+    """How many runs go through the program at a time, unless the user says so.
+
+    On CPU batching gains nothing, and batched matrix products round differently.
+    """
+    return 1 if jax.default_backend() == "cpu" else runs
 
 
 def _checked(output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Measurements, repeatable: `python -m examples.benchmarks.accuracy`, `.cost`, `.sweep`, `.watch`."""
+"""Measurements: `python -m examples.benchmarks.accuracy`, `.cost`, `.sweep`, `.watch`."""
 
 import importlib.metadata
 import json

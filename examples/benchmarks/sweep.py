@@ -107,10 +107,10 @@ def injected(problem: Problem) -> np.ndarray:
 
 
 SWEEP = "adamx.sweep"
-IN_TURN = "adamx.sweep(chunk=1)"
+BATCHED = "adamx.sweep, all at once"
 CONTENDERS: dict[str, Callable[[Problem], np.ndarray]] = {
     SWEEP: swept,
-    IN_TURN: partial(swept, chunk=1),
+    BATCHED: lambda problem: swept(problem, chunk=len(problem.rates)),
     "loop over optax.adam": partial(looped, optax.adam),
     "loop, optax.inject_hyperparams": injected,
 }
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         problem = Problem(setting)
         ratios, curves = measure(problem, setting.rounds)
         alone = looped(adamx.adam, problem)
-    agreements = [agreement(name, curves[name], alone) for name in (SWEEP, IN_TURN)]
+    agreements = [agreement(name, curves[name], alone) for name in (SWEEP, BATCHED)]
     loads = {"before": before, "after": load()}
     rates, steps = alone.shape
     console.print(f"{rates} learning rates, {steps} steps each, from nothing to all losses")
