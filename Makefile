@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo test lint format test-oldest test-newest newest clean
+.PHONY: help demo paper test lint format test-oldest test-newest newest clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -13,6 +13,9 @@ help: ## show this list
 
 demo: $(VENV)/.demo ## train a classifier with every optimiser (ARGS="--quick", ARGS="--help")
 	$(VENV)/bin/python -m examples.digits $(ARGS)
+
+paper: $(VENV)/.demo ## reproduce the paper's experiments (ARGS="--quick"; data in ADAMX_DATA_DIR)
+	$(VENV)/bin/python -m examples.paper all $(ARGS)
 
 test: $(VENV)/.test ## run the tests and the documentation's examples (ARGS="-k adam")
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
