@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-RUNS = ["logistic"]
+RUNS = ["logistic", "imdb", "mlp", "cnn", "bias", "averaging", "regret", "steps", "surfaces"]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
