@@ -21,9 +21,10 @@ INTRODUCTION = """\
 The experiments of "Adam: A Method for Stochastic Optimization" (Kingma & Ba, arXiv 1412.6980), and
 what its readers add, on real data: `python -m examples.paper RUN [--quick | --full]`, or `make
 paper` for all. This page is written by `python -m examples.paper.page` from what the runs below
-have stored. Every method's learning rate is the best of a grid that is searched in one vmapped
-program; the grids are given. Where a claim of the paper does not hold here, the table says no, and
-where a run of this size can't tell, it says so."""
+have stored. Every method's learning rate is the best of a grid that is given (and trained in one
+vmapped program, but for the convolutions). Where a claim of the paper does not hold here, the table
+says no, and where a run of this size can't tell, it says so. The data: MNIST (LeCun, Cortes,
+Burges), IMDB (Maas et al. 2011), CIFAR-10 (Krizhevsky 2009)."""
 
 CLAIM = ["run", "claim", "paper", "here", "holds?"]
 SIZES = {"quick": " --quick", "usual": "", "full": " --full"}
