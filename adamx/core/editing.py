@@ -78,7 +78,7 @@ def _places(links: Sequence[Link], name: str) -> list[Place]:
     else:
         found = [place for place in full.values() if place.argument == name]
         if len(found) > 1:
-            candidates = [key for key, place in full.items() if place in found]
+            candidates = [label for label, place in every.items() if place in found]
             raise ValueError(
                 f"{name!r} is ambiguous: this chain has {', '.join(candidates)}. Name one of "
                 f'them, as in replace({{"{candidates[0]}": …}}), or all: "*.{name}"'

@@ -54,12 +54,12 @@ def freeze():
     >>> opt.update(params, opt.init(params))[0]["encoder"]
     Array([0., 0.], dtype=float32)
     """
-    return lambda signal: signal.becomes(jnp.zeros_like(signal.update))
+    return lambda signal: signal.measured(jnp.zeros_like(signal.update))
 
 
 @in_symbols(freeze)
 def _(signal):
-    return signal.becomes(symbols.ZERO)
+    return signal.measured(symbols.ZERO)
 
 
 @stage
