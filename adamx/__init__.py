@@ -103,14 +103,31 @@ from adamx.tools.sweep import sweep
 from adamx.tools.sweep_result import Sweep
 
 # The axes: what can be changed around any chain.
-from adamx.wrappers import Assignments, assignments, metrics, partition, watch, where
+from adamx.wrappers import (
+    Assignments,
+    Codec,
+    Memory,
+    assignments,
+    bf16,
+    decoded,
+    fp8,
+    int8,
+    memory,
+    metrics,
+    partition,
+    store,
+    watch,
+    where,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Assignments",
+    "Codec",
     "Explanation",
     "LearningRate",
+    "Memory",
     "StageError",
     "Sweep",
     "Transformation",
@@ -132,6 +149,7 @@ __all__ = [
     "amsgrad",
     "apply_updates",
     "assignments",
+    "bf16",
     "bias_correction",
     "cautious",
     "cautious_adamw",
@@ -140,13 +158,16 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
+    "decoded",
     "explain",
     "find_learning_rate",
+    "fp8",
     "freeze",
     "from_config",
     "get",
     "grams",
     "in_symbols",
+    "int8",
     "lamb",
     "laprop",
     "lars",
@@ -154,6 +175,7 @@ __all__ = [
     "list_recipes",
     "lookahead",
     "mars",
+    "memory",
     "metrics",
     "nadam",
     "nadamw",
@@ -200,6 +222,7 @@ __all__ = [
     "signum",
     "stableadamw",
     "stage",
+    "store",
     "sweep",
     "to_config",
     "trust_ratio",

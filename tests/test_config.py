@@ -318,10 +318,10 @@ def test_groups_and_observers_come_back():
         adamx.watch({"all": "*", "some": ("a", "b")}, every=3),
     )
     assert_comes_back(opt)
-    assert to_config(opt)["chain"][-2]["where"] == [
+    assert to_config(opt)["chain"][-2]["around"] == [
         {"partition": ["embedding", ["kernel", "scale"], "*"], "part": 2},
-        "!bias",
-        ["a", "b"],
+        {"where": "!bias"},
+        {"where": ["a", "b"]},
     ]
 
 
@@ -336,7 +336,7 @@ def test_a_function_without_a_name_is_refused_with_its_place():
             r"chain\[0\] scale_by_learning_rate.learning_rate.schedules\[1\]: .*function halving"
         ),
         adamx.chain(power(1.0)): r"chain\[0\]: .*power",
-        adamx.where(big, adamx.sgd(0.1)): r"chain\[0\].where\[0\]: .*big",
+        adamx.where(big, adamx.sgd(0.1)): r"chain\[0\].around\[0\]: .*big",
     }
     for opt, message in cases.items():
         with pytest.raises(ValueError, match=message):
@@ -463,11 +463,21 @@ WRONG = {
         {"stage": "scale", "factor": {"array": [1.5], "dtype": "int32"}},
         ARRAY + r"\[1.5\] is no array of int32",
     ),
-    "a selection that is none": ({"stage": "sign", "where": [3]}, r"chain\[0\].where\[0\]: .*3"),
-    "selections that are no list": ({"stage": "sign", "where": "x"}, r"chain\[0\].where: .*'x'"),
+    "a selection that is none": (
+        {"stage": "sign", "around": [{"where": 3}]},
+        r"chain\[0\].around\[0\]: .*3",
+    ),
+    "surroundings that are no list": (
+        {"stage": "sign", "around": "x"},
+        r"chain\[0\].around: .*'x'",
+    ),
+    "surroundings of no kind": (
+        {"stage": "sign", "around": [{"when": "x"}]},
+        r"chain\[0\].around\[0\]: expected an object with one of where",
+    ),
     "a part that there is not": (
-        {"stage": "sign", "where": [{"partition": ["x", "*"], "part": -1}]},
-        r"chain\[0\].where\[0\]: there is no part -1 of 2",
+        {"stage": "sign", "around": [{"partition": ["x", "*"], "part": -1}]},
+        r"chain\[0\].around\[0\]: there is no part -1 of 2",
     ),
     "an observer that refuses": ({"observer": "watch", "every": 0}, r"chain\[0\] watch: every"),
 }

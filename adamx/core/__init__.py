@@ -45,7 +45,7 @@ from adamx.core.equations import Explanation, explain, in_symbols
 from adamx.core.errors import StageError
 from adamx.core.hyper import Decay, Domain, Hyper, NonNegative, Positive, Real, Schedule
 from adamx.core.signal import Signal
-from adamx.core.stage import Clock, Rule, Step, zeros
+from adamx.core.stage import Clock, Rule, Slot, Step, zeros
 from adamx.core.transformation import Transformation, chain, stage
 from adamx.core.trees import apply_updates
 
@@ -62,6 +62,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "Signal",
+    "Slot",
     "StageError",
     "Step",
     "Transformation",

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from adamx.core import hyper
+from adamx.core import hyper, random
 from adamx.core.errors import StageError
 from adamx.core.foreign import Foreign
 from adamx.core.identity import Static
@@ -27,7 +28,7 @@ from adamx.core.observer import Observer, View
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal, check_inexact
 from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
-from adamx.core.trees import align, check_arrays, is_eager, mismatch, path_of
+from adamx.core.trees import align, check_arrays, codecs_of, is_eager, mismatch, path_of
 
 __all__ = ["init", "update"]
 
@@ -44,12 +45,14 @@ def init(links: Sequence[Link], params: Any) -> State:
     for name, link, here in zip(names(links), links, chosen, strict=True):
         if isinstance(link, Foreign):
             state[name] = link.init(tree.unflatten(_only(here, leaves)))
+            for around in link.around:
+                around.admit(name, state[name])
         elif isinstance(link, Stage):
             rule = link.at(state["count"]).rule(hyper.clock_dtype())
             kept = {
                 slot: tree.unflatten(
-                    None if leaf is None else _own(first(leaf), leaf)
-                    for leaf in _only(here, leaves)
+                    None if leaf is None else _started(first, leaf, tree, i, name)
+                    for i, leaf in enumerate(_only(here, leaves))
                 )
                 for slot, first in rule.slots.items()
             }
@@ -117,8 +120,13 @@ def _beside(leaves: list[Any]) -> Callable[[jax.Array], jax.Array]:
     return lambda scalar: scalar
 
 
-def _own(slot: Any, param: Any) -> Any:
-    """A slot that starts as the parameter is a copy: the parameter may be donated."""
+def _started(first: Any, param: Any, tree: Any, index: int, stage: str) -> Any:
+    """A slot's first value; where it is the parameter, a copy: the parameter may be donated."""
+    try:
+        slot = first(param)
+    except StageError as error:
+        where = f"{path_of(tree, index)} ({kind(param)})"
+        raise error.within(stage=stage, parameter=where) from None
     return jax.tree.map(lambda x: jnp.array(x, copy=True) if x is param else x, slot)
 
 
@@ -240,7 +248,7 @@ class _Row:
         stage = stage.at(self.state["count"])
         rule = stage.rule(hyper.clock_dtype())
         entry = self.entry(name, [*rule.slots, *rule.clocks])
-        slots = self.per_leaf(rule, entry, here)
+        slots = self.per_leaf(name, rule, entry, here)
         values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
         step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()})
         if rule.measure is not None:
@@ -297,7 +305,7 @@ class _Row:
         return kept
 
     def per_leaf(
-        self, rule: Rule, entry: dict[str, Any], here: list[bool] | None
+        self, name: str, rule: Rule, entry: dict[str, Any], here: list[bool] | None
     ) -> list[Slots | None]:
         """The slots of each parameter, from slots that are trees of all parameters."""
         mine = [True] * len(self.gradients) if here is None else here
@@ -305,11 +313,11 @@ class _Row:
         for slot, first in rule.slots.items():
             try:
                 columns[slot] = self.tree.flatten_up_to(entry[slot])
-                for x, g, chosen in zip(columns[slot], self.gradients, mine, strict=True):
-                    if chosen and not jax.tree_util.all_leaves([x]):  # the stage's tree, or wrong?
-                        started = jax.eval_shape(first, jnp.asarray(g))
-                        if jax.tree.structure(started) != jax.tree.structure(x):
-                            raise ValueError
+                for i, x in enumerate(columns[slot]):
+                    if mine[i] and not jax.tree_util.all_leaves([x]):
+                        self.at_leaf(i, _check_kept, name, slot, first, self.gradients[i], x)
+            except StageError:
+                raise
             except (ValueError, TypeError):
                 gradients = self.tree.unflatten(_only(here, self.gradients))
                 raise mismatch(
@@ -339,11 +347,13 @@ class _Row:
             return static, tuple(x.name for x in ready), last, numbers, [x.step for x in ready]
 
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
+        draws = any("key" in ready.step.clock for ready in self.waiting)
         for i, signal in enumerate(self.signals):
             before = [ready.slots[i] for ready in self.waiting]
             mine = tuple(k for k, slots in enumerate(before) if slots is not None)
+            index = np.uint32(i) if draws else None
             self.signals[i], after = self.at_leaf(
-                i, _advance, *row(mine), signal, [before[k] for k in mine]
+                i, _advance, *row(mine), signal, [before[k] for k in mine], index
             )
             for k, slots in zip(mine, after, strict=True):
                 done[k][i] = slots
@@ -390,8 +400,9 @@ def _advance(
     steps: list[Step],
     signal: Any,
     slots: list[Slots],
+    index: Any,
 ) -> tuple[Any, list[Slots]]:
-    """Consecutive stages on one array."""
+    """Consecutive stages on one array, the ``index``-th if one of them wants to know."""
     if not isinstance(signal, Signal):
         signal = Signal.enter(*signal)
     done = []
@@ -401,6 +412,9 @@ def _advance(
         ):
             try:
                 rule, step = _at_precision(stage, step, signal)
+                if "key" in step.clock:
+                    own = random.of_parameter(step.clock["key"], index, name)
+                    step = step._replace(clock={**step.clock, "key": own})
                 signal, after = rule.update(signal, before, step)
                 done.append(keep(before, after))
                 check_shape(signal)
@@ -440,6 +454,24 @@ def _promotion(signal: Signal) -> Any:
     if jnp.iscomplexobj(signal.update):
         return jax.numpy_dtype_promotion("standard")
     return contextlib.nullcontext()
+
+
+def _check_kept(name: str, slot: str, first: Any, gradient: Any, kept: Any) -> None:
+    """What a slot keeps of one parameter is the tree of arrays with which it would start."""
+    gradient = jnp.asarray(gradient)
+    start = jax.eval_shape(first, jax.ShapeDtypeStruct(gradient.shape, gradient.dtype))
+    if jax.tree.structure(start) == jax.tree.structure(kept):
+        return
+    if not codecs_of(start) | codecs_of(kept):
+        raise ValueError
+    held, wanted = (
+        f"as {', '.join(codecs_of(x))}" if codecs_of(x) else "without a codec"
+        for x in (kept, start)
+    )
+    raise StageError(
+        f"slot {slot!r} is kept {held} in the state, and {wanted} by this chain. Continue with the "
+        "chain that made the state, or start anew with init()"
+    ).within(stage=name)
 
 
 def check_shape(signal: Signal) -> None:

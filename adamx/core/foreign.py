@@ -12,8 +12,7 @@ import optax
 
 from adamx.core import hyper
 from adamx.core.identity import ByValue
-from adamx.core.link import Link
-from adamx.core.selection import Chosen
+from adamx.core.link import Around, Link
 
 __all__ = ["Foreign"]
 
@@ -25,10 +24,10 @@ class Foreign(Link):
     """
 
     def __init__(
-        self, transformation: optax.GradientTransformation, where: tuple[Chosen, ...] = ()
+        self, transformation: optax.GradientTransformation, around: tuple[Around, ...] = ()
     ):
         self.transformation = transformation
-        self.where = where
+        self.around = around
         self.structure = ByValue(transformation)
         self.name = hyper.origin(transformation.update)
 
@@ -40,7 +39,7 @@ class Foreign(Link):
         return takes_extra.update(updates, state, params, **extra)
 
     def __fingerprint__(self) -> Hashable:
-        return self.structure.key, self.where
+        return self.structure.key, self.around
 
     def __repr__(self) -> str:
         captured: dict[str, Any] = {}
@@ -49,13 +48,13 @@ class Foreign(Link):
         numbers = {k: x for k, x in captured.items() if isinstance(x, (int, float, np.ndarray))}
         return f"{self.name}({', '.join(f'{k}={x!r}' for k, x in numbers.items())})"
 
-    def tree_flatten(self) -> tuple[tuple[()], tuple[ByValue, tuple[Chosen, ...]]]:
-        return (), (self.structure, self.where)
+    def tree_flatten(self) -> tuple[tuple[()], tuple[ByValue, tuple[Around, ...]]]:
+        return (), (self.structure, self.around)
 
     @classmethod
-    def tree_unflatten(cls, aux: tuple[ByValue, tuple[Chosen, ...]], _: Any) -> Foreign:
-        structure, where = aux
-        return cls(structure.value, where)
+    def tree_unflatten(cls, aux: tuple[ByValue, tuple[Around, ...]], _: Any) -> Foreign:
+        structure, around = aux
+        return cls(structure.value, around)
 
 
 jax.tree_util.register_pytree_node_class(Foreign)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from adamx.core.link import Link
-from adamx.core.selection import Part, shown
+from adamx.core.selection import Part
 from adamx.core.stage import Stage
 
 __all__ = ["Place", "labels", "names", "written"]
@@ -57,28 +57,28 @@ def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]
 
 
 def written(links: Sequence[Link], depth: int = 0) -> str:
-    """The code that makes the chain; the first ``depth`` selections are written already."""
+    """The code that makes the chain; the outer ``depth`` things around it are already."""
 
-    def selection(link: Link) -> Any:
-        inner = link.where[depth] if len(link.where) > depth else None
+    def outer(link: Link) -> Any:
+        inner = link.around[depth] if len(link.around) > depth else None
         return inner.value[0] if isinstance(inner, Part) else inner
 
     rows = []
-    for chosen, run in itertools.groupby(links, selection):
+    for around, run in itertools.groupby(links, outer):
         inside = list(run)
-        if chosen is None:
+        if around is None:
             rows += map(repr, inside)
-        elif isinstance(chosen, tuple):
-            groups = {selector: [] for selector in chosen}
+        elif isinstance(around, tuple):
+            groups = {selector: [] for selector in around}
             for link in inside:
-                groups[chosen[link.where[depth].value[1]]].append(link)
+                groups[around[link.around[depth].value[1]]].append(link)
             body = "".join(
                 f"{selector!r}: {written(group, depth + 1)},\n"
                 for selector, group in groups.items()
             )
             rows.append(f"partition({{\n{textwrap.indent(body, '    ')}}})")
         else:
-            rows.append(f"where({shown(chosen.value)}, {written(inside, depth + 1)})")
+            rows.append(around.written(written(inside, depth + 1)))
     if len(rows) == 1:
         return rows[0]
     return f"chain(\n{_indented(rows)})" if rows else "chain()"

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 import jax
 
 from adamx.core.errors import StageError
 from adamx.core.hyper import origin
-from adamx.core.identity import ByValue
+from adamx.core.link import Around
 from adamx.core.signal import statistics_dtype
 
 __all__ = ["Chosen", "Part", "Selector", "Where", "choose", "labelled", "paths_of", "shown"]
@@ -101,7 +101,7 @@ def _word(pattern: str) -> str:
     return word or "rest"
 
 
-class Chosen(ByValue):
+class Chosen(Around):
     """Which parameters a link is for; equal by value."""
 
     value: Any
@@ -110,12 +110,6 @@ class Chosen(ByValue):
     def choose(self, leaves: Sequence[Leaf]) -> list[bool]:
         """For every parameter, whether it is among the chosen."""
         raise NotImplementedError
-
-    def __fingerprint__(self) -> Hashable:
-        return self.key
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.value if isinstance(self, Part) else (self.value,)
 
 
 class Where(Chosen):
@@ -132,6 +126,9 @@ class Where(Chosen):
         if leaves and not any(chosen) and not callable(self.value):
             raise _nothing(self.value, leaves)
         return chosen
+
+    def written(self, inside: str) -> str:
+        return f"where({shown(self.value)}, {inside})"
 
 
 class Part(Chosen):
@@ -153,6 +150,9 @@ class Part(Chosen):
         if None in first:
             raise _uncovered(selectors, leaves, first)
         return [found == index for found in first]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.value
 
 
 def choose(links: Sequence[Any], leaves: Callable[[], Sequence[Leaf]]) -> list[list[bool] | None]:

@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core import hyper
+from adamx.core import hyper, random
 from adamx.core.errors import StageError
 from adamx.core.identity import ByValue, fingerprint
-from adamx.core.link import Link
-from adamx.core.selection import Chosen
+from adamx.core.link import Around, Link
 from adamx.core.signal import Signal, statistics_dtype
 
-__all__ = ["Clock", "Rule", "Stage", "Step", "zeros"]
+__all__ = ["Clock", "Rule", "Slot", "Stage", "Step", "zeros"]
 
 Slots = dict[str, Any]
 
@@ -56,22 +55,44 @@ class Step(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Slot:
+    """What a slot holds; a plain function in its place is a slot of any sign.
+
+    Attributes:
+        start: ``param -> first value``.
+        nonnegative: whether it is a square or a norm.
+        exact: whether its last digits count, as those of a copy of the parameter.
+    """
+
+    start: Callable[[Any], Any]
+    nonnegative: bool = False
+    exact: bool = False
+
+    def __call__(self, param: Any) -> Any:
+        return self.start(param)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
     """What a stage does to one array.
 
     Attributes:
         update: ``(signal, slots, step) -> (signal, slots)``.
-        slots: the arrays it keeps for a parameter: by name, ``param -> first value``. They may
-            be of any shape, and are the same in shape and dtype after every step.
+        slots: the arrays it keeps for a parameter: by name, ``param -> first value``, or a
+            :class:`Slot` that says more. They may be of any shape, and are the same in shape
+            and dtype after every step.
         clocks: the scalars it keeps per step, by name. Names are distinct from the slots'.
         measure: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
             over all parameters before ``update`` runs. The only way to look beyond one array.
+        seed: of a rule that draws random bits: the clock ``key`` starts from it, and reads as
+            another key for every parameter and step (:func:`adamx.core.random.bits`).
     """
 
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
     slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
     measure: Callable[[Signal, Slots, Step], Any] | None = None
+    seed: int | None = None
 
 
 class Definition:
@@ -115,11 +136,11 @@ class Stage(Link):
     """A definition with its arguments; a pytree whose leaves are its numbers."""
 
     def __init__(
-        self, definition: Definition, arguments: dict[str, Any], where: tuple[Chosen, ...] = ()
+        self, definition: Definition, arguments: dict[str, Any], around: tuple[Around, ...] = ()
     ):
         self.definition = definition
         self.arguments = arguments
-        self.where = where
+        self.around = around
         # A schedule that is a pytree (an equinox.Module, jax.tree_util.Partial) has numbers too.
         self.data = tuple(
             name
@@ -135,7 +156,7 @@ class Stage(Link):
     def replace(self, **changes: Any) -> Stage:
         """The stage with other values of these arguments."""
         arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
-        return Stage(self.definition, arguments, self.where)
+        return Stage(self.definition, arguments, self.around)
 
     def at(self, count: Any) -> Stage:
         """The stage at one step: its schedules replaced by their values."""
@@ -155,7 +176,7 @@ class Stage(Link):
                     f"{name} has the shape {np.shape(now[name])}, where one number is needed; a "
                     "batch of optimisers is run by jax.vmap over a function of the optimiser"
                 ).within(stage=self.name)
-        return Stage(self.definition, now, self.where)
+        return Stage(self.definition, now, self.around)
 
     def rule(self, dtype: Any) -> Rule:
         """The rule with the numbers as they are now, in the precision of the array it is for."""
@@ -164,13 +185,18 @@ class Stage(Link):
             for name, value in self.arguments.items()
         }
         made = self.definition.factory(**arguments)
-        return made if isinstance(made, Rule) else Rule(_stateless(made))
+        rule = made if isinstance(made, Rule) else Rule(_stateless(made))
+        for around in reversed(self.around):
+            rule = around.surround(rule)
+        if rule.seed is None:
+            return rule
+        return dataclasses.replace(rule, clocks={**rule.clocks, "key": _key(rule.seed)})
 
     def __fingerprint__(self) -> Hashable:
-        return self.definition, fingerprint(self.arguments), self.where
+        return self.definition, fingerprint(self.arguments), self.around
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stage, (self.definition, self.arguments, self.where)
+        return Stage, (self.definition, self.arguments, self.around)
 
     def __repr__(self) -> str:
         shown = []
@@ -183,12 +209,12 @@ class Stage(Link):
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         numbers = [(jax.tree_util.DictKey(name), self.arguments[name]) for name in self.data]
-        return numbers, (self.definition, self.data, self.structure, self.where)
+        return numbers, (self.definition, self.data, self.structure, self.around)
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[Any, ...], numbers: Any) -> Stage:
         stage = object.__new__(cls)
-        stage.definition, stage.data, stage.structure, stage.where = aux
+        stage.definition, stage.data, stage.structure, stage.around = aux
         known = {**stage.structure.value, **dict(zip(stage.data, numbers, strict=True))}
         stage.arguments = {name: known[name] for name in stage.definition.signature.parameters}
         return stage
@@ -199,6 +225,10 @@ jax.tree_util.register_pytree_with_keys_class(Stage)
 
 def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal, Slots]]:
     return lambda signal, slots, step: (shape(signal), slots)
+
+
+def _key(seed: int) -> Clock:
+    return Clock(lambda: random.key(seed), random.after, lambda key: key)
 
 
 def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.Array:

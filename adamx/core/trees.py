@@ -12,7 +12,16 @@ from jax.core import Tracer
 from adamx.core.errors import StageError
 from adamx.core.signal import add
 
-__all__ = ["align", "apply_updates", "check_arrays", "is_eager", "mismatch", "path_of"]
+__all__ = [
+    "align",
+    "apply_updates",
+    "check_arrays",
+    "codecs_of",
+    "is_eager",
+    "is_encoded",
+    "mismatch",
+    "path_of",
+]
 
 
 def _is_none(x: Any) -> bool:
@@ -78,6 +87,17 @@ def is_eager(*trees: Any) -> bool:
         isinstance(leaf, _ARRAYS) and not isinstance(leaf, Tracer)
         for leaf in jax.tree.leaves(trees)
     )
+
+
+def is_encoded(x: Any) -> bool:
+    """Whether this is an array that a codec has encoded: ``{"@codec": …}``."""
+    return isinstance(x, dict) and len(x) == 1 and str(next(iter(x))).startswith("@")
+
+
+def codecs_of(slot: Any) -> set[str]:
+    """The names of the codecs that have encoded a slot's arrays."""
+    leaves = jax.tree.leaves(slot, is_leaf=is_encoded)
+    return {next(iter(x))[1:] for x in leaves if is_encoded(x)}
 
 
 def apply_updates(params: Any, updates: Any) -> Any:

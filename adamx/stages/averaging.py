@@ -14,6 +14,7 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
+    Slot,
     StageError,
     decaying_average,
     stage,
@@ -82,7 +83,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
         signal = signal.becomes(jnp.where(synchronise, signal.update - back, signal.update))
         return signal, {"slow": jnp.where(synchronise, signal.next_param, slow)}
 
-    return Rule(update, slots={"slow": start}, clocks={"steps": steps})
+    return Rule(update, slots={"slow": Slot(start, exact=True)}, clocks={"steps": steps})
 
 
 @in_symbols(lookahead)
@@ -139,7 +140,7 @@ def polyak_ema(decay: Decay = 0.999):
     def update(signal, slots, step):
         return signal, {"ema": mean(slots["ema"], signal.next_param)}
 
-    return Rule(update, slots={"ema": zeros}, clocks=mean.clocks)
+    return Rule(update, slots={"ema": Slot(zeros, exact=True)}, clocks=mean.clocks)
 
 
 @in_symbols(polyak_ema)

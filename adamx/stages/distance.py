@@ -23,8 +23,8 @@ from adamx.core import (
 from adamx.core.arithmetic import finite
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
-from adamx.stages.rms import real_zeros
-from adamx.stages.schedule_free import itself
+from adamx.stages.rms import squares
+from adamx.stages.schedule_free import iterate
 
 __all__ = ["scale_by_prodigy"]
 
@@ -155,7 +155,7 @@ def scale_by_prodigy(
 
     return Rule(
         update,
-        slots={"mu": zeros, "nu": real_zeros, "grad_sum": zeros, "params0": itself},
+        slots={"mu": zeros, "nu": squares, "grad_sum": zeros, "params0": iterate},
         clocks=mean.clocks | mean_square.clocks | {"distance": distance},
         measure=measure,
     )

@@ -15,6 +15,7 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
+    Slot,
     abs_sq,
     decaying_average,
     divide,
@@ -113,7 +114,7 @@ def scale_by_factored_rms(
         u = divide(divide(signal.update, root(relative), eps), root(wide), eps)
         return signal.measured(u), {"nu": {"row": row, "column": column}}
 
-    return Rule(update, slots={"nu": start}, clocks={"steps": steps})
+    return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks={"steps": steps})
 
 
 @in_symbols(scale_by_factored_rms)
@@ -185,7 +186,7 @@ def scale_by_block_rms(
         u = divide(signal.update, plus(root(nu), eps, shrunk), eps)
         return signal.measured(u, weight=1 / shrunk), {"nu": nu}
 
-    return Rule(update, slots={"nu": start}, clocks=mean_square.clocks)
+    return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks=mean_square.clocks)
 
 
 @in_symbols(scale_by_block_rms)

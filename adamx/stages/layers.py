@@ -13,6 +13,7 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
+    Slot,
     abs_sq,
     decaying_average,
     divide,
@@ -122,7 +123,7 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
         nu = jnp.where(nu == 0, square, mean_square(nu, square))
         return signal.measured(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
 
-    return Rule(update, slots={"nu": start})
+    return Rule(update, slots={"nu": Slot(start, nonnegative=True)})
 
 
 @in_symbols(scale_by_norm)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage, symbols
 from adamx.core.arithmetic import expm1, finite, log
 from adamx.core.equations import in_symbols
-from adamx.stages.rms import real_zeros
+from adamx.stages.rms import squares
 
 __all__ = ["scale_by_adamax", "scale_by_lp_norm"]
 
@@ -45,7 +45,7 @@ def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
         nu = jnp.maximum(b2 * slots["nu"], jnp.abs(signal.gradient) + eps)
         return signal.measured(divide(signal.update, nu, eps)), {"nu": nu}
 
-    return Rule(update, slots={"nu": real_zeros})
+    return Rule(update, slots={"nu": squares})
 
 
 @in_symbols(scale_by_adamax)
@@ -100,7 +100,7 @@ def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e
         u = divide(signal.update, nu + eps * shrunk, eps)
         return signal.measured(u, weight=1 / shrunk), {"nu": nu}
 
-    return Rule(update, slots={"nu": real_zeros}, clocks={"log_decay": decay_clock(log_decay)})
+    return Rule(update, slots={"nu": squares}, clocks={"log_decay": decay_clock(log_decay)})
 
 
 @in_symbols(scale_by_lp_norm)

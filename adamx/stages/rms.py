@@ -16,6 +16,7 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
+    Slot,
     abs_sq,
     decay_clock,
     decaying_average,
@@ -45,7 +46,8 @@ __all__ = [
 ]
 
 real_zeros = functools.partial(zeros, real=True)
-bfloat16_zeros = functools.partial(zeros, dtype=jnp.bfloat16)
+squares = Slot(real_zeros, nonnegative=True)
+remainder = Slot(functools.partial(zeros, dtype=jnp.bfloat16), exact=True)
 
 
 def over_rms(
@@ -144,7 +146,7 @@ def scale_by_rms(
         u, bias = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat, eps_root)
         return signal.measured(u, weight=bias), kept
 
-    slots = {"nu": real_zeros} | ({"nu_lost": bfloat16_zeros} if compensated else {})
+    slots = {"nu": squares} | ({"nu_lost": remainder} if compensated else {})
     return Rule(update, slots=slots, clocks=mean_square.clocks)
 
 
@@ -186,7 +188,7 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
         stddev = root(jnp.maximum(nu - abs_sq(mu), 0)) + eps
         return signal.measured(divide(signal.update, stddev, eps)), {"mu": mu, "nu": nu}
 
-    return Rule(update, slots={"mu": zeros, "nu": real_zeros})
+    return Rule(update, slots={"mu": zeros, "nu": squares})
 
 
 @in_symbols(scale_by_stddev)
@@ -225,7 +227,7 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
             "sum_of_squares": squares
         }
 
-    return Rule(update, slots={"sum_of_squares": start})
+    return Rule(update, slots={"sum_of_squares": Slot(start, nonnegative=True)})
 
 
 @in_symbols(scale_by_rss)
@@ -263,7 +265,7 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
         delta = mean_square(slots["delta"], abs_sq(u))
         return signal.measured(u), {"nu": nu, "delta": delta}
 
-    return Rule(update, slots={"nu": real_zeros, "delta": real_zeros})
+    return Rule(update, slots={"nu": squares, "delta": squares})
 
 
 @in_symbols(scale_by_adadelta)
@@ -322,7 +324,7 @@ def scale_by_max_rms(
         u, bias = over_rms(signal.update, nu_max, mean_square.weight(step), eps, eps_hat, eps_root)
         return signal.measured(u, weight=bias), {"nu": nu, "nu_max": nu_max}
 
-    return Rule(update, slots={"nu": real_zeros, "nu_max": real_zeros}, clocks=mean_square.clocks)
+    return Rule(update, slots={"nu": squares, "nu_max": squares}, clocks=mean_square.clocks)
 
 
 @in_symbols(scale_by_max_rms)
@@ -383,7 +385,7 @@ def scale_by_yogi(
         u, bias = over_rms(signal.update, nu, step.clock["log_decay"], eps, eps_hat, eps_root)
         return signal.measured(u, weight=bias), {"nu": nu}
 
-    return Rule(update, slots={"nu": start}, clocks={"log_decay": clock})
+    return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks={"log_decay": clock})
 
 
 @in_symbols(scale_by_yogi)
@@ -521,7 +523,7 @@ def scale_by_rectified_rms(
         return signal.measured(u, weight=bias), {"nu": nu}
 
     clocks = mean_square.clocks | {"length": rectification_clock(b2, threshold)}
-    return Rule(update, slots={"nu": real_zeros}, clocks=clocks)
+    return Rule(update, slots={"nu": squares}, clocks=clocks)
 
 
 @in_symbols(scale_by_rectified_rms)
@@ -578,7 +580,7 @@ def scale_by_belief(
     clocks = mean_square.clocks
     if rectify:
         clocks = clocks | {"length": rectification_clock(b2, 5.0)}
-    return Rule(update, slots={"nu": real_zeros}, clocks=clocks)
+    return Rule(update, slots={"nu": squares}, clocks=clocks)
 
 
 @in_symbols(scale_by_belief)
@@ -634,7 +636,7 @@ def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
             angle = angle * divide(u, size)
         return signal.measured(angle), {"nu": nu}
 
-    return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)
+    return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
 
 
 @in_symbols(scale_by_atan2)
@@ -693,7 +695,7 @@ def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6, *, clip: b
         nu = jnp.where(seeds, square, mean_square(slots["nu"], square))
         return signal.measured(jnp.where(seeds, 0, u)), {"nu": nu}
 
-    return Rule(update, slots={"nu": real_zeros}, clocks={"steps": _steps_since_the_first()})
+    return Rule(update, slots={"nu": squares}, clocks={"steps": _steps_since_the_first()})
 
 
 @in_symbols(scale_by_delayed_rms)
@@ -763,7 +765,7 @@ def clip_by_relative_rms(b2: Decay = 0.99, eps: NonNegative = 1e-6, threshold: P
         excess = root(jnp.sum(relative**2) / max(relative.size, 1)) / threshold
         return signal.becomes(signal.update / jnp.maximum(1, excess)), {"nu": nu}
 
-    return Rule(update, slots={"nu": real_zeros}, clocks=mean_square.clocks)
+    return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
 
 
 @in_symbols(clip_by_relative_rms)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, NonNegative, Rule, StageError, divide, stage, symbols
+from adamx.core import Clock, Decay, NonNegative, Rule, Slot, StageError, divide, stage, symbols
 from adamx.core.arithmetic import power
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
@@ -25,6 +25,9 @@ def itself(param: Any) -> jax.Array:
             "shapes call jax.eval_shape(opt.init, params)"
         )
     return jnp.array(param, statistics_dtype(param.dtype), copy=True)
+
+
+iterate = Slot(itself, exact=True)
 
 
 @stage
@@ -100,7 +103,7 @@ def schedule_free(
         step_of_y = towards * (z - y) + (1 - b1 * (1 - c)) * u
         return signal.measured(step_of_y), {"z": z + u}
 
-    return Rule(update, slots={"z": itself}, clocks={"weights": weights, "b1": interpolation})
+    return Rule(update, slots={"z": iterate}, clocks={"weights": weights, "b1": interpolation})
 
 
 @in_symbols(schedule_free)

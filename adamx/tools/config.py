@@ -20,8 +20,8 @@ from jax.core import Tracer
 from adamx.core import Transformation, chain
 from adamx.core.foreign import Foreign
 from adamx.core.identity import fingerprint
-from adamx.core.link import Link
-from adamx.core.selection import Chosen, Part, Where
+from adamx.core.link import Around, Link
+from adamx.core.selection import Part, Where
 from adamx.core.stage import Stage
 from adamx.tools.factories import Names, call, calls, default_of
 from adamx.wrappers import watch
@@ -46,10 +46,14 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
         {"observer": "watch", argument: value, ...}     what looks on
         {"name": name}                                  a transformation in ``known``
 
-    and in each of them, where it is not for all parameters, ``"where": [selection, ...]``, the
-    outermost first. A selection is a pattern, a list of patterns, a predicate (``{"name": ...}``),
-    or ``{"partition": [selector, ...], "part": index}``. Numbers, strings, ``true``, ``false``,
-    ``null`` and lists are written as such, and everything else is an object::
+    and in each of them, if something is put around it, ``"around": [...]``, the outermost first::
+
+        {"where": selector}                                  parameters that are selected
+        {"partition": [selector, ...], "part": index}        those of a part
+
+    A selector is a pattern, a list of patterns, or a predicate (``{"name": ...}``). Numbers,
+    strings, ``true``, ``false``, ``null`` and lists are written as such, and everything else is
+    an object::
 
         {"schedule": "optax.linear_schedule", "init_value": 0.1, ...}     by its factory
         {"name": "my_schedule"}                  a function itself: of Optax, or in ``known``
@@ -144,7 +148,7 @@ class _Writer:
         return [self.link(link, f"{place}[{i}]") for i, link in enumerate(opt.links)]
 
     def link(self, link: Link, place: str) -> dict[str, Any]:
-        where = [self.selection(x, f"{place}.where[{i}]") for i, x in enumerate(link.where)]
+        around = [self.around(x, f"{place}.around[{i}]") for i, x in enumerate(link.around)]
         if isinstance(link, Stage):
             row = self.stage(link, place)
         elif isinstance(link, Foreign):
@@ -153,7 +157,7 @@ class _Writer:
             row = self.observer(link, f"{place} {link.name}")
         else:
             raise _refusal(link, place)
-        return {**row, "where": where} if where else row
+        return {**row, "around": around} if around else row
 
     def stage(self, stage: Stage, place: str) -> dict[str, Any]:
         name = self.names.stage(stage.definition)
@@ -179,12 +183,14 @@ class _Writer:
             raise ValueError(f"{place}: {value!r} would not come back from JSON as it is")
         return written
 
-    def selection(self, chosen: Chosen, place: str) -> Any:
-        if isinstance(chosen, Part):
-            selectors, index = chosen.value
+    def around(self, around: Around, place: str) -> Any:
+        if isinstance(around, Part):
+            selectors, index = around.value
             written = [self.selector(x, f"{place}.partition[{i}]") for i, x in enumerate(selectors)]
             return {"partition": written, "part": index}
-        return self.selector(chosen.value, place)
+        if isinstance(around, Where):
+            return {"where": self.selector(around.value, place)}
+        raise _refusal(around, place)
 
     def selector(self, selector: Any, place: str) -> Any:
         return list(selector) if isinstance(selector, tuple) else self.value(selector, place)
@@ -252,7 +258,7 @@ class _Writer:
 
 
 def _add(row: dict[str, Any], argument: str, written: Any, place: str) -> None:
-    if argument in ("stage", "transformation", "schedule", "where"):
+    if argument in ("stage", "transformation", "schedule", "around"):
         raise ValueError(f"{place}: {argument!r} has another meaning in a config; rename it")
     row[argument] = written
 
@@ -305,7 +311,7 @@ class _Reader:
             raise ValueError(f"{place}: a link is an object, got {row!r}")
         kind = _kind(row, ["stage", "transformation", "observer", "name"], place)
         row = dict(row)
-        where = self.where(row.pop("where", []), f"{place}.where")
+        around = self.all_around(row.pop("around", []), f"{place}.around")
         if kind == "stage":
             links: Iterable[Link] = [self.stage(row, place)]
         elif kind == "observer":
@@ -315,7 +321,7 @@ class _Reader:
             if not _is_transformation(made):
                 raise ValueError(f"{place}: a link is a transformation, got {made!r}")
             links = chain(made).links
-        return [functools.reduce(Link.within, reversed(where), link) for link in links]
+        return [functools.reduce(Link.within, reversed(around), link) for link in links]
 
     def stage(self, row: dict[str, Any], place: str) -> Stage:
         name = row.pop("stage")
@@ -346,15 +352,17 @@ class _Reader:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{place} {name}: {error}") from None
 
-    def where(self, selections: Any, place: str) -> list[Chosen]:
-        if not isinstance(selections, list):
-            raise ValueError(f"{place}: must be a list of selections, got {selections!r}")
-        return [self.selection(x, f"{place}[{i}]") for i, x in enumerate(selections)]
+    def all_around(self, rows: Any, place: str) -> list[Around]:
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{place}: must be a list of objects, got {rows!r}")
+        return [self.around(row, f"{place}[{i}]") for i, row in enumerate(rows)]
 
-    def selection(self, written: Any, place: str) -> Chosen:
+    def around(self, written: dict[str, Any], place: str) -> Around:
+        kind = _kind(written, ["where", "partition"], place)
         try:
-            if not (isinstance(written, dict) and "partition" in written):
-                return Where(self.selector(written, place))
+            if kind == "where":
+                _check_keys(written, place, ["where"])
+                return Where(self.selector(written["where"], place))
             _check_keys(written, place, ["partition", "part"])
             selectors = [self.selector(x, place) for x in _list(written["partition"], place)]
             if written["part"] not in range(len(selectors)):

@@ -72,7 +72,7 @@ class Watch(Observer):
         return found
 
     def __fingerprint__(self) -> Any:
-        return self.structure.key, self.where
+        return self.structure.key, self.around
 
     def __repr__(self) -> str:
         groups = f"groups={self.groups!r}" if self.groups is not None else ""
@@ -82,8 +82,8 @@ class Watch(Observer):
 
 jax.tree_util.register_pytree_node(
     Watch,
-    lambda link: ((), (link.structure, link.where)),
-    lambda aux, _: Watch(*aux[0].value)._for(aux[1]),
+    lambda link: ((), (link.structure, link.around)),
+    lambda aux, _: Watch(*aux[0].value)._surrounded(aux[1]),
 )
 
 

@@ -1,0 +1,56 @@
+"""Random bits that cost as little as an optimiser's step: hashes of a key and a position.
+
+JAX's own generator (Threefry) takes longer for one number than Adam for one parameter. What
+rounding needs is less than what it gives: bits that are uniform for every element, and independent
+from step to step. They are computed where they are used, so no array of them is written.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["after", "bits", "key", "of_parameter"]
+
+# Odd numbers near 2³²/φ, whose multiples spread evenly; and multipliers of Appleby's MurmurHash3.
+_GOLDEN = np.uint32(0x9E3779B9)
+_FIRST, _SECOND = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+
+
+def key(seed: int) -> jax.Array:
+    """A key, uint32: one of 2³², as different as can be for seeds that are close."""
+    return _mixed(jnp.asarray(seed % 2**32, jnp.uint32) * _GOLDEN)
+
+
+def after(key: jax.Array) -> jax.Array:
+    """The key of the next step; they repeat after 2³² steps."""
+    return key + _GOLDEN
+
+
+def of_parameter(key: jax.Array, index: jax.Array, stage: str) -> jax.Array:
+    """The key of one parameter in one stage."""
+    return _mixed(_mixed(key ^ np.uint32(zlib.crc32(stage.encode()))) + index * _GOLDEN)
+
+
+def bits(key: jax.Array, shape: tuple[int, ...], label: str = "") -> jax.Array:
+    """32 random bits for every element of an array; other ones for another label.
+
+    >>> bits(key(0), (3,), "mu")
+    Array([1110882640, 3683469599,  618323590], dtype=uint32)
+    """
+    start = _mixed(key ^ np.uint32(zlib.crc32(label.encode())))
+    position = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    # The high bits of a product depend on all bits of its factors, and only those are used first.
+    x = (position + start) * _FIRST
+    return (x ^ (x >> 15)) * _SECOND
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """MurmurHash3's finaliser: every bit depends on every other one."""
+    x = (x ^ (x >> 16)) * _FIRST
+    x = (x ^ (x >> 13)) * _SECOND
+    return x ^ (x >> 16)

@@ -1,0 +1,361 @@
+"""Formats in which slots are kept between steps: floats of few bits, rounded without a bias.
+
+A positive float32 number, read as an integer, grows with its value, and between two powers of two
+in proportion to it. So whatever keeps the leading bits of that integer is a code of constant
+relative precision; adding random bits below them, and cutting off, rounds up with the probability
+that makes the mean right; and adding half of what is cut off rounds to the nearest. All codes here
+are made of this: of additions, shifts and comparisons, with neither a division nor a table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core.identity import fingerprint
+
+__all__ = ["CODECS", "Codec", "as_codec", "bf16", "fp8", "int8"]
+
+Encode = Callable[[jax.Array, jax.Array, bool], Any]
+Decode = Callable[[Any], jax.Array]
+
+_MANTISSA = 23  # bits of float32 below its exponent
+_ONE = 1 << _MANTISSA  # one binade, in float32's bits
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codec:
+    """A format for slots: two pure functions.
+
+    Attributes:
+        name: what it is called in the state: an encoded array is ``{"@name": …}``.
+        encode: ``(x, bits, nonnegative) -> encoded``. x is a float32 array of any shape with at
+            least one axis; ``bits`` is uint32 of its shape, uniformly random in every step (or
+            2³¹ everywhere, to round to the nearest); ``nonnegative`` is True for slots that hold
+            squares or norms, where a positive value must not become zero. The result is a tree of
+            arrays, of the same shapes and dtypes for every x of one shape. It must be unbiased:
+            over the bits, the mean of ``decode(encode(x, bits, …))`` is x.
+        decode: ``encoded -> float32`` of the shape of x, finite where x was; and not finite,
+            somewhere, where x was not.
+        rounding: ``"stochastic"`` or ``"nearest"``: which bits ``encode`` is given.
+        arguments: those it was made with, to be shown.
+
+    Codecs of equal functions are equal.
+
+    Raises:
+        ValueError: for another rounding.
+
+    >>> def encode(x, bits, nonnegative):
+    ...     return x.astype(jnp.float16)  # a bad one: it is biased, and 1e-8 becomes zero
+    >>> half = adamx.Codec("half", encode, lambda x: x.astype(jnp.float32))
+    >>> opt = adamx.store(adamx.scale_by_momentum(), half, min_size=1)
+    >>> opt.init(jnp.zeros(2))["scale_by_momentum"]["mu"]
+    {'@half': Array([0., 0.], dtype=float16)}
+    """
+
+    name: str
+    encode: Encode
+    decode: Decode
+    rounding: str = "stochastic"
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("stochastic", "nearest"):
+            raise ValueError(
+                f"{self.name}: rounding must be 'stochastic' or 'nearest', got {self.rounding!r}"
+            )
+
+    def __fingerprint__(self) -> Hashable:
+        return self._key
+
+    @functools.cached_property
+    def _key(self) -> Hashable:
+        return self.name, fingerprint(self.encode), fingerprint(self.decode), self.rounding
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Codec) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        shown = dict(self.arguments)
+        if self.rounding != "stochastic":
+            shown["rounding"] = self.rounding
+        if self.name in CODECS and not shown:
+            return repr(self.name)
+        return f"{self.name}({', '.join(f'{k}={x!r}' for k, x in shown.items())})"
+
+
+def bf16(*, rounding: str = "stochastic") -> Codec:
+    """bfloat16: 2 bytes an element, 7 bits after the leading one, float32's range.
+
+    Args:
+        rounding: ``"stochastic"``, or ``"nearest"``, which a slowly decaying average cannot leave.
+
+    Raises:
+        ValueError: for another rounding.
+
+    >>> adamx.store(adamx.adam(1e-3), adamx.bf16()).init(jnp.zeros(5000))["scale_by_rms"]["nu"][
+    ...     "@bf16"].dtype
+    dtype(bfloat16)
+    """
+    return Codec("bf16", _to_bf16, _from_bf16, rounding)
+
+
+def fp8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
+    """float8_e4m3fn, scaled by a power of two for every block: 1 byte an element, and 1 a block.
+
+    Of relative precision 1/16 … 1/8 over 14 powers of two below the block's largest element, and
+    of constant spacing (2⁻¹⁷ of the power of two at that element) further down.
+
+    Args:
+        block_size: how many consecutive elements of the last axis share a scale, at most; rows are
+            divided into as few blocks as that needs, as equal as can be.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+
+    Raises:
+        ValueError: for another rounding, and a block size that is not positive.
+
+    Source: Micikevicius et al. 2022 (arXiv 2209.05433), the format; Rouhani et al. 2023 (arXiv
+    2310.10537), scales that are powers of two.
+    """
+    return _blockwise("fp8", _to_fp8, _from_fp8, block_size, rounding)
+
+
+def int8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
+    r"""Companded 8-bit codes with a scale for every block: 1 byte an element, and 1 a block.
+
+    The code is a float whose precision is higher near the block's largest element, where most
+    elements are. With :math:`2^E` the power of two at that element:
+
+    ===========  ======================  ==================  =====================================
+    slot         relative precision      relative precision  further down
+                 1/32 … 1/16             1/16 … 1/8
+    ===========  ======================  ==================  =====================================
+    averages     the upper 4 binades     8 binades           constant spacing :math:`2^{E-14}`
+    squares      the upper 8 binades     16 binades          positive values become the smallest
+                                                             code, :math:`1.125 \cdot 2^{E-23}`
+    ===========  ======================  ==================  =====================================
+
+    Averages take a sign and 7 bits of :math:`|x| + 2^{E-11}` (as μ-law telephony does), so that
+    they reach zero evenly; squares, which have no sign, 8 bits of x, and 0 is for exact zeros.
+    A square of less than :math:`10^{-7}` of its block's largest element is the one value that is
+    not kept without a bias: rounded down it would be zero, and the step m/√v infinite.
+
+    Args:
+        block_size: how many consecutive elements of the last axis share a scale, at most; rows are
+            divided into as few blocks as that needs, as equal as can be.
+        rounding: ``"stochastic"`` or ``"nearest"``.
+
+    Raises:
+        ValueError: for another rounding, and a block size that is not positive.
+
+    Source: ITU-T G.711 for companding by segments; Dettmers et al. 2021 (arXiv 2110.02861) for
+    blocks of optimiser states. The codes are our own.
+    """
+    return _blockwise("int8", _to_int8, _from_int8, block_size, rounding)
+
+
+CODECS: dict[str, Callable[..., Codec]] = {"bf16": bf16, "fp8": fp8, "int8": int8}
+
+
+def as_codec(given: Any) -> Codec | None:
+    """A codec, from itself or its name; None, which keeps slots as they are, from itself."""
+    if given is None or isinstance(given, Codec):
+        return given
+    if isinstance(given, str) and given in CODECS:
+        return CODECS[given]()
+    if given in CODECS.values():
+        raise TypeError(f"a codec is called: {given.__name__}(), not {given.__name__}")
+    raise ValueError(
+        f"there is no codec {given!r}; there are {', '.join(map(repr, CODECS))}, what "
+        "adamx.Codec(name, encode, decode) makes, and None for slots that stay as they are"
+    )
+
+
+def _blockwise(name: str, encode: Any, decode: Decode, block_size: int, rounding: str) -> Codec:
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        raise ValueError(f"{name}: block_size must be a whole number ≥ 1, got {block_size!r}")
+    arguments = (("block_size", block_size),) if block_size != 64 else ()
+    return Codec(
+        name, functools.partial(encode, block_size=block_size), decode, rounding, arguments
+    )
+
+
+# float32 as an integer
+
+
+def _pattern(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _number(pattern: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(pattern, jnp.float32)
+
+
+def _upper(bits: jax.Array, count: int) -> jax.Array:
+    """The leading ``count`` bits of 32, as a number."""
+    return (bits >> np.uint32(32 - count)).astype(jnp.int32)
+
+
+def _to_bf16(x: jax.Array, bits: jax.Array, nonnegative: bool) -> jax.Array:
+    pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = (pattern + (bits >> 16)) >> 16
+    short = jnp.where(jnp.isfinite(x), rounded, pattern >> 16)
+    return jax.lax.bitcast_convert_type(short.astype(jnp.uint16), jnp.bfloat16)
+
+
+def _from_bf16(short: jax.Array) -> jax.Array:
+    return short.astype(jnp.float32)
+
+
+# Blocks of the last axis that share an exponent
+
+
+def _in_blocks(x: jax.Array, count: int) -> jax.Array:
+    """Rows in ``count`` blocks of equal length, the last one padded with zeros."""
+    length = -(-x.shape[-1] // count)
+    if missing := length * count - x.shape[-1]:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+    return x.reshape(*x.shape[:-1], count, length)
+
+
+def _in_rows(x: jax.Array, length: int) -> jax.Array:
+    rows = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+    return rows if rows.shape[-1] == length else rows[..., :length]
+
+
+def _exponents(x: jax.Array, headroom: int, smallest: int) -> jax.Array:
+    """The exponent field of each block's largest element, raised by ``headroom`` in its bits.
+
+    It is 255, which stands for what is not finite, if any element is.
+    """
+    # Exponents of the elements first: they are one byte each, should XLA write them down.
+    raised = (jax.lax.bitcast_convert_type(x, jnp.uint32) & 0x7FFFFFFF) + np.uint32(headroom)
+    fields = jnp.minimum(raised >> _MANTISSA, 255).astype(jnp.uint8)
+    return jnp.maximum(jnp.max(fields, -1), np.uint8(smallest))
+
+
+def _fields(exponents: jax.Array) -> jax.Array:
+    return exponents.astype(jnp.int32)[..., None]
+
+
+def _power(fields: jax.Array, below: int) -> jax.Array:
+    """2 to an exponent ``below`` that of the block; NaN where the block is not finite."""
+    return jnp.where(fields == 255, jnp.nan, _number((fields - below) << _MANTISSA))
+
+
+def _blocks_of(encode: Any, x: jax.Array, bits: jax.Array, block_size: int) -> dict[str, jax.Array]:
+    """Codes (shaped like x) and exponents (one for every block) by ``encode`` of blocks."""
+    length = x.shape[-1]
+    count = -(-length // block_size)
+    codes, exponents = encode(_in_blocks(x, count), _in_blocks(bits, count))
+    return {"codes": _in_rows(codes, length), "exponents": exponents}
+
+
+def _unblocked(decode: Any, encoded: dict[str, jax.Array]) -> jax.Array:
+    codes, exponents = encoded["codes"], encoded["exponents"]
+    return _in_rows(
+        decode(_in_blocks(codes, exponents.shape[-1]), _fields(exponents)), codes.shape[-1]
+    )
+
+
+def _above_zero(x: jax.Array, code: jax.Array) -> jax.Array:
+    return jnp.where(x > 0, jnp.maximum(code, 1), 0)
+
+
+# int8: of ``size`` codes the upper half has 4 bits after the leading one, the lower half 3
+
+
+def _code(pattern: jax.Array, bits: jax.Array, size: int) -> jax.Array:
+    """The code of a pattern, relative to the block's exponent, rounded by 20 bits."""
+    noise = _upper(bits, 20)
+    fine = ((pattern - _ONE + (noise >> 1)) >> 19) + size
+    coarse = ((pattern - _middle(size) + noise) >> 20) + size // 2
+    return jnp.maximum(fine, coarse)
+
+
+def _pattern_of(code: jax.Array, size: int) -> jax.Array:
+    fine = ((code - size) << 19) + _ONE
+    coarse = ((code - size // 2) << 20) + _middle(size)
+    return jnp.minimum(fine, coarse)
+
+
+def _middle(size: int) -> int:
+    """The pattern at which precision changes, relative to the block's exponent."""
+    return _ONE - (size // 2 << 19)
+
+
+def _to_int8(x: jax.Array, bits: jax.Array, nonnegative: bool, *, block_size: int) -> Any:
+    return _blocks_of(_to_squares if nonnegative else _to_averages, x, bits, block_size)
+
+
+def _from_int8(encoded: dict[str, jax.Array]) -> jax.Array:
+    signed = encoded["codes"].dtype == jnp.int8
+    return _unblocked(_from_averages if signed else _from_squares, encoded)
+
+
+def _to_squares(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    exponents = _exponents(x, headroom=1 << 19, smallest=24)
+    relative = (_pattern(x) & 0x7FFFFFFF) - (_fields(exponents) << _MANTISSA)
+    return _above_zero(x, _code(relative, bits, 256)).astype(jnp.uint8), exponents
+
+
+def _from_squares(codes: jax.Array, fields: jax.Array) -> jax.Array:
+    codes = codes.astype(jnp.int32)
+    number = _number(_pattern_of(codes, 256) + (fields << _MANTISSA))
+    return jnp.where(codes > 0, number, 0) + jnp.where(fields == 255, jnp.nan, 0.0)
+
+
+def _to_averages(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    exponents = _exponents(x, headroom=(1 << 19) + (1 << 12), smallest=12)
+    fields = _fields(exponents)
+    lifted = _pattern(jnp.abs(x) + _power(fields, below=11)) - (fields << _MANTISSA)
+    code = _code(lifted, bits, 128) | jax.lax.shift_right_logical(_pattern(x), 24) & 0x80
+    return jax.lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.int8), exponents
+
+
+def _from_averages(codes: jax.Array, fields: jax.Array) -> jax.Array:
+    codes = codes.astype(jnp.int32)
+    lifted = _number(_pattern_of(codes & 0x7F, 128) + (fields << _MANTISSA))
+    magnitude = lifted - _power(fields, below=11)
+    return jnp.where(codes < 0, -magnitude, magnitude)
+
+
+# fp8: sign, 4 bits of exponent with bias 7, 3 bits of mantissa; the largest number is 1.75 · 2⁸
+
+
+def _to_fp8(x: jax.Array, bits: jax.Array, nonnegative: bool, *, block_size: int) -> Any:
+    def encode(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        exponents = _exponents(x, headroom=1 << 21, smallest=18)
+        fields = _fields(exponents)
+        magnitude, noise = jnp.abs(x), _upper(bits, 20)
+        relative = _pattern(magnitude) - (fields << _MANTISSA)
+        normal = ((relative + noise) >> 20) + 120
+        lifted = _pattern(magnitude + _power(fields, below=14)) - ((fields - 14) << _MANTISSA)
+        code = jnp.where(relative < -14 * _ONE, (lifted + noise) >> 20, normal)
+        sign = jax.lax.shift_right_logical(_pattern(x), 24) & 0x80
+        code = _above_zero(x, code) if nonnegative else code | sign
+        return jax.lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.float8_e4m3fn), exponents
+
+    return _blocks_of(encode, x, bits, block_size)
+
+
+def _from_fp8(encoded: dict[str, jax.Array]) -> jax.Array:
+    def decode(codes: jax.Array, fields: jax.Array) -> jax.Array:
+        codes = jax.lax.bitcast_convert_type(codes, jnp.int8).astype(jnp.int32)
+        code = codes & 0x7F
+        normal = _number((code << 20) + ((fields - 15) << _MANTISSA))
+        lifted = _number((code << 20) + ((fields - 14) << _MANTISSA))
+        magnitude = jnp.where(code < 8, lifted - _power(fields, below=14), normal)
+        magnitude += jnp.where(fields == 255, jnp.nan, 0.0)
+        return jnp.where(codes < 0, -magnitude, magnitude)
+
+    return _unblocked(decode, encoded)

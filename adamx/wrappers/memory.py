@@ -1,0 +1,193 @@
+"""What a state takes, and what is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core.trees import is_encoded
+from adamx.wrappers.codecs import Codec
+from adamx.wrappers.store import codec_of
+
+__all__ = ["Memory", "MemoryRow", "decoded", "memory"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryRow:
+    """What is kept in one format in one slot.
+
+    Attributes:
+        stage: the stage's name in the state.
+        slot: the slot's name; empty for the scalars of all stages together.
+        kept_as: the codec's name, or the dtype.
+        elements: how many numbers that are.
+        bytes: what they take.
+        float32_bytes: what they would take in float32 (or in their own dtype, if they are kept in
+            it without a codec).
+    """
+
+    stage: str
+    slot: str
+    kept_as: str
+    elements: int
+    bytes: int
+    float32_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a state takes, slot by slot; printed, a table.
+
+    Attributes:
+        rows: one for every slot and format, and a last one for all scalars.
+    """
+
+    rows: tuple[MemoryRow, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What the state takes."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def float32_bytes(self) -> int:
+        """What it would take without codecs."""
+        return sum(row.float32_bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        head = ("stage", "slot", "kept as", "elements", "bytes", "as float32")
+        cells = [
+            (x.stage, x.slot, x.kept_as, *map(_grouped, (x.elements, x.bytes, x.float32_bytes)))
+            for x in self.rows
+        ]
+        elements = sum(row.elements for row in self.rows)
+        total = map(_grouped, (elements, self.bytes, self.float32_bytes))
+        table = [head, *cells, ("in all", "", "", *total)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i < 3 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        )
+
+
+def _grouped(number: int) -> str:
+    return f"{number:,}"
+
+
+def memory(state: Any, *, codecs: tuple[Codec, ...] = ()) -> Memory:
+    """What a state takes, slot by slot, beside float32.
+
+    Args:
+        state: the state of a chain, or anything that holds one: an ``optax.chain``'s state, a Flax
+            ``TrainState``. Of shapes, too: ``memory(jax.eval_shape(opt.init, params))`` tells
+            before anything is allocated.
+        codecs: your own ones that the state was stored by.
+
+    Raises:
+        ValueError: if there is no chain's state in it, or it was stored by an unknown codec.
+
+    >>> state = jax.eval_shape(adamx.adam(1e-3).init, jnp.zeros(1_000_000))
+    >>> adamx.memory(state).bytes
+    8000020
+    """
+    found: dict[tuple[str, str, str], list[int]] = {}
+    scalars: dict[str, list[int]] = {}
+    for stage, slot, x in _arrays(state):
+        array = _values(x, codecs) if is_encoded(x) else x
+        kept_as = next(iter(x))[1:] if is_encoded(x) else jnp.dtype(x.dtype).name
+        own = sum(map(_size, jax.tree.leaves(x)))
+        wide = 4 * array.size if is_encoded(x) else own
+        if array.size <= 2:  # clocks are no more than that
+            kept = scalars.setdefault(kept_as, [0, 0, 0])
+        else:
+            kept = found.setdefault((stage, slot, kept_as), [0, 0, 0])
+        for i, count in enumerate((array.size, own, wide)):
+            kept[i] += count
+    rows = [MemoryRow(*key, *counts) for key, counts in found.items()]
+    if scalars:
+        totals = [sum(column) for column in zip(*scalars.values(), strict=True)]
+        rows.append(MemoryRow("scalars", "", ", ".join(sorted(scalars)), *totals))
+    return Memory(tuple(rows))
+
+
+def _size(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
+
+
+def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
+    """Shape and dtype of what is encoded."""
+    return jax.eval_shape(codec_of(x, codecs).decode, next(iter(x.values())))
+
+
+def decoded(state: Any, slot: str, *, codecs: tuple[Codec, ...] = ()) -> Any:
+    """The values of a slot, whatever it is kept as.
+
+    Args:
+        state: the state of a chain, or anything that holds one.
+        slot: the slot's name, ``"nu"``; or ``"scale_by_rms.nu"``, where several stages have it.
+        codecs: your own ones that the state was stored by.
+
+    Returns:
+        A tree like the parameters, float32 (or as it is kept, where it is not encoded).
+
+    Raises:
+        ValueError: for a slot that there is not, or that several stages have; if the state was
+            stored by an unknown codec.
+
+    >>> opt = adamx.store(adamx.adam(1e-3), "fp8")
+    >>> params = jnp.zeros(5000)
+    >>> _, state = opt.update(jnp.ones(5000), opt.init(params))
+    >>> adamx.decoded(state, "mu")[:3]
+    Array([0.1015625, 0.1015625, 0.1015625], dtype=float32)
+    """
+    found = {
+        f"{stage}.{name}": entry[name]
+        for chain in _states(state)
+        for stage, entry in chain.items()
+        if isinstance(entry, dict)
+        for name in entry
+        if slot in (name, f"{stage}.{name}")
+    }
+    if not found:
+        there = dict.fromkeys(f"{stage}.{name}" for stage, name, _ in _arrays(state) if name)
+        raise ValueError(f"the state has no slot {slot!r}; it has {', '.join(there) or 'none'}")
+    if len(found) > 1:
+        raise ValueError(f"several stages have a slot {slot!r}; name one of {', '.join(found)}")
+    (kept,) = found.values()
+
+    def of_one(x: Any) -> Any:
+        return codec_of(x, codecs).decode(next(iter(x.values()))) if is_encoded(x) else x
+
+    return jax.tree.map(of_one, kept, is_leaf=is_encoded)
+
+
+def _states(tree: Any) -> list[dict[str, Any]]:
+    """The states of chains, wherever they are."""
+
+    def holds(x: Any) -> bool:
+        return isinstance(x, dict) and "count" in x
+
+    found = [x for x in jax.tree.leaves(tree, is_leaf=holds) if holds(x)]
+    if not found:
+        raise ValueError(
+            f"there is no state of a chain in {type(tree).__name__}; it is what init() returns"
+        )
+    return found
+
+
+def _arrays(state: Any) -> Iterator[tuple[str, str, Any]]:
+    """Stage, slot and array, encoded or not, of everything that is kept."""
+    for chain in _states(state):
+        for stage, entry in chain.items():
+            named = entry.items() if isinstance(entry, dict) else [("", entry)]
+            for slot, kept in named:
+                for x in jax.tree.leaves(kept, is_leaf=is_encoded):
+                    yield stage, slot, x
