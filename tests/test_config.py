@@ -325,6 +325,61 @@ def test_groups_and_observers_come_back():
     ]
 
 
+def half(x, bits, nonnegative):
+    return x.astype(jnp.float16)
+
+
+def whole(encoded):
+    return encoded.astype(jnp.float32)
+
+
+STORED = {
+    "for all slots": lambda: adamx.store(adamx.adam(1e-3), "int8"),
+    "for single slots": lambda: adamx.store(
+        adamx.adam(1e-3), mu=adamx.bf16(rounding="nearest"), nu=adamx.int8(32), min_size=1, seed=3
+    ),
+    "but one": lambda: adamx.store(adamx.adan(1e-3), "fp8", previous=None),
+    "inside a selection": lambda: adamx.where("kernel", adamx.store(adamx.lion(1e-4), "bf16")),
+    "around a partition": lambda: adamx.store(
+        adamx.partition({"a": adamx.adam(1e-2), "*": adamx.store(adamx.lion(0.1), "fp8")}), "int8"
+    ),
+}
+
+
+@pytest.mark.parametrize("which", STORED)
+def test_storage_comes_back(which):
+    assert_comes_back(STORED[which]())
+
+
+def test_a_codec_of_ones_own_comes_back_by_its_name():
+    mine = adamx.Codec("half", half, whole)
+    opt = adamx.store(adamx.adam(1e-3), mine)
+    cfg = to_config(opt, known={"half": mine})
+    assert cfg["chain"][0]["around"][0]["store"] == {"name": "half"}
+    assert from_config(cfg, known={"half": mine}) == opt
+    with pytest.raises(ValueError, match=r"chain\[0\].around\[0\]: .*known=.*half"):
+        to_config(opt)
+
+
+BAD_STORAGE = {
+    "an unknown codec": ({"store": "int9"}, "no codec 'int9'.*'bf16', 'fp8', 'int8'"),
+    "no codec": ({"store": 3}, "no codec 3"),
+    "a bad block size": ({"store": {"codec": "int8", "block_size": 0}}, "block_size.* 0"),
+    "an unknown argument": ({"store": {"codec": "int8", "size": 1}}, "'size'"),
+    "a bad smallest size": ({"store": None, "min_size": 0}, "min_size.* 0"),
+    "slots that are none": ({"store": None, "slots": []}, r"slots: must be an object, got \[\]"),
+    "another key": ({"store": "int8", "slot": {}}, "no key 'slot'; did you mean 'slots'"),
+}
+
+
+@pytest.mark.parametrize("which", BAD_STORAGE)
+def test_bad_storage_says_where_it_is(which):
+    row, message = BAD_STORAGE[which]
+    link = {"stage": "scale_by_momentum", "around": [row]}
+    with pytest.raises(ValueError, match=rf"chain\[0\].around\[0\].*{message}"):
+        from_config({"format": "adamx/1", "chain": [link]})
+
+
 # What can't be written
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ __all__ = [
     "mismatch",
     "path_of",
 ]
+
+
+Params = TypeVar("Params")
 
 
 def _is_none(x: Any) -> bool:
@@ -100,7 +103,7 @@ def codecs_of(slot: Any) -> set[str]:
     return {next(iter(x))[1:] for x in leaves if is_encoded(x)}
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
+def apply_updates(params: Params, updates: Any) -> Params:
     """θ ← θ + u: the parameters after a step.
 
     Args:

@@ -25,6 +25,8 @@ from adamx.core.selection import Part, Where
 from adamx.core.stage import Stage
 from adamx.tools.factories import Names, call, calls, default_of
 from adamx.wrappers import watch
+from adamx.wrappers.codecs import CODECS, Codec, as_codec
+from adamx.wrappers.store import Storage
 
 __all__ = ["from_config", "to_config"]
 
@@ -50,10 +52,12 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
 
         {"where": selector}                                  parameters that are selected
         {"partition": [selector, ...], "part": index}        those of a part
+        {"store": codec, "slots": {slot: codec, ...}, "min_size": 4096, "seed": 0}
 
-    A selector is a pattern, a list of patterns, or a predicate (``{"name": ...}``). Numbers,
-    strings, ``true``, ``false``, ``null`` and lists are written as such, and everything else is
-    an object::
+    A codec is ``{"codec": "int8", "block_size": 64, "rounding": "stochastic"}``, ``null``, or
+    ``{"name": ...}``. A selector is a pattern, a list of patterns, or a predicate
+    (``{"name": ...}``). Numbers, strings, ``true``, ``false``, ``null`` and lists are written as
+    such, and everything else is an object::
 
         {"schedule": "optax.linear_schedule", "init_value": 0.1, ...}     by its factory
         {"name": "my_schedule"}                  a function itself: of Optax, or in ``known``
@@ -190,7 +194,23 @@ class _Writer:
             return {"partition": written, "part": index}
         if isinstance(around, Where):
             return {"where": self.selector(around.value, place)}
+        if isinstance(around, Storage):
+            codec, slots, min_size, seed = around.value
+            return {
+                "store": self.codec(codec, place),
+                "slots": {slot: self.codec(x, f"{place}.{slot}") for slot, x in slots},
+                "min_size": min_size,
+                "seed": seed,
+            }
         raise _refusal(around, place)
+
+    def codec(self, codec: Codec | None, place: str) -> Any:
+        if codec is None:
+            return None
+        row = {"codec": codec.name, **dict(codec.arguments), "rounding": codec.rounding}
+        if codec.name in CODECS and _codec(row) == codec:
+            return row
+        return self.value(codec, place)
 
     def selector(self, selector: Any, place: str) -> Any:
         return list(selector) if isinstance(selector, tuple) else self.value(selector, place)
@@ -358,8 +378,10 @@ class _Reader:
         return [self.around(row, f"{place}[{i}]") for i, row in enumerate(rows)]
 
     def around(self, written: dict[str, Any], place: str) -> Around:
-        kind = _kind(written, ["where", "partition"], place)
+        kind = _kind(written, ["where", "partition", "store"], place)
         try:
+            if kind == "store":
+                return self.storage(written, place)
             if kind == "where":
                 _check_keys(written, place, ["where"])
                 return Where(self.selector(written["where"], place))
@@ -368,8 +390,22 @@ class _Reader:
             if written["part"] not in range(len(selectors)):
                 raise TypeError(f"there is no part {written['part']!r} of {len(selectors)}")
             return Part(tuple(selectors), written["part"])
-        except TypeError as error:
-            raise ValueError(f"{place}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: {str(error).removeprefix(f'{place}: ')}") from None
+
+    def storage(self, written: dict[str, Any], place: str) -> Storage:
+        _check_keys(written, place, ["store"], ["slots", "min_size", "seed"])
+        rest = {"slots": {}, "min_size": 4096, "seed": 0} | written
+        if not isinstance(rest["slots"], dict):
+            raise TypeError(f"slots: must be an object, got {rest['slots']!r}")
+        slots = {k: self.codec(x, f"{place}.{k}") for k, x in rest["slots"].items()}
+        codec = self.codec(rest["store"], place)
+        return Storage.of(codec, slots, min_size=rest["min_size"], seed=rest["seed"])
+
+    def codec(self, written: Any, place: str) -> Codec | None:
+        if isinstance(written, dict) and "codec" in written:
+            return _codec(written)
+        return as_codec(self.value(written, place))
 
     def selector(self, written: Any, place: str) -> Any:
         return tuple(written) if isinstance(written, list) else self.value(written, place)
@@ -475,6 +511,14 @@ class _Reader:
                 f"one of known={sorted(self.names.known)}{hint}"
             )
         return found
+
+
+def _codec(row: dict[str, Any]) -> Codec:
+    """One of adamx's codecs, from its name and arguments."""
+    arguments = {key: x for key, x in row.items() if key != "codec"}
+    if row["codec"] not in CODECS:
+        raise ValueError(f"there is no codec {row['codec']!r}; there are {', '.join(CODECS)}")
+    return CODECS[row["codec"]](**arguments)
 
 
 # The objects of a config that are not calls: their required keys, and those that may be missing.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -44,7 +45,7 @@ class Codec:
         decode: ``encoded -> float32`` of the shape of x, finite where x was; and not finite,
             somewhere, where x was not.
         rounding: ``"stochastic"`` or ``"nearest"``: which bits ``encode`` is given.
-        arguments: those it was made with, to be shown.
+        arguments: those it was made with, to be shown and stored.
 
     Codecs of equal functions are equal.
 
@@ -85,10 +86,14 @@ class Codec:
         return hash(self._key)
 
     def __repr__(self) -> str:
-        shown = dict(self.arguments)
-        if self.rounding != "stochastic":
-            shown["rounding"] = self.rounding
-        if self.name in CODECS and not shown:
+        known = CODECS.get(self.name)
+        defaults = inspect.signature(known).parameters if known else {}
+        shown = {
+            name: value
+            for name, value in (*self.arguments, ("rounding", self.rounding))
+            if value != (defaults[name].default if name in defaults else "stochastic")
+        }
+        if known and not shown:
             return repr(self.name)
         return f"{self.name}({', '.join(f'{k}={x!r}' for k, x in shown.items())})"
 
@@ -172,8 +177,9 @@ def as_codec(given: Any) -> Codec | None:
         return given
     if isinstance(given, str) and given in CODECS:
         return CODECS[given]()
-    if given in CODECS.values():
-        raise TypeError(f"a codec is called: {given.__name__}(), not {given.__name__}")
+    called = [name for name, make in CODECS.items() if given is make]
+    if called:
+        raise TypeError(f"a codec is called: {called[0]}(), not {called[0]}")
     raise ValueError(
         f"there is no codec {given!r}; there are {', '.join(map(repr, CODECS))}, what "
         "adamx.Codec(name, encode, decode) makes, and None for slots that stay as they are"
@@ -183,10 +189,8 @@ def as_codec(given: Any) -> Codec | None:
 def _blockwise(name: str, encode: Any, decode: Decode, block_size: int, rounding: str) -> Codec:
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"{name}: block_size must be a whole number ≥ 1, got {block_size!r}")
-    arguments = (("block_size", block_size),) if block_size != 64 else ()
-    return Codec(
-        name, functools.partial(encode, block_size=block_size), decode, rounding, arguments
-    )
+    encode = functools.partial(encode, block_size=block_size)
+    return Codec(name, encode, decode, rounding, (("block_size", block_size),))
 
 
 # float32 as an integer

@@ -82,13 +82,7 @@ def store(
         scale_by_learning_rate(learning_rate=0.001),
     ), mu='bf16', nu=int8(block_size=32))
     """
-    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
-        raise ValueError(f"min_size must be a whole number ≥ 1, got {min_size!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
-    storage = Storage(
-        (as_codec(codec), tuple((k, as_codec(x)) for k, x in slots.items()), min_size, seed)
-    )
+    storage = Storage.of(codec, slots, min_size=min_size, seed=seed)
     links = chain(opt).links
     storage.check([link for link in links if isinstance(link, Stage)])
     return Transformation(tuple(link.within(storage) for link in links))
@@ -98,6 +92,16 @@ class Storage(Around):
     """The codec of every slot of the links inside."""
 
     value: tuple[Codec | None, tuple[tuple[str, Codec | None], ...], int, int]
+
+    @classmethod
+    def of(cls, codec: Any, slots: Mapping[str, Any], *, min_size: int, seed: int) -> Storage:
+        """From what store() is given, checked."""
+        if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
+            raise ValueError(f"min_size must be a whole number ≥ 1, got {min_size!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed must be a whole number, got {seed!r}")
+        single = tuple((slot, as_codec(x)) for slot, x in slots.items())
+        return cls((as_codec(codec), single, min_size, seed))
 
     def codec(self, slot: str) -> Codec | None:
         """The codec of a slot."""
