@@ -9,7 +9,7 @@ pytest.importorskip("rich")
 
 import reference
 from examples import benchmarks
-from examples.benchmarks import accuracy, cost, watch
+from examples.benchmarks import accuracy, cost, parameters, watch
 
 STEPS = 120
 
@@ -150,3 +150,27 @@ def test_watching_is_measured_for_every_model_and_way(tmp_path):
     assert [row.what for row in returned] == names
     assert [row["ratio"] for row in stored["ratios"]] == [row.ratio for row in returned]
     assert all(row.ratio > 0 for row in returned)
+
+
+def test_parameters_of_few_bits_are_trained_from_the_same_start(tmp_path):
+    returned, stored = run(parameters.main, tmp_path / "parameters.json", "--tiny", "--seeds", "2")
+    assert [row.name for row in returned] == list(parameters.METHODS)
+    assert [round(row.bytes, 1) for row in returned] == [12.1, 10.1, 10.1, 12.1, 14.1]
+    assert len({row.start for row in returned}) == 1
+    exact, plain, noisy, *others = (row.start - row.loss for row in returned)  # what is gained
+    assert 0 < plain < 0.5 * exact
+    assert all(abs(gain - exact) < 0.02 * exact for gain in others)
+    assert abs(noisy - exact) < 0.2 * exact  # of no more than 310 parameters
+    assert [row["loss"] for row in stored["rows"]] == [row.loss for row in returned]
+    assert all(len(own) == 2 for own in stored["seeds"].values())
+
+
+def test_parameters_follow_within_the_spread_of_float32():
+    def ends(*losses):
+        return [parameters.End(1.0, loss, 0.9, 4.0) for loss in losses]
+
+    given = {parameters.FLOAT32: ends(1.0, 1.2, 1.4), "near": ends(1.1, 1.3, 1.7)}
+    given["far"] = ends(1.2, 1.4, 1.65)
+    exact, near, far = parameters.rows(given)
+    np.testing.assert_allclose([exact.spread, near.farthest, far.farthest], [0.2, 0.3 / 1.4, 0.2])
+    assert (exact.follows, near.follows, far.follows) == (True, True, False)

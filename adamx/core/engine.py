@@ -28,7 +28,7 @@ from adamx.core.observer import Observer, View
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal, check_inexact
 from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
-from adamx.core.trees import align, check_arrays, codecs_of, is_eager, mismatch, path_of
+from adamx.core.trees import align, check_arrays, codecs_of, is_eager, mismatch, path_of, plain
 
 __all__ = ["init", "update"]
 
@@ -297,6 +297,13 @@ class _Row:
         kept = self.state.get(name, {})
         held = sorted(kept) if isinstance(kept, dict) else f"a {type(kept).__name__}"
         missing = [key for key in needed if not isinstance(kept, dict) or key not in kept]
+        if missing == ["key"]:
+            slots = ", ".join(repr(key) for key in needed if key in kept and key != "key")
+            raise StageError(
+                f"the state has no key from which to round at random (slots {slots}): it was made "
+                "by a chain without a codec, or with another one. Bring it over: "
+                "adamx.restore_state(state, opt, params)"
+            ).within(stage=name)
         if missing:
             raise StageError(
                 f"its entry in the state is {held}, without {missing}; the state holds "
@@ -310,12 +317,13 @@ class _Row:
         """The slots of each parameter, from slots that are trees of all parameters."""
         mine = [True] * len(self.gradients) if here is None else here
         columns = {}
+        likes = self.gradients if self.params is None else self.params
         for slot, first in rule.slots.items():
             try:
-                columns[slot] = self.tree.flatten_up_to(entry[slot])
+                columns[slot] = [plain(x) for x in self.tree.flatten_up_to(entry[slot])]
                 for i, x in enumerate(columns[slot]):
                     if mine[i] and not jax.tree_util.all_leaves([x]):
-                        self.at_leaf(i, _check_kept, name, slot, first, self.gradients[i], x)
+                        self.at_leaf(i, _check_kept, name, slot, first, likes[i], x)
             except StageError:
                 raise
             except (ValueError, TypeError):
@@ -456,10 +464,10 @@ def _promotion(signal: Signal) -> Any:
     return contextlib.nullcontext()
 
 
-def _check_kept(name: str, slot: str, first: Any, gradient: Any, kept: Any) -> None:
+def _check_kept(name: str, slot: str, first: Any, param: Any, kept: Any) -> None:
     """What a slot keeps of one parameter is the tree of arrays with which it would start."""
-    gradient = jnp.asarray(gradient)
-    start = jax.eval_shape(first, jax.ShapeDtypeStruct(gradient.shape, gradient.dtype))
+    param = jnp.asarray(param)
+    start = jax.eval_shape(first, jax.ShapeDtypeStruct(param.shape, param.dtype))
     if jax.tree.structure(start) == jax.tree.structure(kept):
         return
     if not codecs_of(start) | codecs_of(kept):
@@ -469,8 +477,8 @@ def _check_kept(name: str, slot: str, first: Any, gradient: Any, kept: Any) -> N
         for x in (kept, start)
     )
     raise StageError(
-        f"slot {slot!r} is kept {held} in the state, and {wanted} by this chain. Continue with the "
-        "chain that made the state, or start anew with init()"
+        f"slot {slot!r} is kept {held} in the state, and {wanted} by this chain. Bring it over: "
+        "adamx.restore_state(state, opt, params)"
     ).within(stage=name)
 
 

@@ -175,6 +175,8 @@ _REMARKS = [
         {("width", "")},
         "j is the longest axis of an array, i the second longest, and width the length of i.",
     ),
+    ({("RN", "")}, "RN rounds to the nearest number of the parameter's dtype."),
+    ({("SR", "")}, "SR rounds up or down in the parameter's dtype, at random, to the right mean."),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamx.core.errors import StageError
 
@@ -82,11 +83,17 @@ class Signal:
         return self._param
 
     @property
+    def param_dtype(self) -> Any:
+        """The dtype of the parameter itself (of the gradient, if there are no parameters)."""
+        return self._dtypes[-1]
+
+    @property
     def emitted(self) -> jax.Array:
         """The update as it leaves the chain, in the wider of the gradient's and parameter's dtype.
 
         A step rounded to bfloat16 loses little beside the parameter's own rounding, and Optax's
-        wrappers expect updates to have the dtype in which gradients came.
+        wrappers expect updates to have the dtype in which gradients came. Only one that
+        :meth:`lands` is not rounded.
         """
         return self.update.astype(wider(*self._dtypes))
 
@@ -113,6 +120,16 @@ class Signal:
         if weight is not None:
             bias = weight if bias is None else bias * weight
         return dataclasses.replace(self, update=update, bias=bias, statistic=True)
+
+    def lands(self, param: jax.Array) -> Signal:
+        """The signal with the update that ``apply_updates`` turns into just this parameter.
+
+        It is θ' − θ in the precision of statistics, and leaves the chain in it. ``param`` is a
+        number of the parameter's dtype. One that is rounded from θ + u is reached exactly; any
+        other, too, unless it is 2¹⁶ times smaller than θ: then to the last digit of such a sum.
+        """
+        wide = (param.dtype, self.param_dtype)
+        return dataclasses.replace(self.measured(param - self.param), _dtypes=wide)
 
     def corrected(self) -> Signal:
         """The signal with the bias divided out of its update."""
@@ -159,9 +176,16 @@ def check_inexact(what: str, array: Any) -> None:
 
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     """x as ``dtype`` would hold it. XLA may drop a cast there and back, but not this."""
-    if jnp.finfo(dtype).bits >= jnp.finfo(x.dtype).bits:
+    narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
+    if narrow.bits >= wide.bits:
         return x
-    return jax.lax.reduce_precision(x, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+    near = jax.lax.reduce_precision(x, narrow.nexp, narrow.nmant)
+    if narrow.nexp == wide.nexp:
+        return near
+    # Where the exponent has fewer bits, subnormals would become zero.
+    spacing = np.asarray(narrow.smallest_subnormal, wide.dtype)
+    small = jax.lax.round(x / spacing, jax.lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
+    return jnp.where(jnp.abs(x) < np.asarray(narrow.tiny, wide.dtype), small, near)
 
 
 def add(param: Any, update: Any) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -21,6 +22,7 @@ __all__ = [
     "is_encoded",
     "mismatch",
     "path_of",
+    "plain",
 ]
 
 
@@ -94,7 +96,12 @@ def is_eager(*trees: Any) -> bool:
 
 def is_encoded(x: Any) -> bool:
     """Whether this is an array that a codec has encoded: ``{"@codec": …}``."""
-    return isinstance(x, dict) and len(x) == 1 and str(next(iter(x))).startswith("@")
+    return isinstance(x, Mapping) and len(x) == 1 and str(next(iter(x))).startswith("@")
+
+
+def plain(x: Any) -> Any:
+    """Dicts again, where a framework has put mappings of its own (``nnx.Optimizer`` does)."""
+    return {key: plain(part) for key, part in x.items()} if isinstance(x, Mapping) else x
 
 
 def codecs_of(slot: Any) -> set[str]:

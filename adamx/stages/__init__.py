@@ -17,6 +17,7 @@ from adamx.stages.momentum import (
     scale_by_nesterov_momentum,
 )
 from adamx.stages.norms import scale_by_adamax, scale_by_lp_norm
+from adamx.stages.precision import kahan_summation, master_weights, stochastic_rounding
 from adamx.stages.proximal import proximal_step
 from adamx.stages.rms import (
     clip_by_relative_rms,
@@ -53,7 +54,9 @@ __all__ = [
     "clip_by_norm",
     "clip_by_relative_rms",
     "freeze",
+    "kahan_summation",
     "lookahead",
+    "master_weights",
     "polyak_ema",
     "polyak_params",
     "proximal_step",
@@ -86,5 +89,6 @@ __all__ = [
     "schedule_free",
     "schedule_free_eval_params",
     "sign",
+    "stochastic_rounding",
     "trust_ratio",
 ]

@@ -168,7 +168,8 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     The difference is taken as 0 where rounding would make it negative. Both averages start at
     zero and are used as they are: their difference has no single factor to correct.
 
-    Keeps ``mu`` and ``nu``, shaped like the parameter; ``nu`` is real.
+    Keeps ``mu`` and ``nu``, shaped like the parameter; ``nu`` is real. As their difference is
+    taken, :func:`store` leaves both as they are.
 
     Args:
         b2: β₂ in [0, 1).
@@ -188,7 +189,9 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
         stddev = root(jnp.maximum(nu - abs_sq(mu), 0)) + eps
         return signal.measured(divide(signal.update, stddev, eps)), {"mu": mu, "nu": nu}
 
-    return Rule(update, slots={"mu": zeros, "nu": squares})
+    # v − |m|² cancels: of slots of few bits, their rounding would be all that is left.
+    exact = {"mu": Slot(zeros, exact=True), "nu": Slot(real_zeros, nonnegative=True, exact=True)}
+    return Rule(update, slots=exact)
 
 
 @in_symbols(scale_by_stddev)

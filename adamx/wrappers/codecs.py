@@ -4,7 +4,8 @@ A positive float32 number, read as an integer, grows with its value, and between
 in proportion to it. So whatever keeps the leading bits of that integer is a code of constant
 relative precision; adding random bits below them, and cutting off, rounds up with the probability
 that makes the mean right; and adding half of what is cut off rounds to the nearest. All codes here
-are made of this: of additions, shifts and comparisons, with neither a division nor a table.
+are made of this: of additions, shifts, comparisons and products with powers of two, with neither a
+division nor a table.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Decode = Callable[[Any], jax.Array]
 
 _MANTISSA = 23  # bits of float32 below its exponent
 _ONE = 1 << _MANTISSA  # one binade, in float32's bits
+_UNIT = 127 * _ONE  # 1.0, in float32's bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +87,9 @@ class Codec:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Codec, (self.name, self.encode, self.decode, self.rounding, self.arguments)
+
     def __repr__(self) -> str:
         known = CODECS.get(self.name)
         defaults = inspect.signature(known).parameters if known else {}
@@ -121,8 +126,9 @@ def fp8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
     of constant spacing (2⁻¹⁷ of the power of two at that element) further down.
 
     Args:
-        block_size: how many consecutive elements of the last axis share a scale, at most; rows are
-            divided into as few blocks as that needs, as equal as can be.
+        block_size: how many consecutive elements of the last axis share a scale; the last block of
+            a row has what is left. (If it is no power of two, rows are divided into as many blocks
+            as that needs: of a power of two elements if one fits, else as equal as can be.)
         rounding: ``"stochastic"`` or ``"nearest"``.
 
     Raises:
@@ -155,8 +161,9 @@ def int8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
     not kept without a bias: rounded down it would be zero, and the step m/√v infinite.
 
     Args:
-        block_size: how many consecutive elements of the last axis share a scale, at most; rows are
-            divided into as few blocks as that needs, as equal as can be.
+        block_size: how many consecutive elements of the last axis share a scale; the last block of
+            a row has what is left. (If it is no power of two, rows are divided into as many blocks
+            as that needs: of a power of two elements if one fits, else as equal as can be.)
         rounding: ``"stochastic"`` or ``"nearest"``.
 
     Raises:
@@ -223,52 +230,66 @@ def _from_bf16(short: jax.Array) -> jax.Array:
 # Blocks of the last axis that share an exponent
 
 
-def _in_blocks(x: jax.Array, count: int) -> jax.Array:
-    """Rows in ``count`` blocks of equal length, the last one padded with zeros."""
-    length = -(-x.shape[-1] // count)
-    if missing := length * count - x.shape[-1]:
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
-    return x.reshape(*x.shape[:-1], count, length)
+def _count(row: int, block_size: int) -> int:
+    return -(-row // block_size)
 
 
-def _in_rows(x: jax.Array, length: int) -> jax.Array:
-    rows = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-    return rows if rows.shape[-1] == length else rows[..., :length]
+def _length(row: int, count: int) -> int:
+    """How long the blocks of a row are, but for the last one: a power of two, where one fits."""
+    equal = -(-row // count)
+    power = 1 << (equal - 1).bit_length()
+    # An element's place is shifted to find its block: a division would cost more than the rest.
+    return min(row, power) if _count(row, power) == count else equal
 
 
-def _exponents(x: jax.Array, headroom: int, smallest: int) -> jax.Array:
-    """The exponent field of each block's largest element, raised by ``headroom`` in its bits.
+def _largest(x: jax.Array, count: int) -> jax.Array:
+    """The largest element of each block."""
+    *rows, row = x.shape
+    length = _length(row, count)
+    whole = row // length
+    blocks = x[..., : whole * length].reshape(*rows, whole, length)
+    found = [jnp.max(blocks, -1)]
+    if whole < count:
+        found.append(jnp.max(x[..., whole * length :], -1, keepdims=True))
+    return jnp.concatenate(found, -1)
+
+
+def _fields(exponents: jax.Array, row: int) -> jax.Array:
+    """Every element's block's exponent."""
+    *rows, count = exponents.shape
+    length = _length(row, count)
+    blocks = jnp.broadcast_to(exponents[..., None], (*rows, count, length))
+    return blocks.reshape(*rows, count * length)[..., :row].astype(jnp.int32)
+
+
+def _exponents(x: jax.Array, block_size: int, top: float, smallest: int) -> jax.Array:
+    """The exponent field of each block's largest element, or the next if that is above ``top``.
 
     It is 255, which stands for what is not finite, if any element is.
     """
+    raised = jnp.abs(x) * np.nextafter(np.float32(2 / top), np.float32(2))
     # Exponents of the elements first: they are one byte each, should XLA write them down.
-    raised = (jax.lax.bitcast_convert_type(x, jnp.uint32) & 0x7FFFFFFF) + np.uint32(headroom)
-    fields = jnp.minimum(raised >> _MANTISSA, 255).astype(jnp.uint8)
-    return jnp.maximum(jnp.max(fields, -1), np.uint8(smallest))
+    fields = (_pattern(raised) >> _MANTISSA).astype(jnp.uint8)
+    return jnp.maximum(_largest(fields, _count(x.shape[-1], block_size)), np.uint8(smallest))
 
 
-def _fields(exponents: jax.Array) -> jax.Array:
-    return exponents.astype(jnp.int32)[..., None]
+def _twice(magnitude: jax.Array, fields: jax.Array) -> jax.Array:
+    """In units of the block's power of two, and times 2: so no inverse leaves float32."""
+    return magnitude * _number((255 - fields) << _MANTISSA)
 
 
-def _power(fields: jax.Array, below: int) -> jax.Array:
-    """2 to an exponent ``below`` that of the block; NaN where the block is not finite."""
-    return jnp.where(fields == 255, jnp.nan, _number((fields - below) << _MANTISSA))
+def _scaled(relative: jax.Array, fields: jax.Array) -> jax.Array:
+    """Times the block's power of two; NaN where the block is not finite."""
+    return relative * jnp.where(fields == 255, jnp.nan, _number(fields << _MANTISSA))
 
 
-def _blocks_of(encode: Any, x: jax.Array, bits: jax.Array, block_size: int) -> dict[str, jax.Array]:
-    """Codes (shaped like x) and exponents (one for every block) by ``encode`` of blocks."""
-    length = x.shape[-1]
-    count = -(-length // block_size)
-    codes, exponents = encode(_in_blocks(x, count), _in_blocks(bits, count))
-    return {"codes": _in_rows(codes, length), "exponents": exponents}
+def _sign_bit(x: jax.Array) -> jax.Array:
+    """The sign as the upper one of eight bits."""
+    return jax.lax.shift_right_logical(_pattern(x), np.int32(24)) & 0x80
 
 
-def _unblocked(decode: Any, encoded: dict[str, jax.Array]) -> jax.Array:
-    codes, exponents = encoded["codes"], encoded["exponents"]
-    return _in_rows(
-        decode(_in_blocks(codes, exponents.shape[-1]), _fields(exponents)), codes.shape[-1]
-    )
+def _signed(magnitude: jax.Array, sign: jax.Array) -> jax.Array:
+    return _number(_pattern(magnitude) | (sign & -(2**31)))
 
 
 def _above_zero(x: jax.Array, code: jax.Array) -> jax.Array:
@@ -280,16 +301,15 @@ def _above_zero(x: jax.Array, code: jax.Array) -> jax.Array:
 
 def _code(pattern: jax.Array, bits: jax.Array, size: int) -> jax.Array:
     """The code of a pattern, relative to the block's exponent, rounded by 20 bits."""
-    noise = _upper(bits, 20)
-    fine = ((pattern - _ONE + (noise >> 1)) >> 19) + size
-    coarse = ((pattern - _middle(size) + noise) >> 20) + size // 2
-    return jnp.maximum(fine, coarse)
+    above = pattern - _middle(size)
+    return ((above + jnp.maximum(above, 0) + _upper(bits, 20)) >> 20) + size // 2
 
 
-def _pattern_of(code: jax.Array, size: int) -> jax.Array:
-    fine = ((code - size) << 19) + _ONE
-    coarse = ((code - size // 2) << 20) + _middle(size)
-    return jnp.minimum(fine, coarse)
+def _relative(code: jax.Array, size: int) -> jax.Array:
+    """The number of a code, in units of the block's power of two."""
+    fine = code << 19
+    lower_half = jnp.minimum(fine, size // 2 << 19)
+    return _number(fine + lower_half + (_UNIT + _middle(size) - (size // 2 << 20)))
 
 
 def _middle(size: int) -> int:
@@ -298,68 +318,58 @@ def _middle(size: int) -> int:
 
 
 def _to_int8(x: jax.Array, bits: jax.Array, nonnegative: bool, *, block_size: int) -> Any:
-    return _blocks_of(_to_squares if nonnegative else _to_averages, x, bits, block_size)
+    codes, exponents = (_to_squares if nonnegative else _to_averages)(x, bits, block_size)
+    return {"codes": codes, "exponents": exponents}
 
 
 def _from_int8(encoded: dict[str, jax.Array]) -> jax.Array:
-    signed = encoded["codes"].dtype == jnp.int8
-    return _unblocked(_from_averages if signed else _from_squares, encoded)
+    codes = encoded["codes"]
+    fields = _fields(encoded["exponents"], codes.shape[-1])
+    signed = codes.dtype == jnp.int8
+    return (_from_averages if signed else _from_squares)(codes.astype(jnp.int32), fields)
 
 
-def _to_squares(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    exponents = _exponents(x, headroom=1 << 19, smallest=24)
-    relative = (_pattern(x) & 0x7FFFFFFF) - (_fields(exponents) << _MANTISSA)
-    return _above_zero(x, _code(relative, bits, 256)).astype(jnp.uint8), exponents
+def _to_squares(x: jax.Array, bits: jax.Array, block_size: int) -> tuple[jax.Array, jax.Array]:
+    exponents = _exponents(x, block_size, top=1.9375, smallest=24)
+    fields = _fields(exponents, x.shape[-1])
+    code = _code((_pattern(x) & 0x7FFFFFFF) - (fields << _MANTISSA), bits, 256)
+    return _above_zero(x, code).astype(jnp.uint8), exponents
 
 
 def _from_squares(codes: jax.Array, fields: jax.Array) -> jax.Array:
-    codes = codes.astype(jnp.int32)
-    number = _number(_pattern_of(codes, 256) + (fields << _MANTISSA))
-    return jnp.where(codes > 0, number, 0) + jnp.where(fields == 255, jnp.nan, 0.0)
+    return _scaled(jnp.where(codes > 0, _relative(codes, 256), 0), fields)
 
 
-def _to_averages(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    exponents = _exponents(x, headroom=(1 << 19) + (1 << 12), smallest=12)
-    fields = _fields(exponents)
-    lifted = _pattern(jnp.abs(x) + _power(fields, below=11)) - (fields << _MANTISSA)
-    code = _code(lifted, bits, 128) | jax.lax.shift_right_logical(_pattern(x), 24) & 0x80
+def _to_averages(x: jax.Array, bits: jax.Array, block_size: int) -> tuple[jax.Array, jax.Array]:
+    exponents = _exponents(x, block_size, top=1.9375 - 2**-11, smallest=12)
+    fields = _fields(exponents, x.shape[-1])
+    lifted = _pattern(_twice(jnp.abs(x), fields) + 2**-10) - (_UNIT + _ONE)
+    code = _code(lifted, bits, 128) | _sign_bit(x)
     return jax.lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.int8), exponents
 
 
 def _from_averages(codes: jax.Array, fields: jax.Array) -> jax.Array:
-    codes = codes.astype(jnp.int32)
-    lifted = _number(_pattern_of(codes & 0x7F, 128) + (fields << _MANTISSA))
-    magnitude = lifted - _power(fields, below=11)
-    return jnp.where(codes < 0, -magnitude, magnitude)
+    return _signed(_scaled(_relative(codes & 0x7F, 128) - 2**-11, fields), codes)
 
 
 # fp8: sign, 4 bits of exponent with bias 7, 3 bits of mantissa; the largest number is 1.75 · 2⁸
 
 
 def _to_fp8(x: jax.Array, bits: jax.Array, nonnegative: bool, *, block_size: int) -> Any:
-    def encode(x: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        exponents = _exponents(x, headroom=1 << 21, smallest=18)
-        fields = _fields(exponents)
-        magnitude, noise = jnp.abs(x), _upper(bits, 20)
-        relative = _pattern(magnitude) - (fields << _MANTISSA)
-        normal = ((relative + noise) >> 20) + 120
-        lifted = _pattern(magnitude + _power(fields, below=14)) - ((fields - 14) << _MANTISSA)
-        code = jnp.where(relative < -14 * _ONE, (lifted + noise) >> 20, normal)
-        sign = jax.lax.shift_right_logical(_pattern(x), 24) & 0x80
-        code = _above_zero(x, code) if nonnegative else code | sign
-        return jax.lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.float8_e4m3fn), exponents
-
-    return _blocks_of(encode, x, bits, block_size)
+    exponents = _exponents(x, block_size, top=1.75, smallest=18)
+    twice = _twice(jnp.abs(x), _fields(exponents, x.shape[-1]))
+    normal = _pattern(twice) - (_UNIT - 14 * _ONE)
+    # Below the normal numbers, 2⁻¹⁴, codes are even steps, as numbers from there to twice that are.
+    subnormal = _pattern(twice + 2**-13) - (_UNIT - 13 * _ONE)
+    code = (jnp.maximum(normal, subnormal) + _upper(bits, 20)) >> 20
+    code = _above_zero(x, code) if nonnegative else code | _sign_bit(x)
+    codes = jax.lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.float8_e4m3fn)
+    return {"codes": codes, "exponents": exponents}
 
 
 def _from_fp8(encoded: dict[str, jax.Array]) -> jax.Array:
-    def decode(codes: jax.Array, fields: jax.Array) -> jax.Array:
-        codes = jax.lax.bitcast_convert_type(codes, jnp.int8).astype(jnp.int32)
-        code = codes & 0x7F
-        normal = _number((code << 20) + ((fields - 15) << _MANTISSA))
-        lifted = _number((code << 20) + ((fields - 14) << _MANTISSA))
-        magnitude = jnp.where(code < 8, lifted - _power(fields, below=14), normal)
-        magnitude += jnp.where(fields == 255, jnp.nan, 0.0)
-        return jnp.where(codes < 0, -magnitude, magnitude)
-
-    return _unblocked(decode, encoded)
+    codes = jax.lax.bitcast_convert_type(encoded["codes"], jnp.int8).astype(jnp.int32)
+    normal = _number(((codes & 0x7F) << 20) + (_UNIT - 15 * _ONE))
+    subnormal = 2 * normal - 2**-14
+    magnitude = _number(jnp.minimum(_pattern(normal), _pattern(subnormal)))
+    return _signed(_scaled(magnitude, _fields(encoded["exponents"], codes.shape[-1])), codes)

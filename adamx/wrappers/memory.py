@@ -148,20 +148,23 @@ def decoded(state: Any, slot: str, *, codecs: tuple[Codec, ...] = ()) -> Any:
     >>> adamx.decoded(state, "mu")[:3]
     Array([0.1015625, 0.1015625, 0.1015625], dtype=float32)
     """
-    found = {
-        f"{stage}.{name}": entry[name]
+    found = [
+        (f"{stage}.{name}", entry[name])
         for chain in _states(state)
         for stage, entry in chain.items()
         if isinstance(entry, dict)
         for name in entry
         if slot in (name, f"{stage}.{name}")
-    }
+    ]
     if not found:
         there = dict.fromkeys(f"{stage}.{name}" for stage, name, _ in _arrays(state) if name)
         raise ValueError(f"the state has no slot {slot!r}; it has {', '.join(there) or 'none'}")
-    if len(found) > 1:
-        raise ValueError(f"several stages have a slot {slot!r}; name one of {', '.join(found)}")
-    (kept,) = found.values()
+    named = dict(found)
+    if len(named) < len(found):
+        raise ValueError(f"several states in it have a slot {slot!r}; pass one of the states")
+    if len(named) > 1:
+        raise ValueError(f"several stages have a slot {slot!r}; name one of {', '.join(named)}")
+    (kept,) = named.values()
 
     def of_one(x: Any) -> Any:
         return codec_of(x, codecs).decode(next(iter(x.values()))) if is_encoded(x) else x

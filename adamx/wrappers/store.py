@@ -41,8 +41,9 @@ def store(
     0.999 it should fall by 0.1 % in a step, which is less than half a code. The random bits come
     from a key in the state, so that a training that is repeated, or resumed, takes the same steps.
 
-    What stays float32: arrays of fewer than ``min_size`` elements, slots that hold (averages of)
-    parameters, whose last digits count, and clocks. :func:`memory` shows what is kept how, and
+    What stays as it is: arrays of fewer than ``min_size`` elements, clocks, and slots whose last
+    digits count: (averages of) parameters, and the two of centred RMSProp, whose difference is
+    taken. :func:`memory` shows what is kept how, and
     :func:`decoded` the values of a slot. An encoded array is ``{"@int8": …}`` in the state, a dict
     of plain arrays; its codes are shaped (and sharded) like the parameter.
 
@@ -110,19 +111,20 @@ class Storage(Around):
 
     def check(self, stages: list[Stage]) -> None:
         """Whether every slot that is named is there, and can be stored."""
-        found: dict[str, Any] = {}
+        found: dict[str, bool] = {}  # whether it can be stored, in one of the stages at least
         for stage in stages:
-            found |= stage.at(np.int32(0)).rule(jnp.float32).slots
+            for slot, first in stage.at(np.int32(0)).rule(jnp.float32).slots.items():
+                found[slot] = found.get(slot, False) or not _is_exact(first)
         for slot, codec in self.value[1]:
             if slot not in found:
                 raise ValueError(
                     f"no stage of this chain keeps a slot {slot!r}; there are "
                     f"{', '.join(map(repr, found)) or 'none'}"
                 )
-            if codec is not None and _is_exact(found[slot]):
+            if codec is not None and not found[slot]:
                 raise ValueError(
                     f"the slot {slot!r} can't be stored: it is stored already, or its last digits "
-                    "count, as those of a copy of the parameters do"
+                    "count, as those of a copy of the parameters or of centred RMSProp's averages"
                 )
 
     def surround(self, rule: Rule) -> Rule:
@@ -139,7 +141,7 @@ class Storage(Around):
 
         def encoded(slot: str, values: Any, key: Any = None) -> Any:
             def of_one(x: Any) -> Any:
-                if x.ndim == 0 or x.size < min_size:
+                if x.ndim == 0 or x.size < min_size or not jnp.issubdtype(x.dtype, jnp.inexact):
                     return x
                 bits = _nearest(x) if key is None else random.bits(key, x.shape, slot)
                 return _encode(codecs[slot], x, bits, slot, slot in squares)
@@ -164,8 +166,8 @@ class Storage(Around):
                 if kinds(new) != kinds(slots[slot]):
                     raise StageError(
                         f"slot {slot!r} is {kinds(slots[slot])} in the state, and {codec!r} would "
-                        f"make it {kinds(new)}: the state was stored with other arguments, or is "
-                        "not of the same parameters"
+                        f"make it {kinds(new)}: the state was stored with other arguments (bring "
+                        "it over: adamx.restore_state), or is not of the same parameters"
                     )
                 after = {**after, slot: new}
             return signal, after

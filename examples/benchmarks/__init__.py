@@ -1,4 +1,8 @@
-"""Measurements: `python -m examples.benchmarks.accuracy`, `.cost`, `.sweep`, `.watch`."""
+"""Measurements: `python -m examples.benchmarks.accuracy`, `.cost`, `.sweep`, `.watch`.
+
+Of stored states `.storage` (bytes and time), `.faithfulness` and `.quality`; of parameters of few
+bits `.parameters`.
+"""
 
 import importlib.metadata
 import json

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 try:
     import jax
@@ -45,6 +45,12 @@ class Contender(NamedTuple):
 ADAMX = Contender(adamx.adam, adamx.apply_updates)
 COMPENSATED = Contender(partial(adamx.adam, compensated=True), adamx.apply_updates)
 OPTAX = Contender(optax.adam, optax.apply_updates)
+
+
+class Filled(Protocol):
+    """Parameters, of one value each."""
+
+    def full(self, value: float) -> dict[str, jax.Array]: ...
 
 
 class Shape(NamedTuple):
@@ -179,7 +185,7 @@ def training_step(contender: Contender, rate: float = 1e-3) -> tuple[Any, Any]:
     return tx, jax.jit(step, donate_argnums=(0, 1))
 
 
-def training(contender: Contender, shape: Shape) -> Start:
+def training(contender: Contender, shape: Filled) -> Start:
     tx, step = training_step(contender)
     begin = jax.jit(lambda: (params := shape.full(1.0), tx.init(params)))
     grads = shape.full(0.1)

@@ -1,0 +1,227 @@
+"""Parameters of fewer bits that train as if they were float32: what a step's rounding loses.
+
+A bfloat16 has 8 significant bits: a step of less than a 512th of the parameter is rounded away,
+in every step anew. Each stage here gives another answer to where it goes. All of them stand last,
+where the update is the step that will be taken, and replace it by the step to a parameter that its
+dtype can hold, in float32: ``apply_updates`` then adds without rounding.
+
+float32 and wider parameters pass, and nothing is kept of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core import Rule, Slot, random, stage, symbols, zeros
+from adamx.core.equations import in_symbols
+from adamx.core.signal import rounded
+from adamx.stages.schedule_free import itself
+
+__all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
+
+
+@stage
+def stochastic_rounding(seed: int = 0):
+    r"""Round the new parameter up or down at random, such that the mean is right.
+
+    .. math::
+        \theta_t = \mathrm{SR}(\theta_{t-1} + u), \qquad \mathbb{E}\,\mathrm{SR}(x) = x
+
+    SR(x) is one of the two neighbours of x in the parameter's dtype, each with a probability in
+    proportion to how near it is. A small step moves the parameter rarely, and by as much as its
+    last digit; its size is right in the mean. What the parameter's dtype can hold stays as it is,
+    and what is beyond its largest number rounds as ever, to infinity.
+
+    Stands last. Costs no memory: it keeps only a ``key`` for random bits, so that a training that
+    is repeated, or resumed, takes the same steps. The noise it adds in a step is at most half of a
+    last digit in standard deviation, and :math:`\sqrt{p (1-p)}` of it for a step of the share p.
+
+    Args:
+        seed: where the key starts.
+
+    Source: Gupta et al. 2015 (arXiv 1502.02551); Zamirai et al. 2020 (arXiv 2010.06192).
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+        ValueError: from ``init``, for a seed that is no whole number.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.stochastic_rounding())
+    >>> theta = jnp.ones(10_000, jnp.bfloat16)  # the next one is 1.0078125
+    >>> u, state = opt.update(jnp.full(10_000, -1e-4), opt.init(theta), theta)
+    >>> theta = adamx.apply_updates(theta, u)
+    >>> theta.dtype.name, len(set(theta.tolist())), f"{theta.astype(jnp.float32).mean():.4f}"
+    ('bfloat16', 2, '1.0001')
+    """
+    _check_seed(seed)
+
+    def update(signal, slots, step):
+        param = signal.param
+        if not _is_narrow(signal.param_dtype):
+            return signal, slots
+        bits = random.bits(step.clock["key"], param.shape, "parameter")
+        return signal.lands(_dithered(param + signal.update, bits, signal.param_dtype)), slots
+
+    return Rule(update, seed=seed)
+
+
+@in_symbols(stochastic_rounding)
+def _(signal, seed):
+    new = symbols.Function("SR", (signal.param + signal.update,))
+    return signal.measured(new - signal.param)
+
+
+@stage
+def kahan_summation(seed: int = 0):
+    r"""Add to the next step what rounding has taken from this one (Kahan's summation).
+
+    .. math::
+        s &= u + \ell_{t-1} \\
+        \theta_t &= \mathrm{RN}(\theta_{t-1} + s) \\
+        \ell_t &= \mathrm{SR}\bigl(s - (\theta_t - \theta_{t-1})\bigr)
+
+    RN rounds to the nearest number of the parameter's dtype. What is lost is kept in that dtype,
+    too, and is rounded itself: by SR, up or down at random such that the mean is right. (To the
+    nearest, as published, a sum of many small steps stops short: at θ = 1, in bfloat16, steps below
+    2⁻¹⁹ no longer change an ℓ of 2⁻¹¹.) Parameter and ℓ together are as good as 16 significant
+    bits that are rounded at random: steps of any size add up.
+
+    Stands last. Keeps ``lost`` (ℓ), shaped like the parameter and in its dtype, and a ``key`` for
+    random bits. A parameter that is set from outside takes the ℓ of its predecessor along.
+
+    Args:
+        seed: where the key starts.
+
+    Source: Kahan 1965; Zamirai et al. 2020 (arXiv 2010.06192), without SR.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+        ValueError: from ``init``, for a seed that is no whole number.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.kahan_summation())
+    >>> theta = jnp.ones(2, jnp.bfloat16)
+    >>> state = opt.init(theta)
+    >>> for _ in range(5):  # the fourth step of 2⁻¹⁰ is too much for 1
+    ...     u, state = opt.update(jnp.full(2, -(2.0**-10)), state, theta)
+    ...     theta = adamx.apply_updates(theta, u)
+    >>> theta.astype(jnp.float32) + state["kahan_summation"]["lost"].astype(jnp.float32) - 1
+    Array([0.00488281, 0.00488281], dtype=float32)
+    """
+    _check_seed(seed)
+
+    def start(param: Any) -> Any:
+        return zeros(param, param.dtype) if _is_narrow(param.dtype) else None
+
+    def update(signal, slots, step):
+        param, lost, dtype = signal.param, slots["lost"], signal.param_dtype
+        if lost is None:
+            return signal, slots
+        s = signal.update + lost.astype(param.dtype)
+        signal = signal.lands(rounded(param + s, dtype))
+        bits = random.bits(step.clock["key"], param.shape, "lost")
+        return signal, {"lost": _dithered(s - signal.update, bits, dtype).astype(dtype)}
+
+    return Rule(update, slots={"lost": Slot(start, exact=True)}, seed=seed)
+
+
+@in_symbols(kahan_summation)
+def _(signal, seed):
+    lost = signal.fresh("ℓ")
+    s = signal.let("s", signal.update + lost.before)
+    signal = signal.measured(_nearest(signal.param + s) - signal.param)
+    rest = s - (signal.next_param - signal.param)
+    signal.let(lost, symbols.Function("SR", (rest,)))
+    return signal
+
+
+@stage
+def master_weights():
+    r"""Sum the steps in a float32 copy of the parameters, of which they are a rounding.
+
+    .. math::
+        w_t = w_{t-1} + u, \qquad \theta_t = \mathrm{RN}(w_t), \qquad w_0 = \theta_0
+
+    RN rounds to the nearest number of the parameter's dtype. The sum is that of a float32
+    training; only gradients are taken at rounded parameters.
+
+    Where the parameter is not the rounding of w it was changed from outside (set by hand, averaged
+    with another's): then w takes its value, and nothing is silently undone.
+
+    Stands last. Keeps ``master`` (w), shaped like the parameter, float32: the best parameters to
+    store, ``state["master_weights"]["master"]``.
+
+    Source: Micikevicius et al. 2018 (arXiv 1710.03740), Section 3.1.
+
+    Raises:
+        StageError: if ``update`` is called without parameters, or ``init`` with shapes only.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.master_weights())
+    >>> theta = jnp.ones(2, jnp.bfloat16)
+    >>> state = opt.init(theta)
+    >>> for _ in range(5):  # bfloat16 can hold 1.0078125 next
+    ...     u, state = opt.update(jnp.full(2, -1e-3), state, theta)
+    ...     theta = adamx.apply_updates(theta, u)
+    >>> theta, state["master_weights"]["master"]
+    (Array([1.00781, 1.00781], dtype=bfloat16), Array([1.005, 1.005], dtype=float32))
+    """
+
+    def start(param: Any) -> Any:
+        return itself(param) if _is_narrow(param.dtype) else None
+
+    def update(signal, slots, step):
+        param, master, dtype = signal.param, slots["master"], signal.param_dtype
+        if master is None:
+            return signal, slots
+        master = jnp.where(rounded(master, dtype) == param, master, param) + signal.update
+        return signal.lands(rounded(master, dtype)), {"master": master}
+
+    return Rule(update, slots={"master": Slot(start, exact=True)})
+
+
+@in_symbols(master_weights)
+def _(signal):
+    master = signal.let("w", lambda w: w + signal.update, start=symbols.START)
+    return signal.measured(_nearest(master) - signal.param)
+
+
+def _nearest(x: symbols.Expression) -> symbols.Function:
+    return symbols.Function("RN", (x,))
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+
+
+def _is_narrow(dtype: Any) -> bool:
+    return jnp.finfo(dtype).bits < 32
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _dithered(x: jax.Array, bits: jax.Array, dtype: Any) -> jax.Array:
+    """x rounded to one of its neighbours in ``dtype``, with x as its mean.
+
+    The positive numbers of a format, read as integers, are counted in order, so neighbours are one
+    apart: subnormal or not, and whatever the format.
+    """
+    size = jnp.abs(x)
+    near = rounded(size, dtype)
+    count = jax.lax.bitcast_convert_type(near.astype(dtype), jnp.uint16)
+    count = count - (near > size).astype(jnp.uint16)
+    lower, upper = (
+        jax.lax.bitcast_convert_type(n, dtype).astype(x.dtype) for n in (count, count + 1)
+    )
+    chance = (bits >> 8).astype(x.dtype) * np.float32(2.0**-24)  # uniform in [0, 1)
+    up = chance * (upper - lower) < size - lower
+    chosen = jnp.where(up, upper, lower)
+    return jnp.copysign(jnp.where(jnp.isinf(near), near, chosen), x)
+
+
+@_dithered.defjvp
+def _(dtype: Any, primals: Any, tangents: Any) -> Any:
+    """As of rounding to the nearest: that of x itself."""
+    return _dithered(*primals, dtype), tangents[0]

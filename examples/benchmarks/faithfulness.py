@@ -1,0 +1,439 @@
+"""Is what a smaller format keeps still Adam's v? Beside float32, and the recipes of others.
+
+    python -m examples.benchmarks.faithfulness [--quick] [--json FILE] [--out DIR]
+
+1. Falling gradients. Unit normal gradients; after 500 steps the scale of every second element falls
+   100-fold. v of each code over v in float32, of the same gradients: the mean over the elements
+   that fall, with its standard error, and what is left for Adam's step, which goes with 1/√v.
+2. Unbiasedness. Blocks at scales over 30 decades, their elements spread over 4.5 more (squares over
+   9), encoded with many keys: how many standard errors the mean of what is decoded is away from
+   what was encoded. A square below its block's smallest code is rounded up to it, and counted.
+3. A training. A perceptron learns scikit-learn's digits until its loss, and with it the gradients,
+   have fallen a thousandfold; the learning rate is constant. Arrays under 4096 elements stay
+   float32, as all recipes have it.
+
+`--out DIR` draws the first to faithfulness.png.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from matplotlib.figure import Figure
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    import adamx
+    from examples import benchmarks, data, digits
+    from examples.benchmarks.published import PUBLISHED
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+
+DROP, FALL = 500, 1e-2
+BAR = 0.03
+DECADES = (-20, 10)
+BLOCK = 64
+BATCH, RATE = 64, 1e-3
+
+
+class Setting(NamedTuple):
+    """How much is measured."""
+
+    elements: int  # in the first part
+    steps: int
+    every: int
+    shown: int
+    blocks: int  # in the second part
+    keys: int
+    training: int  # steps of the third part
+    seeds: int
+
+
+FULL = Setting(2**16, 4500, 100, 500, 1000, 4096, 4000, 5)
+QUICK = Setting(2**12, 4500, 500, 500, 200, 512, 1000, 3)
+TINY = Setting(2**10, 750, 250, 250, 40, 256, 20, 2)
+
+OURS: dict[str, adamx.Codec] = {
+    f"{make.__name__}, {rounding}": make(rounding=rounding)
+    for rounding in ("stochastic", "nearest")
+    for make in (adamx.bf16, adamx.fp8, adamx.int8)
+}
+
+
+# 1. Falling gradients.
+
+
+class Fall(NamedTuple):
+    """v over float32's.
+
+    Attributes:
+        code: its name.
+        steps: where it was measured.
+        falling: the mean over the elements that fall, at each of them.
+        error: its standard error.
+        staying: the mean over the others.
+        spread: over the elements that fall, and over the others, at the end.
+        step: √v in float32 over √v, by which Adam's step is too long: mean and spread over the
+            elements that fall, at the end.
+    """
+
+    code: str
+    steps: list[int]
+    falling: list[float]
+    error: list[float]
+    staying: list[float]
+    spread: tuple[float, float]
+    step: tuple[float, float]
+
+    def worst(self, every: int) -> float:
+        """How far a mean is off, at any of these steps."""
+        means = [
+            mean
+            for t, *both in zip(self.steps, self.falling, self.staying, strict=True)
+            if t % every == 0
+            for mean in both
+        ]
+        return max(abs(mean - 1) for mean in means)
+
+
+def second_moments(codec: adamx.Codec | None, setting: Setting) -> np.ndarray:
+    """v in every so many steps, [times, elements]."""
+    stage = adamx.scale_by_rms(b2=0.999)
+    opt = adamx.store(stage, codec, min_size=1)
+    falls = jnp.arange(setting.elements) % 2 == 0
+
+    def step(state: Any, t: jax.Array) -> tuple[Any, None]:
+        gradient = jax.random.normal(jax.random.key(t), (setting.elements,))
+        gradient *= jnp.where(falls & (t >= DROP), FALL, 1.0)
+        return opt.update(gradient, state)[1], None
+
+    def some(state: Any, start: jax.Array) -> tuple[Any, jax.Array]:
+        state, _ = jax.lax.scan(step, state, start + jnp.arange(setting.every))
+        return state, adamx.decoded(state, "nu", codecs=(codec,) if codec else ())
+
+    starts = jnp.arange(0, setting.steps, setting.every)
+    run = jax.jit(lambda: jax.lax.scan(some, opt.init(jnp.zeros(setting.elements)), starts)[1])
+    return np.asarray(run())
+
+
+def fallen(code: str, kept: np.ndarray, exact: np.ndarray, setting: Setting) -> Fall:
+    ratio = kept.astype(np.float64) / exact
+    falling, staying = ratio[:, ::2], ratio[:, 1::2]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a square may have become zero
+        step = 1 / np.sqrt(falling[-1])
+        steps = step.mean(), step.std()
+    return Fall(
+        code,
+        list(range(setting.every, setting.steps + 1, setting.every)),
+        falling.mean(1).tolist(),
+        (falling.std(1) / math.sqrt(falling.shape[1])).tolist(),
+        staying.mean(1).tolist(),
+        (float(falling[-1].std()), float(staying[-1].std())),
+        (float(steps[0]), float(steps[1])),
+    )
+
+
+def falls(codes: Mapping[str, adamx.Codec], setting: Setting) -> list[Fall]:
+    exact = second_moments(None, setting)
+    return [
+        fallen(code, second_moments(codec, setting), exact, setting)
+        for code, codec in codes.items()
+    ]
+
+
+def tabulate_falls(rows: Sequence[Fall], every: int) -> Table:
+    shown = [i for i, t in enumerate(rows[0].steps) if t % every == 0]
+    heads = [f"t={rows[0].steps[i]}" for i in shown]
+    table = new_table("v over float32's", *heads, "±", "others", f"within {BAR:.0%}")
+    for row in rows:
+        table.add_row(
+            row.code,
+            *(short(row.falling[i]) for i in shown),
+            short(row.error[-1]),
+            short(row.staying[-1]),
+            mark(row.worst(every) <= BAR),
+        )
+    return table
+
+
+def tabulate_steps(rows: Sequence[Fall]) -> Table:
+    last = rows[0].steps[-1]
+    table = new_table(
+        f"at t={last}", "spread of v", "of the others'", "√v in float32 over √v", "its spread"
+    )
+    for row in rows:
+        table.add_row(row.code, *map(short, (*row.spread, *row.step)))
+    return table
+
+
+def draw(rows: Sequence[Fall]) -> Figure:
+    """v over float32's, step by step."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    formats = list(dict.fromkeys(row.code.partition(",")[0] for row in rows))
+    for row in rows:
+        style = "-" if "stochastic" in row.code else "--" if "nearest" in row.code else ":"
+        colour = f"C{formats.index(row.code.partition(',')[0])}"
+        axes.semilogy(row.steps, row.falling, style, color=colour, label=row.code)
+    axes.axvline(DROP, color="0.8", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="v over v in float32, mean")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+# 2. Unbiasedness.
+
+
+class Bias(NamedTuple):
+    """What the mean over keys is away from what was encoded.
+
+    Attributes:
+        code: its name.
+        slot: "averages" or "squares".
+        elements: how many were encoded.
+        rms: root mean square of the distance in standard errors; 1 where there is no bias.
+        largest: the largest one, of elements that are rounded both ways often enough for it.
+        expected: the largest one to be expected of so many normal numbers.
+        raised: the fraction of squares that were too small, and became the smallest code.
+    """
+
+    code: str
+    slot: str
+    elements: int
+    rms: float
+    largest: float
+    expected: float
+    raised: float
+
+
+OFTEN = 100  # times up and down, so that their number is nearly normal
+
+
+def bias(code: str, codec: adamx.Codec, slot: str, setting: Setting) -> Bias:
+    """A slot that forgets at once (β = 0), written in many steps, each with its own key."""
+    squares = slot == "squares"
+    stage, name = (
+        (adamx.scale_by_rms(0.0), "nu") if squares else (adamx.scale_by_momentum(0.0), "mu")
+    )
+    opt = adamx.store(stage, codec, min_size=1)
+    random = np.random.default_rng(0)
+    size = setting.blocks, BLOCK
+    scales = np.logspace(*DECADES, setting.blocks)[:, None] ** (0.5 if squares else 1.0)
+    g = random.standard_normal(size) * 10 ** random.uniform(-4.5, 0, size) * scales
+    g = jnp.asarray(g, jnp.float32)
+    x = g * g if squares else g
+    # The two codes around x, and how often it has become the upper one.
+    low, high = (
+        codec.decode(codec.encode(x, jnp.full(size, bits, jnp.uint32), squares))
+        for bits in (0, 2**32 - 1)
+    )
+    width = jnp.where(high == low, 1.0, high - low)
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        state, up = carry
+        _, state = opt.update(g, state)
+        share = (adamx.decoded(state, name, codecs=(codec,)) - low) / width
+        return (state, up + share), None
+
+    start = opt.init(x), jnp.zeros(size)
+    run = jax.jit(lambda start: jax.lax.scan(step, start, None, length=setting.keys)[0])
+    up = np.asarray(run(start)[1], np.float64)
+    x, low, high = (np.asarray(a, np.float64) for a in (x, low, high))
+    inside = np.abs(low) < np.abs(high)
+    often = setting.keys * np.where(inside, (x - low) / np.where(inside, high - low, 1), 0)
+    inside &= (often > 0) & (often < setting.keys)
+    error = np.sqrt(often * (1 - often / setting.keys), where=inside, out=np.ones(size))
+    z = np.abs(up - often) / error
+    normal = inside & (np.minimum(often, setting.keys - often) >= OFTEN)
+    return Bias(
+        code,
+        slot,
+        x.size,
+        float(np.sqrt(np.mean(np.square(z[inside])))),
+        float(z[normal].max()),
+        math.sqrt(2 * math.log(normal.sum())),
+        float(np.mean(low > x)) if squares else 0.0,
+    )
+
+
+def biases(codes: Mapping[str, adamx.Codec], setting: Setting) -> list[Bias]:
+    return [
+        bias(code, codec, slot, setting)
+        for code, codec in codes.items()
+        if codec.rounding == "stochastic"
+        for slot in ("averages", "squares")
+    ]
+
+
+def tabulate_biases(rows: Sequence[Bias]) -> Table:
+    table = new_table(
+        "", "slot", "elements", "rms z", "largest |z|", "√(2 log n)", "squares rounded up"
+    )
+    for row in rows:
+        table.add_row(
+            row.code,
+            row.slot,
+            f"{row.elements:,}",
+            f"{row.rms:.3f}",
+            f"{row.largest:.2f}",
+            f"{row.expected:.2f}",
+            f"{row.raised:.1%}" if row.slot == "squares" else "",
+        )
+    return table
+
+
+# 3. A training.
+
+
+class Training(NamedTuple):
+    """A training with every seed.
+
+    Attributes:
+        code: its name.
+        losses: on all training examples, at the end.
+        spikes: the largest loss of a batch in the second half.
+    """
+
+    code: str
+    losses: list[float]
+    spikes: list[float]
+
+    @property
+    def diverged(self) -> int:
+        """How many end no better than a guess."""
+        return sum(not loss < math.log(10) for loss in self.losses)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.losses))
+
+
+def train(code: str, codec: adamx.Codec | None, setting: Setting) -> Training:
+    dataset = data.load_digits()
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    model = digits.Classifier()
+    opt = adamx.store(adamx.adam(RATE), codec)
+
+    def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = model.apply(params, images)
+        return digits.cross_entropy(logits, labels)  # pyright: ignore[reportArgumentType]
+
+    def run(seed: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.key(seed)
+
+        def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+            params, state = carry
+            batch = jax.random.randint(jax.random.fold_in(key, t), (BATCH,), 0, len(images))
+            value, gradient = jax.value_and_grad(loss)(params, images[batch], labels[batch])
+            updates, state = opt.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        params = model.init(key, images[:1])
+        steps = jnp.arange(setting.training)
+        (params, _), values = jax.lax.scan(step, (params, opt.init(params)), steps)
+        return loss(params, images, labels), jnp.max(values[setting.training // 2 :])
+
+    losses, spikes = jax.jit(jax.vmap(run))(jnp.arange(setting.seeds))
+    return Training(code, losses.tolist(), spikes.tolist())
+
+
+def trainings(codes: Mapping[str, adamx.Codec], setting: Setting) -> list[Training]:
+    return [train(code, codec, setting) for code, codec in {"float32": None, **codes}.items()]
+
+
+def tabulate_trainings(rows: Sequence[Training]) -> Table:
+    exact = rows[0]
+    table = new_table(
+        "training loss at the end",
+        "mean",
+        "least … largest",
+        "over float32's",
+        "its seeds' spread",
+        "largest of a batch, second half",
+    )
+    for row in rows:
+        mean = [
+            f"{row.mean:.2e}",
+            f"{min(row.losses):.2e} … {max(row.losses):.2e}",
+            f"{row.mean / exact.mean:.2f}",
+            beside(row.mean, exact.losses),
+        ]
+        if row.diverged:
+            mean = [f"{row.diverged} of {len(row.losses)} diverged", "", "", ""]
+        table.add_row(row.code, *mean, f"{max(row.spikes):.2g}")
+    return table
+
+
+# Printing.
+
+
+def new_table(*headings: str) -> Table:
+    table = Table(headings[0], box=box.MARKDOWN)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def short(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio < 10 else f"{ratio:.1f}" if math.isfinite(ratio) else "∞"
+
+
+def mark(held: bool) -> str:
+    return "✓" if held else "✗"
+
+
+def beside(value: float, spread: Sequence[float]) -> str:
+    return "below" if value < min(spread) else "above" if value > max(spread) else "within"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.faithfulness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer elements, keys and steps")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="draw faithfulness.png there")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
+    """Measure, print the tables, store the numbers; return the tables' rows."""
+    options = parse(arguments)
+    setting = TINY if options.tiny else QUICK if options.quick else FULL
+    versions = benchmarks.versions()
+    console = Console(width=160, highlight=False)
+    console.print(benchmarks.headline(versions), soft_wrap=True)
+    codes = OURS | PUBLISHED
+
+    fall = falls(codes, setting)
+    console.print(tabulate_falls(fall, setting.shown), tabulate_steps(fall))
+    unbiased = biases(OURS, setting)
+    console.print(tabulate_biases(unbiased))
+    trained = trainings(codes, setting)
+    console.print(tabulate_trainings(trained))
+
+    results = {"falls": fall, "biases": unbiased, "trainings": trained}
+    stored = {name: [row._asdict() for row in rows] for name, rows in results.items()}
+    benchmarks.save({"versions": versions, **setting._asdict(), **stored}, options.json)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        draw(fall).savefig(options.out / "faithfulness.png", dpi=120)
+    return results
+
+
+if __name__ == "__main__":
+    main()

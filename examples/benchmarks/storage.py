@@ -1,0 +1,269 @@
+"""What does a stored state cost? Bytes, time and temporary memory of Adam beside float32.
+
+    python -m examples.benchmarks.storage [--quick] [--json FILE]
+
+Steps are compiled and in place, and timed in pairs with float32's (see `cost`). Peers are timed
+beside PyTorch's own fused float32 Adam, in the same process, if they are installed: `pip install
+torch torchao bitsandbytes`.
+"""
+
+import argparse
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from rich.console import Console
+    from rich.table import Table
+
+    import adamx
+    from examples import benchmarks
+    from examples.benchmarks import cost
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+
+STEP_BAR = 2.0
+BYTES_BAR = 2.1  # of one byte a number
+
+
+class Model(NamedTuple):
+    """Parameters of a network."""
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def full(self, value: float) -> dict[str, jax.Array]:
+        return {name: jnp.full(shape, value) for name, shape in self.shapes.items()}
+
+
+def perceptron(*sizes: int) -> Model:
+    shapes = {}
+    for i, (before, after) in enumerate(itertools.pairwise(sizes)):
+        shapes |= {f"weight {i}": (before, after), f"bias {i}": (after,)}
+    return Model(f"perceptron {'-'.join(map(str, sizes))}", shapes)
+
+
+def transformer(blocks: int, width: int, tokens: int, length: int) -> Model:
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (tokens, width), "places": (length, width)}
+    for i in range(blocks):
+        shapes |= {
+            f"query, key, value {i}": (width, 3 * width),
+            f"output {i}": (width, width),
+            f"up {i}": (width, 4 * width),
+            f"down {i}": (4 * width, width),
+            f"norms {i}": (4, width),
+            f"biases {i}": (9 * width,),
+        }
+    return Model(f"transformer {blocks} × {width}", {**shapes, "head": (width, tokens)})
+
+
+Tree = cost.Shape | Model
+
+
+class Setting(NamedTuple):
+    """What is measured."""
+
+    timing: cost.Setting
+    models: Sequence[Model]
+    steps: Sequence[Tree]
+    peers: Sequence[cost.Shape]
+    memory: Sequence[Tree]
+
+
+PERCEPTRON, TRANSFORMER = perceptron(784, 1000, 1000, 10), transformer(4, 256, 65, 256)
+MILLION, LARGE, MANY = cost.Shape(1, 10**6), cost.Shape(1, 4 * 10**6), cost.Shape(10, 10**5)
+# Of these torchao keeps every array in 8 bits: their sizes are multiples of 256.
+PEERS = (cost.Shape(1, 2**22), cost.Shape(10, 400 * 256))
+FULL = Setting(
+    cost.FULL._replace(budget=5),
+    (PERCEPTRON, TRANSFORMER),
+    (MILLION, LARGE, MANY, PERCEPTRON, cost.Shape(1, 32 * 10**6)),
+    PEERS,
+    (LARGE, MANY, PERCEPTRON),
+)
+QUICK = FULL._replace(timing=cost.QUICK, steps=(MILLION, MANY, PERCEPTRON))
+SMALL = perceptron(64, 70, 4)
+TINY = Setting(cost.TINY, (SMALL,), (SMALL,), (), (SMALL,))
+
+TABLES = ("bytes", "memory", "steps", "peers")
+CODECS = {"bf16": adamx.bf16, "fp8": adamx.fp8, "int8": adamx.int8}
+
+
+def stored(rate: float, codec: adamx.Codec) -> adamx.Transformation:
+    return adamx.store(adamx.adam(rate), codec)
+
+
+def contenders() -> dict[str, cost.Contender]:
+    """Optax's Adam, and adamx's with every codec."""
+    made = {"optax": cost.OPTAX}
+    for rounding in ("stochastic", "nearest"):
+        for name, codec in CODECS.items():
+            make = partial(stored, codec=codec(rounding=rounding))
+            made[f"{name}, {rounding}"] = cost.Contender(make, optax.apply_updates)
+    return made
+
+
+# Measurements.
+
+
+class Bytes(NamedTuple):
+    """Bytes of state for each parameter."""
+
+    what: str
+    reported: float  # by adamx.memory
+    allocated: float  # by the arrays themselves
+    bar: float | None
+
+
+def measure_bytes(setting: Setting) -> Iterator[Bytes]:
+    for model in setting.models:
+        params = model.full(1.0)
+        for name, codec in {"float32": None, **CODECS}.items():
+            opt = adamx.adam(1e-3) if codec is None else stored(1e-3, codec())
+            state = opt.init(params)
+            reported = adamx.memory(state).bytes
+            allocated = sum(x.nbytes for x in jax.tree.leaves(state))
+            count = elements(params)
+            bar = BYTES_BAR if name in ("fp8", "int8") else None
+            yield Bytes(f"{model}: {name}", reported / count, allocated / count, bar)
+
+
+def elements(params: Any) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def measure_steps(setting: Setting) -> Iterator[cost.Ratio]:
+    for tree in setting.steps:
+        plain = cost.training(cost.ADAMX, tree)
+        for name, contender in contenders().items():
+            other = cost.training(contender, tree)
+            bar = STEP_BAR if name.startswith("int8") else None
+            yield cost.compare(f"{tree}: {name}", other, plain, setting.timing, bar)
+
+
+def peers() -> dict[str, Callable[[Any], Any]]:
+    """The optimisers of 8 bits that are installed, by the text that makes them."""
+    found = {}
+    for module, names in {
+        "torchao.optim": ("AdamW8bit", "AdamWFp8"),
+        "bitsandbytes.optim": ("AdamW8bit",),
+    }.items():
+        try:
+            optimisers = importlib.import_module(module)
+        except ImportError:
+            continue
+        for name in names:
+            found[f"{module.split('.')[0]}'s {name}"] = getattr(optimisers, name)
+    return found
+
+
+def stepping(make: Callable[..., Any], shape: cost.Shape) -> cost.Start:
+    """Steps of PyTorch's parameters and gradients."""
+    torch = importlib.import_module("torch")
+
+    def start() -> cost.Loop:
+        params = [torch.nn.Parameter(torch.full((shape.size,), 1.0)) for _ in range(shape.leaves)]
+        for param in params:
+            param.grad = torch.full_like(param, 0.1)
+        opt = make(params)
+
+        def loop(runs: int) -> None:
+            for _ in range(runs):
+                opt.step()
+
+        return loop
+
+    return start
+
+
+def measure_peers(setting: Setting) -> Iterator[cost.Ratio]:
+    made = peers()
+    for shape in setting.peers if made else ():
+        torch = importlib.import_module("torch")
+        fused = stepping(partial(torch.optim.AdamW, fused=True), shape)
+        for name, make in made.items():
+            yield cost.compare(f"{shape}: {name}", stepping(make, shape), fused, setting.timing)
+
+
+class Temporary(NamedTuple):
+    """Bytes for each parameter that a step takes beside what it is given and returns."""
+
+    what: str
+    bytes: float
+
+
+def measure_memory(setting: Setting) -> Iterator[Temporary]:
+    for tree in setting.memory:
+        for name, contender in {"float32": cost.ADAMX, **contenders()}.items():
+            tx, step = cost.training_step(contender)
+            params = jax.eval_shape(partial(tree.full, 1.0))
+            compiled = step.lower(params, jax.eval_shape(tx.init, params), params).compile()
+            temporary = compiled.memory_analysis().temp_size_in_bytes
+            yield Temporary(f"{tree}: {name}", temporary / elements(params))
+
+
+# Presentation.
+
+
+def tabulate_bytes(rows: Iterable[Bytes]) -> Table:
+    table = cost.columns("adamx.memory", "nbytes", "bar")
+    for row in rows:
+        bar = cost.verdict(row.allocated, row.bar)
+        table.add_row(row.what, f"{row.reported:.3f}", f"{row.allocated:.3f}", bar)
+    return table
+
+
+def tabulate_memory(rows: Iterable[Temporary]) -> Table:
+    table = cost.columns("bytes a parameter")
+    for row in rows:
+        table.add_row(row.what, f"{row.bytes:.2f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the tables, store the numbers; return them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.storage", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer measurements")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+    setting = TINY if options.tiny else QUICK if options.quick else FULL
+    versions = benchmarks.versions()
+    console = Console(width=140, highlight=False)
+    console.print(benchmarks.headline(versions), soft_wrap=True)
+    results: dict[str, Any] = {"versions": versions}
+
+    def show(name: str, title: str, rows: Iterable[Any], tabulate: Callable[..., Table]) -> None:
+        measured = list(rows)
+        results[name] = [row._asdict() for row in measured]
+        console.print(title, tabulate(measured), sep="\n")
+
+    show("bytes", "Bytes of state for each parameter", measure_bytes(setting), tabulate_bytes)
+    memory = measure_memory(setting)
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
+        show("memory", "Temporary memory of a step", memory, tabulate_memory)
+        beside = partial(cost.tabulate_ratios, second="float32")
+        steps = partial(beside, first="this one")
+        show("steps", "A step, compiled, in place", measure_steps(setting), steps)
+    others = partial(beside, first="peer")
+    show("peers", "PyTorch's, beside its fused AdamW", measure_peers(setting), others)
+    benchmarks.save(results, options.json)
+    return results
+
+
+if __name__ == "__main__":
+    main()
