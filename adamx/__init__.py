@@ -60,7 +60,9 @@ from adamx.stages import (
     clip_by_norm,
     clip_by_relative_rms,
     freeze,
+    kahan_summation,
     lookahead,
+    master_weights,
     polyak_ema,
     polyak_params,
     proximal_step,
@@ -93,10 +95,13 @@ from adamx.stages import (
     schedule_free,
     schedule_free_eval_params,
     sign,
+    stochastic_rounding,
     trust_ratio,
 )
+from adamx.tools import convert
 
 # The tools: what can be done with an optimiser that is a value.
+from adamx.tools.checkpoints import Restored, RestoreReport, restore_state
 from adamx.tools.config import from_config, to_config
 from adamx.tools.learning_rate import LearningRate, find_learning_rate
 from adamx.tools.sweep import sweep
@@ -128,6 +133,8 @@ __all__ = [
     "Explanation",
     "LearningRate",
     "Memory",
+    "RestoreReport",
+    "Restored",
     "StageError",
     "Sweep",
     "Transformation",
@@ -158,6 +165,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
+    "convert",
     "decoded",
     "explain",
     "find_learning_rate",
@@ -168,6 +176,7 @@ __all__ = [
     "grams",
     "in_symbols",
     "int8",
+    "kahan_summation",
     "lamb",
     "laprop",
     "lars",
@@ -175,6 +184,7 @@ __all__ = [
     "list_recipes",
     "lookahead",
     "mars",
+    "master_weights",
     "memory",
     "metrics",
     "nadam",
@@ -188,6 +198,7 @@ __all__ = [
     "proximal_step",
     "radam",
     "reduce_variance",
+    "restore_state",
     "rmsprop",
     "scale",
     "scale_by_adadelta",
@@ -222,6 +233,7 @@ __all__ = [
     "signum",
     "stableadamw",
     "stage",
+    "stochastic_rounding",
     "store",
     "sweep",
     "to_config",
