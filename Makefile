@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo paper test lint format test-oldest test-newest newest clean
+.PHONY: help demo paper docs test lint format test-oldest test-newest newest clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -16,6 +16,9 @@ demo: $(VENV)/.demo ## train a classifier with every optimiser (ARGS="--quick", 
 
 paper: $(VENV)/.demo ## reproduce the paper's experiments (ARGS="--quick"; data in ADAMX_DATA_DIR)
 	$(VENV)/bin/python -m examples.paper all $(ARGS)
+
+docs: $(VENV)/.docs ## build the documentation site, out/docs/index.html; warnings are errors
+	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs out/docs $(ARGS)
 
 test: $(VENV)/.test ## run the tests and the documentation's examples (ARGS="-k adam")
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)

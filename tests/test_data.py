@@ -214,3 +214,35 @@ def test_the_vocabulary_has_the_most_frequent_ten_thousand_words(monkeypatch):
     vocabulary = data.imdb().vocabulary
     assert len(vocabulary) == 10_000
     assert vocabulary[0] == "often"
+
+
+def test_shakespeare_is_read_as_numbers_of_its_alphabet_and_its_end_kept_for_the_test(folder):
+    path = folder / "shakespeare" / "input.txt"
+    path.parent.mkdir()
+    path.write_bytes("é: to be, or\nnot to be".encode())
+    text = data.shakespeare()
+    assert text.alphabet == "\n ,:benorté"
+    assert text.train.dtype == text.test.dtype == np.int32
+    shown = ["".join(text.alphabet[i] for i in half) for half in (text.train, text.test)]
+    assert shown == ["é: to be, or\nnot to ", "be"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"to \xff be", "text in UTF-8"), (b"", "found 0 bytes"), (b"to", "found 2 bytes")],
+)
+def test_shakespeare_that_is_no_text_is_refused_with_the_files_name(folder, content, expected):
+    path = folder / "shakespeare" / "input.txt"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name}: expected .*{expected}"):
+        data.shakespeare()
+
+
+def test_without_shakespeare_its_place_and_its_source_are_told(folder, monkeypatch):
+    told = rf"shakespeare/input.txt .*karpathy/char-rnn.* ADAMX_DATA_DIR names \(now: {folder}\)"
+    with pytest.raises(FileNotFoundError, match=told):
+        data.shakespeare()
+    monkeypatch.delenv("ADAMX_DATA_DIR")
+    with pytest.raises(FileNotFoundError, match="now: not set"):
+        data.shakespeare()

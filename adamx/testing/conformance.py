@@ -1,0 +1,600 @@
+"""What the core promises of every stage, checked of one."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import pickle
+import types
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.core import Transformation, apply_updates, chain, explain, numbers
+from adamx.core.stage import Stage
+from adamx.testing.equations import Evaluator
+from adamx.tools.config import from_config, to_config
+from adamx.wrappers import store
+
+__all__ = ["Conformance", "check_stage"]
+
+_STEPS = 5
+# What is compiled here runs once.
+_compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@dataclasses.dataclass(frozen=True)
+class Conformance:
+    """What was checked, and found to hold; printed, a list.
+
+    Attributes:
+        held: the promises that hold, by name, and what each says.
+        unchecked: those that do not apply, and why.
+    """
+
+    held: Mapping[str, str]
+    unchecked: Mapping[str, str]
+
+    def __str__(self) -> str:
+        width = max(map(len, (*self.held, *self.unchecked)))
+        rows = [f"{name.ljust(width)}  {says}" for name, says in self.held.items()]
+        rows += [f"{name.ljust(width)}  unchecked: {why}" for name, why in self.unchecked.items()]
+        return "\n".join(rows)
+
+
+class _DoesNotApply(Exception):
+    """Why a promise can't be asked of this stage."""
+
+
+_PROMISES: dict[str, tuple[str, Callable[[_Case], None]]] = {}
+
+
+def _promise(name: str, says: str) -> Callable[[Callable[[_Case], None]], None]:
+    def register(check: Callable[[_Case], None]) -> None:
+        _PROMISES[name] = says, check
+
+    return register
+
+
+def check_stage(
+    stage: optax.GradientTransformation,
+    *,
+    params: Any = None,
+    gradients: Any = None,
+    oracle: Callable[[np.ndarray, np.ndarray], Any] | None = None,
+    tolerance: float = 1e-8,
+    without: Collection[str] = (),
+    derivatives: bool = False,
+) -> Conformance:
+    r"""Check of a stage all that the core promises of stages, in one call.
+
+    A stage is written for one array, and adamx promises what follows: that it runs under every
+    transformation of JAX, on parameters of every dtype and shape, with numbers that are floats,
+    arrays or schedules; that it is a value; that it can be stored. The promises hold for what is
+    written in the vocabulary of :mod:`adamx.core`, and break where a body branches on a number,
+    keeps things outside its slots, or divides by what may be zero. The printed report lists them.
+
+    The stage runs alone. One that needs others, as a bias needs an average, is checked in a chain:
+    ``check_stage(adamx.chain(adamx.scale_by_momentum(), my_correction()))``.
+
+    Args:
+        stage: what a factory with ``@adamx.stage`` returns, a chain, or a transformation of Optax.
+        params: a tree of float arrays, without None; a dict of a matrix and a vector by default.
+        gradients: a tree of the same, with a leading axis of time (two steps at least); random by
+            default.
+        oracle: what the stage should do to one array, in float64 NumPy:
+            ``(gradients [T, ...], params) -> updates [T, ...]``, where the parameters are those
+            before the first step, and every update is added to them.
+        tolerance: how far from the oracle the updates may be in double precision, relative to the
+            largest one of the array.
+        without: names of promises that this stage does not make: ``without=["complex"]``.
+        derivatives: whether the derivatives of the last parameters with respect to all numbers
+            are checked against finite differences, too.
+
+    Returns:
+        What was checked; ``print`` it.
+
+    Raises:
+        AssertionError: naming the first promise that is broken, what was expected and what came.
+        TypeError: for something that is no transformation.
+        ValueError: for unknown names in ``without``, and for gradients that are not the
+            parameters'.
+
+    >>> from adamx.core import NonNegative, stage
+    >>> from adamx.testing import check_stage
+    >>> @stage
+    ... def soft_sign(width: NonNegative = 1.0):
+    ...     '''u ← u / (w + |u|)'''
+    ...     return lambda signal: signal.becomes(signal.update / (width + jnp.abs(signal.update)))
+    >>> report = check_stage(soft_sign(0.5), oracle=lambda g, theta: g / (0.5 + abs(g)))
+    >>> report.held["bare"]
+    'zero gradients give finite updates'
+    >>> check_stage(soft_sign(0.0))
+    Traceback (most recent call last):
+    AssertionError: soft_sign breaks the promise 'bare' (zero gradients give finite updates):
+        the updates at ['bias']: expected finite numbers, got nan
+    """
+    if unknown := sorted(set(without) - _PROMISES.keys()):
+        raise ValueError(f"there is no promise {unknown}; there are {', '.join(_PROMISES)}")
+    case = _Case.of(chain(stage), params, gradients, oracle, tolerance, derivatives)
+    held, unchecked = {}, dict.fromkeys(without, "left out")
+    for name, (says, check) in _PROMISES.items():
+        if name in without:
+            continue
+        try:
+            check(case)
+        except _DoesNotApply as reason:
+            unchecked[name] = str(reason)
+        except Exception as error:
+            what = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            raise AssertionError(
+                f"{case.name} breaks the promise {name!r} ({says}):\n    {what}{error}"
+            ) from error
+        else:
+            held[name] = says
+    return Conformance(held, unchecked)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """A stage, and what it is tried on."""
+
+    opt: Transformation
+    params: Any
+    gradients: Any
+    oracle: Callable[[np.ndarray, np.ndarray], Any] | None
+    tolerance: float
+    derivatives: bool
+
+    @classmethod
+    def of(cls, opt: Transformation, params: Any, gradients: Any, *rest: Any) -> _Case:
+        random = np.random.default_rng(0)
+        if params is None:
+            params = {"bias": (5,), "kernel": (3, 4)}
+            params = {name: random.standard_normal(shape) for name, shape in params.items()}
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        if gradients is None:
+            gradients = jax.tree.map(
+                lambda x: 0.3 + 0.5 * random.standard_normal((_STEPS, *x.shape)), params
+            )
+        gradients = jax.tree.map(lambda x: np.asarray(x, np.float64), gradients)
+        shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (params, _at(0, gradients))]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"gradients are of shapes {shapes[1]}, parameters of {shapes[0]}")
+        return cls(opt, params, gradients, *rest)
+
+    @property
+    def name(self) -> str:
+        return self.opt.links[0].name if len(self.opt.links) == 1 else repr(self.opt)
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [link for link in self.opt.links if isinstance(link, Stage)]
+
+    @property
+    def all_stages(self) -> bool:
+        return len(self.stages) == len(self.opt.links)
+
+    @property
+    def slots(self) -> bool:
+        return any(link.at(_zero()).rule(jnp.float32).slots for link in self.stages)
+
+    @property
+    def measures(self) -> bool:
+        return any(link.at(_zero()).rule(jnp.float32).measure for link in self.stages)
+
+    def narrowed(self, dtype: Any = jnp.float32, by: float = 1.0) -> tuple[Any, Any]:
+        """Parameters and gradients in a dtype, the gradients times a number."""
+        return (
+            jax.tree.map(lambda x: jnp.asarray(x, dtype), self.params),
+            jax.tree.map(lambda x: jnp.asarray(by * x, dtype), self.gradients),
+        )
+
+    @functools.cached_property
+    def program(self) -> Callable[..., Any]:
+        """A run with numbers as they are, compiled."""
+        return _compiled(functools.partial(_run, self.opt))
+
+    @functools.cached_property
+    def plain(self) -> Any:
+        """Updates, parameters and state of a run in float32."""
+        return jax.device_get(self.program(*self.narrowed()))
+
+    @functools.cached_property
+    def of_numbers(self) -> Callable[..., Any]:
+        """A run whose numbers are arguments, compiled."""
+        return _compiled(_run)
+
+    @functools.cached_property
+    def double(self) -> Any:
+        """Updates, parameters and state of a run in double precision."""
+        return self.in_double(self.opt)
+
+    def in_double(self, opt: Transformation) -> Any:
+        with _x64():
+            arrays = jax.tree.map(np.float64, opt)
+            return jax.device_get(self.of_numbers(arrays, self.params, self.gradients))
+
+
+def _run(opt: Transformation, params: Any, gradients: Any) -> tuple[Any, Any, Any]:
+    """The updates of every step, and the last parameters and state."""
+
+    def step(carry: Any, gradient: Any) -> Any:
+        params, state = carry
+        updates, state = opt.update(gradient, state, params)
+        return (apply_updates(params, updates), state), updates
+
+    (params, state), updates = jax.lax.scan(step, (params, opt.init(params)), gradients)
+    return updates, params, state
+
+
+def _zero() -> jax.Array:
+    return jnp.zeros((), jnp.int32)
+
+
+def _at(t: int, tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[t], tree)
+
+
+def _x64() -> contextlib.AbstractContextManager[Any]:
+    """Double precision, as JAX spells it before and since 0.8."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+    return enable_x64(True)
+
+
+def _pairs(found: Any, expected: Any, what: str) -> list[tuple[str, Any, Any]]:
+    """The arrays of two trees side by side, by path."""
+    if jax.tree.structure(found) != jax.tree.structure(expected):
+        raise AssertionError(
+            f"{what}: expected the tree {jax.tree.structure(expected)}, "
+            f"got {jax.tree.structure(found)}"
+        )
+    paths = jax.tree_util.tree_flatten_with_path(expected)[0]
+    return [
+        (f"{what} at {jax.tree_util.keystr(path) or 'the only array'}", x, y)
+        for (path, y), x in zip(paths, jax.tree.leaves(found), strict=True)
+    ]
+
+
+def _close(what: str, found: Any, expected: Any, tolerance: float, least: float = 1e-30) -> None:
+    """Equal up to a tolerance relative to each array's largest element, and ``least``."""
+    for where, x, y in _pairs(found, expected, what):
+        wide = np.complex128 if jnp.iscomplexobj(y) else np.float64
+        x, y = np.asarray(x).astype(wide), np.asarray(y).astype(wide)
+        if x.shape != y.shape:
+            raise AssertionError(f"{where}: expected the shape {y.shape}, got {x.shape}")
+        allowed = tolerance * np.max(np.abs(y), initial=0.0, where=np.isfinite(y))
+        wrong = ~np.isclose(x, y, rtol=0.0, atol=allowed + least, equal_nan=True)
+        if np.any(wrong):
+            raise AssertionError(f"{where}: expected {y[wrong][0]}, got {x[wrong][0]}")
+
+
+def _same_avals(what: str, found: Any, expected: Any) -> None:
+    """Alike in structure, shapes, dtypes and weak types."""
+    found, expected = (jax.eval_shape(lambda x: x, tree) for tree in (found, expected))
+    for where, x, y in _pairs(found, expected, what):
+        if x != y or x.weak_type != y.weak_type:
+            raise AssertionError(f"{where}: expected {y}, got {x}")
+
+
+def _finite(what: str, tree: Any) -> None:
+    for where, x, _ in _pairs(tree, tree, what):
+        x = np.asarray(x).astype(np.complex128)
+        if not np.all(np.isfinite(x)):
+            raise AssertionError(
+                f"{where}: expected finite numbers, got {x[~np.isfinite(x)][0].real}"
+            )
+
+
+def _keeps_its_state(case: _Case, dtype: Any) -> None:
+    params, gradients = case.narrowed(dtype)
+    _keeps(case.opt, params, _at(0, gradients), f"of {jnp.dtype(dtype).name} parameters")
+
+
+def _keeps(opt: Transformation, params: Any, gradient: Any, of: str) -> None:
+    before = jax.eval_shape(opt.init, params)
+    updates, after = jax.eval_shape(opt.update, gradient, before, params)
+    _same_avals(f"the state {of} after a step", after, before)
+    _same_avals(f"the updates {of}", updates, gradient)
+
+
+@_promise("state", "a step keeps the tree, shapes, dtypes and weak types of state and updates")
+def _(case: _Case) -> None:
+    _keeps_its_state(case, jnp.float32)
+    params, _ = case.narrowed()
+    _same_avals("the state", case.opt.init(params), jax.eval_shape(case.opt.init, params))
+
+
+@_promise("scan", "a training runs in lax.scan")
+def _(case: _Case) -> None:
+    _finite("the updates", case.plain[0])
+
+
+@_promise("jit", "steps one by one, compiled by themselves, are those of the scan")
+def _(case: _Case) -> None:
+    params, gradients = case.narrowed()
+    state = case.opt.init(params)
+    for t in range(len(jax.tree.leaves(gradients)[0])):
+        updates, state = case.opt.update(_at(t, gradients), state, params)
+        params = apply_updates(params, updates)
+        _close(f"the updates of step {t + 1}", updates, _at(t, case.plain[0]), 1e-5)
+    _close("the state after them", state, case.plain[2], 1e-5)
+
+
+@_promise("donation", "parameters and state share no memory and can be donated")
+def _(case: _Case) -> None:
+    params, gradients = case.narrowed()
+    params = jax.tree.map(jnp.copy, params)
+    state = case.opt.init(params)
+    found: dict[int, str] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path((params, state)):
+        here, where = x.unsafe_buffer_pointer() if x.size else id(x), jax.tree_util.keystr(path[1:])
+        if here in found:
+            raise AssertionError(
+                f"the state: expected an array of its own at {where}, got that of {found[here]}"
+            )
+        found[here] = where
+    step = _compiled(lambda p, s, g: _stepped(case.opt, p, s, g), donate_argnums=(0, 1))
+    step(params, state, _at(0, gradients))
+
+
+def _stepped(opt: Transformation, params: Any, state: Any, gradient: Any) -> Any:
+    updates, state = opt.update(gradient, state, params)
+    return apply_updates(params, updates), state
+
+
+@_promise("batches", "vmap over parameters and gradients is a loop over them")
+def _(case: _Case) -> None:
+    tree = case.narrowed()
+    factors = jnp.array([1.0, -0.5, 3.0])
+    batch = _compiled(jax.vmap(lambda x: _run(case.opt, *_times(x, tree))))(factors)
+    for i, factor in enumerate(factors):
+        alone = case.program(*_times(factor, tree))
+        _close(f"the updates of member {i}", _at(i, batch[0]), alone[0], 1e-4)
+
+
+def _times(factor: Any, tree: Any) -> Any:
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
+def _need_numbers(case: _Case) -> None:
+    if not jax.tree.leaves(case.opt):
+        raise _DoesNotApply("it has no numbers")
+
+
+@_promise("arrays", "numbers that are arrays do what floats do")
+def _(case: _Case) -> None:
+    _need_numbers(case)
+    found = case.of_numbers(jax.tree.map(np.float32, case.opt), *case.narrowed())
+    # In float32 1 − 0.999 has lost its last digits.
+    _close("the updates", found[0], case.plain[0], 1e-3)
+    _same_avals("the state", found[2], case.plain[2])
+
+
+@_promise("numbers", "vmap over the numbers is a loop over them")
+def _(case: _Case) -> None:
+    _need_numbers(case)
+    tree, factors = case.narrowed(), np.array([1.0, 0.9], np.float32)
+    arrays = jax.tree.map(np.float32, case.opt)
+    members = [jax.tree.map(lambda x, f=f: np.float32(f * x), arrays) for f in factors]
+    batched = jax.tree.map(lambda *x: np.stack(x), *members)
+    batch = _compiled(jax.vmap(_run, in_axes=(0, None, None)))(batched, *tree)
+    for i, member in enumerate(members):
+        alone = case.of_numbers(member, *tree)
+        _close(f"the updates of member {i}", _at(i, batch[0]), alone[0], 1e-4)
+
+
+@_promise("schedules", "a constant schedule does what the number does")
+def _(case: _Case) -> None:
+    given = {name: x for name, x in numbers(case.opt).items() if not callable(x)}
+    if not given:
+        raise _DoesNotApply("it has no numbers")
+    scheduled = case.opt.replace({name: _constant(x) for name, x in given.items()})
+    params, gradients = case.narrowed()
+    _same_avals("the state", jax.eval_shape(scheduled.init, params), case.opt.init(params))
+    updates, *_ = _compiled(functools.partial(_run, scheduled))(params, gradients)
+    _close("the updates", updates, case.plain[0], 1e-3)
+
+
+def _constant(value: Any) -> Callable[[Any], Any]:
+    return lambda count: jnp.where(count >= 0, value, jnp.nan)
+
+
+@_promise("narrow", "bfloat16 and float16 parameters take the steps of float32, rounded once")
+def _(case: _Case) -> None:
+    for dtype in (jnp.bfloat16, jnp.float16):
+        _keeps_its_state(case, dtype)
+        params, gradients = case.narrowed(dtype)
+        gradient = _at(0, gradients)
+        updates, _ = case.opt.update(gradient, case.opt.init(params), params)
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), (gradient, params))
+        expected, _ = case.opt.update(wide[0], case.opt.init(wide[1]), wide[1])
+        form, name = jnp.finfo(dtype), jnp.dtype(dtype).name
+        smallest = float(form.tiny) * float(form.eps)
+        _close(f"the updates of {name} parameters", updates, expected, float(form.eps), smallest)
+
+
+@_promise("double", "float64 parameters take the steps of float32, in double precision")
+def _(case: _Case) -> None:
+    with _x64():
+        params, gradients = jax.tree.map(jnp.asarray, (case.params, case.gradients))
+        _keeps(case.opt, params, _at(0, gradients), "of float64 parameters")
+    updates = case.double[0]
+    _close("the updates in float32", case.plain[0], updates, 1e-3)
+    for where, x, _ in _pairs(updates, updates, "the updates"):
+        if 2 * len(np.unique(x)) > x.size and np.all(x == x.astype(np.float32)):
+            raise AssertionError(f"{where}: expected float64, got float64 rounded to float32")
+
+
+@_promise("complex", "complex parameters take finite complex steps")
+def _(case: _Case) -> None:
+    _keeps_its_state(case, jnp.complex64)
+    params, gradients = _times(jnp.complex64(1 + 2j), case.narrowed(jnp.complex64))
+    updates, _ = case.opt.update(_at(0, gradients), case.opt.init(params), params)
+    _finite("the updates of complex64 parameters", updates)
+
+
+_SHAPES = {"scalar": (), "empty": (0, 3), "tensor": (2, 1, 3, 2)}
+
+
+@_promise("shapes", "scalars, empty arrays, arrays of four axes and None are parameters, too")
+def _(case: _Case) -> None:
+    params = {name: jnp.ones(shape) for name, shape in _SHAPES.items()} | {"none": None}
+    _keeps(case.opt, params, params, "of parameters of several shapes")
+    state = case.opt.init(params)
+    updates, _ = case.opt.update(params, state, params)
+    _finite("the updates", updates)
+
+
+@_promise("alone", "without compilation, and array by array if it measures none, it does the same")
+def _(case: _Case) -> None:
+    params, gradients = case.narrowed()
+    leaves, tree = jax.tree.flatten(params)
+    first = jax.tree.leaves(_at(0, gradients))
+    with jax.disable_jit():
+        if case.measures or not case.all_stages or any(x.where for x in case.stages):
+            updates, _ = case.opt.update(_at(0, gradients), case.opt.init(params), params)
+        else:
+            alone = [
+                case.opt.update(g, case.opt.init(x), x)[0]
+                for g, x in zip(first, leaves, strict=True)
+            ]
+            updates = tree.unflatten(alone)
+    _close("the first updates", updates, _at(0, case.plain[0]), 1e-5)
+
+
+@_promise("bare", "zero gradients give finite updates")
+def _(case: _Case) -> None:
+    updates, _, state = case.program(*case.narrowed(by=0.0))
+    _finite("the updates", updates)
+    _finite("the state", state)
+
+
+@_promise("size", "gradients from 1e-15 to 1e15 give finite updates")
+def _(case: _Case) -> None:
+    for factor in (1e-15, 1e15):
+        updates, _, state = case.program(*case.narrowed(by=factor))
+        _finite(f"the updates of gradients of {factor:g}", updates)
+        _finite(f"the state after gradients of {factor:g}", state)
+
+
+@_promise("value", "copies are equal and hash equal")
+def _(case: _Case) -> None:
+    links = [
+        Stage(x.definition, copy.deepcopy(x.arguments), x.around) if isinstance(x, Stage) else x
+        for x in case.opt.links
+    ]
+    other = Transformation(tuple(links))
+    if other != case.opt or hash(other) != hash(case.opt):
+        raise AssertionError(f"its deep copy: expected an equal one of {case.opt}, got {other}")
+
+
+@_promise("pickle", "it can be pickled")
+def _(case: _Case) -> None:
+    known = all(_is_importable(x.definition) for x in case.stages)
+    if not (known and case.all_stages) or any(map(callable, numbers(case.opt).values())):
+        raise _DoesNotApply("it, or a function in it, is not found by importing its module")
+    other = pickle.loads(pickle.dumps(case.opt))
+    if other != case.opt or hash(other) != hash(case.opt):
+        raise AssertionError(f"what came back: expected an equal one of {case.opt}, got {other}")
+
+
+def _is_importable(definition: Any) -> bool:
+    try:
+        return pickle.loads(pickle.dumps(definition)) is definition
+    except (AttributeError, ImportError):
+        return False
+
+
+@_promise("config", "it goes to JSON and comes back")
+def _(case: _Case) -> None:
+    own = {
+        x.name: types.SimpleNamespace(definition=x.definition)
+        for x in case.stages
+        if not x.definition.factory.__module__.startswith("adamx.stages.")
+    }
+    try:
+        written = json.dumps(to_config(case.opt, known=own))
+    except ValueError as error:
+        raise _DoesNotApply(str(error)) from None
+    other = from_config(json.loads(written), known=own)
+    if other != case.opt:
+        raise AssertionError(f"what came back: expected an equal one of {case.opt}, got {other}")
+
+
+@_promise("equations", "what explain() prints is what it computes")
+def _(case: _Case) -> None:
+    if not case.all_stages or any(x.definition.equations is None for x in case.stages):
+        raise _DoesNotApply("it has no equations (@in_symbols)")
+    if not isinstance(case.params, dict) or any(x.where for x in case.stages):
+        raise _DoesNotApply("equations are run on a dict of parameters that all go the same way")
+    epsilons = {k: x for k, x in numbers(case.opt).items() if "eps" in k and not callable(x)}
+    large = case.opt.replace({name: 0.01 for name, x in epsilons.items() if np.all(x)})
+    updates, *_ = case.in_double(large)
+    equations = Evaluator(explain(large), case.params)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for t in range(len(next(iter(case.gradients.values())))):
+            before = equations.params
+            after = equations.step(_at(t, case.gradients))
+            steps = {name: after[name] - before[name] for name in before}
+            _close(f"the updates of step {t + 1}", _at(t, updates), steps, 1e-8)
+
+
+@_promise("storage", "its slots can be stored in fewer bits")
+def _(case: _Case) -> None:
+    if not case.slots:
+        raise _DoesNotApply("it keeps no slots")
+    if not case.all_stages:
+        raise _DoesNotApply("a transformation of Optax can't be stored")
+    opt = store(case.opt, "bf16", min_size=1)
+    params, gradients = case.narrowed()
+    _keeps(opt, params, _at(0, gradients), "that is stored")
+    updates, *_ = _compiled(functools.partial(_run, opt))(params, gradients)
+    _finite("the updates", updates)
+    _close("the first update", _at(0, updates), _at(0, case.plain[0]), 1e-2)
+
+
+@_promise("derivatives", "derivatives by its numbers are those of finite differences")
+def _(case: _Case) -> None:
+    if not case.derivatives:
+        raise _DoesNotApply("it was not asked for")
+    _need_numbers(case)
+    with _x64():
+        opt = jax.tree.map(np.float64, case.opt)
+        leaves, tree = jax.tree.flatten(opt)
+        weights = jax.tree.map(np.cos, case.params)
+
+        def loss(opt: Any) -> Any:
+            last = _run(opt, case.params, case.gradients)[1]
+            products = jax.tree.map(lambda x, w: jnp.sum(x * w), last, weights)
+            return sum(jax.tree.leaves(products))
+
+        both = _compiled(jax.value_and_grad(loss))
+        slopes = jax.tree.leaves(both(opt)[1])
+        for i, (slope, x) in enumerate(zip(slopes, leaves, strict=True)):
+            size = 1e-4 * max(abs(x), 1e-2)
+            near = [tree.unflatten([*leaves[:i], x + k * size, *leaves[i + 1 :]]) for k in (1, 2)]
+            one, two = (float(both(opt)[0]) for opt in near)
+            expected = (4 * one - two - 3 * float(both(opt)[0])) / (2 * size)
+            if not np.isclose(slope, expected, rtol=1e-3, atol=1e-6):
+                raise AssertionError(
+                    f"that by number {i} ({x:g}): expected {expected}, got {float(slope)}"
+                )
+
+
+@_promise("oracle", "in double precision it does what its oracle does")
+def _(case: _Case) -> None:
+    if case.oracle is None:
+        raise _DoesNotApply("none was given")
+    expected = jax.tree.map(case.oracle, case.gradients, case.params)
+    _close("the updates", case.double[0], expected, case.tolerance)

@@ -1,0 +1,119 @@
+"""How the documentation is built; ``make docs`` does it, without network."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import pydoc
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+import adamx
+
+project = "adamx"
+author = project_copyright = "The adamx authors"
+version = release = adamx.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",  # brings MathJax and its fonts along, into _static
+]
+# README.md is the list of pages for those who read them where the code is.
+exclude_patterns = ["README.md", "_build"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
+myst_heading_anchors = 4
+myst_links_external_new_tab = False
+
+html_theme = "furo"
+html_title = "adamx"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}
+# Prompts and what is printed are not copied along.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {
+    name: f"adamx.core.{name}"
+    for name in ("Decay", "Hyper", "NonNegative", "Positive", "Real", "Schedule")
+}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# Every reference within adamx must lead somewhere; those to other libraries, whose inventories are
+# on the network, and to what is not public are shown as names.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!adamx\.).*\..*"),
+    (r"py:(class|data|exc)", r"[A-Za-z]+"),
+    (r"py:class", r"adamx\.core\.trees\.Params"),  # a type variable
+    (r"py:attr", r"\w+"),
+]
+
+
+def keep_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """|g| is an absolute value in docstrings, and no substitution."""
+    verbatim = None  # the indentation of what is in a block of code or mathematics
+    for i, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if verbatim is not None and (indent <= verbatim if line.strip() else verbatim < 0):
+            verbatim = None
+        if verbatim is None and line.lstrip().startswith(">>>"):
+            verbatim = -1  # ends at the next empty line
+        if verbatim is None:
+            lines[i] = re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or r"\|", line)
+            if line.rstrip().endswith("::"):
+                verbatim = indent
+
+
+def keep_signatures(app: Sphinx, *about: Any) -> tuple[str, str] | None:
+    """A default that is made anew is written ``...``, as a signature has to be Python."""
+    signature, returned = about[-2:]
+    return signature and (signature.replace("<factory>", "..."), returned)
+
+
+def public() -> dict[str, Any]:
+    """What every public module exports, by its full name."""
+    modules = [adamx] + [
+        importlib.import_module(f"adamx.{found.name}")
+        for found in pkgutil.iter_modules(adamx.__path__)
+    ]
+    modules += [thing for thing in vars(adamx).values() if inspect.ismodule(thing)]
+    return {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in modules
+        for name in getattr(module, "__all__", ())
+    }
+
+
+def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn, which fails the build, of public names that no page documents."""
+    described = [pydoc.locate(name) for name in env.get_domain("py").data["objects"]]
+    for name, thing in public().items():
+        if not any(thing is other for other in described):
+            logging.getLogger(__name__).warning("%s is public, but on no page of docs/api", name)
+        if (inspect.isroutine(thing) or inspect.isclass(thing)) and not inspect.getdoc(thing):
+            logging.getLogger(__name__).warning("%s is public, but has no docstring", name)
+
+
+def setup(app: Sphinx) -> None:
+    """Add these to the build."""
+    app.connect("autodoc-process-signature", keep_signatures)
+    app.connect("autodoc-process-docstring", keep_bars)
+    app.connect("env-check-consistency", check_public_names)

@@ -1,0 +1,415 @@
+"""Does a training end where float32 ends, if the optimiser's state is kept in fewer bits?
+
+    python -m examples.benchmarks.quality [--quick] [--task NAME …] [--seeds N] [--out FOLDER]
+
+Three trainings: a perceptron on MNIST, convolutions on CIFAR-10, a transformer on the characters of
+Shakespeare; each with Adam's state in float32 and in every format of `adamx.store`. For one seed
+all start at the same parameters and see the same batches, and it is the seed of the rounding too.
+
+Lengths were fixed before any result was seen, such that the loss ends far from zero: the ratio of
+two losses that are nearly zero says nothing. It is taken at the end over a fixed part of the
+training data, and the rate decays to zero, so that neither the last batches nor the last steps
+decide. A format holds (✓) where the mean loss is within 1 % of float32's, or within a standard
+deviation of float32's seeds, and where the mean accuracy is within 0.3 points: on both sides, as a
+training that ends lower is another training too.
+
+What is finished is kept in the folder, and a benchmark that was interrupted goes on there. Empty it
+when adamx has changed. The data is read as `examples.data` says.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    import adamx
+    from examples import benchmarks, data, digits
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+
+LOSS_BAR, ACCURACY_BAR = 0.01, 0.003
+FLOAT32 = "float32"
+KEPT: Mapping[str, adamx.Codec | None] = {
+    FLOAT32: None,
+    "bf16": adamx.bf16(),
+    "fp8": adamx.fp8(),
+    "int8": adamx.int8(),
+    "int8, nearest": adamx.int8(rounding="nearest"),
+}
+
+
+# Networks
+
+
+class Convolutions(nn.Module):
+    """Convolutions of 3×3 with stride 2, and two full layers."""
+
+    channels: Sequence[int] = (32, 64, 64)
+    units: int = 128
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        for channels in self.channels:
+            images = nn.relu(nn.Conv(channels, (3, 3), (2, 2))(images))
+        images = nn.relu(nn.Dense(self.units)(images.reshape(len(images), -1)))
+        return nn.Dense(10)(images)
+
+
+class Transformer(nn.Module):
+    """Predicts every next character from those before it, normalising in front of every layer."""
+
+    alphabet: int
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+
+    @nn.compact
+    def __call__(self, text: jax.Array) -> jax.Array:
+        places = self.param("places", nn.initializers.normal(0.02), (text.shape[1], self.width))
+        x = nn.Embed(self.alphabet, self.width)(text) + places[None]
+        for _ in range(self.layers):
+            x += nn.Dense(self.width)(self.attention(nn.Dense(3 * self.width)(nn.LayerNorm()(x))))
+            x += nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
+        return nn.Dense(self.alphabet)(nn.LayerNorm()(x))
+
+    def attention(self, x: jax.Array) -> jax.Array:
+        each = x.reshape(*x.shape[:2], 3, self.heads, -1)
+        query, key, value = (each[:, :, i] for i in range(3))
+        seen = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return seen.reshape(*x.shape[:2], self.width)
+
+
+# Tasks
+
+
+class Task(NamedTuple):
+    """Something to be trained.
+
+    Attributes:
+        train: what goes in and what should come out, ``[examples, ...]`` each.
+        test: the same.
+        recipe: ``schedule -> optimiser``.
+        rate: the highest of the schedule.
+        measured: the first so many training examples are those whose loss is reported.
+    """
+
+    title: str
+    network: nn.Module
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    recipe: Callable[[Any], adamx.Transformation]
+    rate: float
+    batch: int
+    steps: int
+    measured: int
+
+    def schedule(self) -> optax.Schedule:
+        """Up within a tenth of the steps, then down to zero along a cosine."""
+        return optax.warmup_cosine_decay_schedule(0.0, self.rate, self.steps // 10, self.steps)
+
+    def batches(self, seed: int) -> np.ndarray:
+        """The examples of every step: epochs, each in an order of its own."""
+        random = np.random.default_rng(seed)
+        epoch = len(self.train[0]) // self.batch
+        orders = [
+            random.permutation(len(self.train[0]))[: epoch * self.batch]
+            for _ in range(-(-self.steps // epoch))
+        ]
+        return np.concatenate(orders).reshape(-1, self.batch)[: self.steps].astype(np.int32)
+
+
+def mnist() -> Task:
+    dataset = data.mnist()
+    return Task(
+        "MNIST, perceptron 784-256-256-10",
+        digits.Classifier((256, 256)),
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+        adamx.adam,
+        rate=1e-3,
+        batch=128,
+        steps=1404,
+        measured=60_000,
+    )
+
+
+def cifar10() -> Task:
+    """With as much to test as to train on: 2,000 images can't tell differences of 0.3 %."""
+    dataset = data.cifar10()
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    return Task(
+        "CIFAR-10, c32-c64-c64-128-10",
+        Convolutions(),
+        (images[:6_000], labels[:6_000]),
+        (images[6_000:12_000], labels[6_000:12_000]),
+        adamx.adam,
+        rate=1e-3,
+        batch=64,
+        steps=744,
+        measured=6_000,
+    )
+
+
+def shakespeare(context: int = 64) -> Task:
+    text = data.shakespeare()
+    return Task(
+        "Tiny Shakespeare, transformer of 2 layers of width 96",
+        Transformer(len(text.alphabet)),
+        windows(text.train, context),
+        windows(text.test, context),
+        adamx.adamw,
+        rate=2e-3,
+        batch=16,
+        steps=980,
+        measured=2_000,
+    )
+
+
+def windows(text: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """The text cut into pieces, and what follows every character of them."""
+    count = (len(text) - 1) // context
+    inputs, targets = text[: count * context], text[1 : count * context + 1]
+    return inputs.reshape(count, context), targets.reshape(count, context)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "shakespeare": shakespeare,
+}
+
+
+# Training
+
+
+class End(NamedTuple):
+    """Where a training ended; accuracy is a fraction."""
+
+    train_loss: float
+    test_loss: float
+    accuracy: float
+    bytes_per_parameter: float
+
+
+def train(task: Task, codec: adamx.Codec | None, seed: int) -> End:
+    """One step is one program: XLA's convolutions are slow on CPU inside of a loop."""
+    opt = adamx.store(task.recipe(task.schedule()), codec, seed=seed)
+    examples = inputs, targets = tuple(map(jnp.asarray, task.train))
+    params = task.network.init(jax.random.key(seed), inputs[:1])
+    state = opt.init(params)
+    kept = adamx.memory(state).bytes / sum(x.size for x in jax.tree.leaves(params))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, examples: Any, batch: jax.Array) -> tuple[Any, Any]:
+        inputs, targets = (x[batch] for x in examples)
+
+        def loss(params: Any) -> jax.Array:
+            logits: Any = task.network.apply(params, inputs)
+            return digits.cross_entropy(logits, targets)
+
+        updates, state = opt.update(jax.grad(loss)(params), state, params)
+        return adamx.apply_updates(params, updates), state
+
+    for batch in task.batches(seed):
+        params, state = step(params, state, examples, batch)
+    train_loss, _ = measure(task, params, inputs[: task.measured], targets[: task.measured])
+    test_loss, accuracy = measure(task, params, *task.test)
+    return End(train_loss, test_loss, accuracy, kept)
+
+
+def measure(task: Task, params: Any, inputs: Any, targets: Any) -> tuple[float, float]:
+    """Mean loss and accuracy, in pieces that fit into memory."""
+    pieces = [slice(start, start + 1000) for start in range(0, len(inputs), 1000)]
+    sizes = [len(targets[piece]) for piece in pieces]
+    ends = [of_piece(task.network, params, inputs[piece], targets[piece]) for piece in pieces]
+    loss, accuracy = np.average(np.array(ends, np.float64), axis=0, weights=sizes).tolist()
+    return loss, accuracy
+
+
+@partial(jax.jit, static_argnames="network")
+def of_piece(
+    network: nn.Module, params: Any, inputs: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    logits: Any = network.apply(params, inputs)
+    return digits.cross_entropy(logits, targets), jnp.mean(jnp.argmax(logits, -1) == targets)
+
+
+def finished(folder: Path, task: Task, name: str, seed: int) -> End:
+    """Where a training ended: from the folder, or trained now and kept there."""
+    path = folder / f"{name.replace(', ', '-')}-{seed}.json"
+    if not path.is_file():
+        end = train(task, KEPT[name], seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(".half")
+        half.write_text(json.dumps(end._asdict()) + "\n", "utf-8")
+        os.replace(half, path)
+    return End(**json.loads(path.read_text("utf-8")))
+
+
+# What came of it
+
+
+class Row(NamedTuple):
+    """A format beside float32, over the seeds.
+
+    Attributes:
+        train_loss: the mean.
+        ratio: of the mean training loss to float32's.
+        difference: of the training loss, of seed from seed, and its standard error.
+        spread: standard deviation of float32's training losses over the seeds.
+        points: difference of the accuracy, of seed from seed, in points, and its standard error.
+        loss_holds: whether the mean is within 1 % of float32's, or within a standard deviation: a
+            lower loss is another training too.
+        accuracy_holds: whether the mean is within 0.3 points of float32's.
+    """
+
+    kept_as: str
+    bytes_per_parameter: float
+    train_loss: float
+    ratio: float
+    difference: tuple[float, float]
+    spread: float
+    test_loss: float
+    accuracy: float
+    points: tuple[float, float]
+    loss_holds: bool
+    accuracy_holds: bool
+
+
+def row(name: str, ends: Sequence[End], reference: Sequence[End]) -> Row:
+    mine, theirs = (End(*np.array(x, np.float64).T) for x in (ends, reference))
+    loss, other = np.mean(mine.train_loss), np.mean(theirs.train_loss)
+    spread = np.std(theirs.train_loss, ddof=1)
+    points = 100 * (mine.accuracy - theirs.accuracy)
+    return Row(
+        kept_as=name,
+        bytes_per_parameter=float(np.mean(mine.bytes_per_parameter)),
+        train_loss=float(loss),
+        ratio=float(loss / other),
+        difference=with_error(mine.train_loss - theirs.train_loss),
+        spread=float(spread),
+        test_loss=float(np.mean(mine.test_loss)),
+        accuracy=float(np.mean(mine.accuracy)),
+        points=with_error(points),
+        loss_holds=bool(abs(loss - other) <= max(LOSS_BAR * other, spread)),
+        accuracy_holds=bool(abs(np.mean(points)) <= 100 * ACCURACY_BAR),
+    )
+
+
+def with_error(values: Any) -> tuple[float, float]:
+    """Their mean and its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def tabulate(rows: Sequence[Row]) -> Table:
+    table = Table("state kept as", box=box.MARKDOWN)
+    for heading in (
+        "bytes a parameter",
+        "training loss",
+        "ratio",
+        "difference",
+        "holds",
+        "test loss",
+        "test accuracy",
+        "points",
+        "holds",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for x in rows:
+        first = x.kept_as == FLOAT32
+        table.add_row(
+            x.kept_as,
+            f"{x.bytes_per_parameter:.2f}",
+            f"{x.train_loss:.4f}",
+            f"{x.ratio:.4f}",
+            "" if first else "{:+.4f} ± {:.4f}".format(*x.difference),
+            "" if first else "✓" if x.loss_holds else "✗",
+            f"{x.test_loss:.4f}",
+            f"{100 * x.accuracy:.2f} %",
+            "" if first else "{:+.2f} ± {:.2f}".format(*x.points),
+            "" if first else "✓" if x.accuracy_holds else "✗",
+        )
+    return table
+
+
+def summary(task: Task, reference: Sequence[End]) -> str:
+    losses = [end.train_loss for end in reference]
+    accuracies = [100 * end.accuracy for end in reference]
+    return (
+        f"{task.title}: {task.steps:,} steps of {task.batch} of {len(task.train[0]):,} "
+        f"examples, {len(reference)} seeds. Over the seeds of float32 the training loss is "
+        f"{min(losses):.4f} … {max(losses):.4f}, standard deviation "
+        f"{np.std(losses, ddof=1):.4f}; the accuracy {min(accuracies):.2f} … "
+        f"{max(accuracies):.2f} %, {np.std(accuracies, ddof=1):.2f} points."
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=4, help="at least 2 (default: 4)")
+    parser.add_argument(
+        "--quick", action="store_true", help="whether it runs: a tenth of the steps, 2 seeds"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        default=Path(tempfile.gettempdir()) / "adamx-quality",
+        help="keeps what is finished (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    options.seeds = 2 if options.quick else options.seeds
+    if options.seeds < 2:
+        parser.error("a spread needs at least 2 seeds")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
+    """Train, print the tables, store the numbers; return the rows of every task."""
+    options = parse(arguments)
+    versions = benchmarks.versions()
+    console = Console(width=140, highlight=False)
+    console.print(benchmarks.headline(versions), soft_wrap=True)
+    results: dict[str, list[Row]] = {}
+    for name in options.task:
+        task = TASKS[name]()
+        if options.quick:
+            task = task._replace(steps=max(1, task.steps // 10))
+        folder = options.out / f"{name}-{task.steps}"
+        ends: dict[str, list[End]] = {kept: [] for kept in KEPT}
+        for seed in range(options.seeds):  # then what is there after an interruption is complete
+            for kept in KEPT:
+                ends[kept].append(finished(folder, task, kept, seed))
+        console.print("", summary(task, ends[FLOAT32]), "", sep="\n", soft_wrap=True)
+        results[name] = [row(kept, mine, ends[FLOAT32]) for kept, mine in ends.items()]
+        console.print(tabulate(results[name]))
+    stored = {name: [x._asdict() for x in rows] for name, rows in results.items()}
+    benchmarks.save({"versions": versions, "seeds": options.seeds} | stored, options.json)
+    return results
+
+
+if __name__ == "__main__":
+    main()

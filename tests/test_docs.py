@@ -1,0 +1,92 @@
+"""The documentation's pages: their examples run, and what they name exists."""
+
+import ast
+import doctest
+import functools
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(page.name for page in DOCS.glob("*.md"))
+TRANSLATED = "quickstart.ko.md"
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(code, name, line, names):
+    """Run a block of a page: an interactive one is compared with what it shows."""
+    if not code.startswith(">>>"):
+        exec(compile("\n" * line + code, name, "exec"), names)
+        return
+    test = doctest.DocTestParser().get_doctest(code, names, name, name, line)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report = []
+    runner.run(test, out=report.append, clear_globs=False)
+    names.update(test.globs)
+    assert not report, "".join(report)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TRANSLATED])
+def test_the_examples_of_a_page_run_in_their_order(page, monkeypatch):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    if "nnx.Optimizer(" in text and not hasattr(nnx, "data"):
+        pytest.skip("an older Flax, whose nnx.Optimizer has another interface")
+    module = types.ModuleType(Path(page).stem.replace("-", "_"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle finds its functions
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in FENCE.finditer(text):
+            run(block[1], page, text[: block.start()].count("\n") + 1, vars(module))
+
+
+def test_the_translated_page_has_the_examples_of_the_original():
+    original, translated = (
+        FENCE.findall((DOCS / page).read_text(encoding="utf-8"))
+        for page in ("quickstart.md", TRANSLATED)
+    )
+    assert translated == original
+
+
+def test_the_list_of_pages_is_complete():
+    listed = re.findall(r"\]\((.+?)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    of_the_site_alone = {"README.md", "index.md", "changelog.md", "contributing.md"}
+    assert sorted(listed) == sorted(set(PAGES) - of_the_site_alone)
+
+
+@functools.cache
+def functions(path):
+    """The source of every function, method and class of a file, by name."""
+    source = (DOCS.parent / path).read_text(encoding="utf-8")
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    return {node.name: ast.get_source_segment(source, node) for node in found}
+
+
+# `name` (`path`), or `name` and `other` (`path`); whatever stands between, up to the next path.
+NAMED = re.compile(r"((?:`\w+`(?:,|\s|and|)*)+)\(`([\w/]+\.py)`\)")
+
+
+def test_paper_and_code_agree():
+    text = (DOCS / "paper-code.md").read_text(encoding="utf-8")
+    names = [
+        (found.start(), name, found[2])
+        for found in NAMED.finditer(text)
+        for name in re.findall(r"`(\w+)`", found[1])
+    ]
+    assert len(names) > 50
+    for _, name, path in names:
+        assert name in functions(path), f"there is no {name} in {path}"
+    for quoted in re.finditer(r"^```py\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        _, name, path = next(of for of in names if of[0] > quoted.end())
+        for line in quoted[1].splitlines():
+            assert line in functions(path)[name], f"{name} in {path} has no line {line}"
+
+
+def test_every_test_that_paper_and_code_names_stands_with_its_file():
+    text = (DOCS / "paper-code.md").read_text(encoding="utf-8")
+    named = {name for found in NAMED.finditer(text) for name in re.findall(r"\w+", found[1])}
+    assert set(re.findall(r"`(test_\w+)`", text)) <= named

@@ -1,0 +1,292 @@
+"""check_stage names the promise that a stage breaks, and every stage of adamx keeps them all."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx import stages
+from adamx.core import NonNegative, Real, Rule, in_symbols, stage, zeros
+from adamx.testing import check_stage, conformance
+
+NAMES = set(conformance._PROMISES)
+
+
+def shaped(function):
+    """The rule of a stage that only shapes the update."""
+    return lambda signal: signal.becomes(function(signal.update))
+
+
+# One stage for every promise that it breaks
+
+
+@stage
+def narrowing():
+    """Its slot becomes bfloat16."""
+
+    def update(signal, slots, step):
+        return signal, {"a": signal.update.astype(jnp.bfloat16)}
+
+    return Rule(update, slots={"a": zeros})
+
+
+@stage
+def branching():
+    return shaped(lambda u: u if jnp.max(u) > 0 else -u)
+
+
+TRACES = itertools.count(1)
+
+
+@stage
+def counting():
+    """Keeps something outside its slots."""
+    return shaped(lambda u: u * float(next(TRACES)))
+
+
+def tracing():
+    """A transformation of Optax that keeps something outside its state."""
+    return optax.stateless(lambda updates, params: jax.tree.map(_times_more, updates))
+
+
+def _times_more(u):
+    return u * float(next(TRACES))
+
+
+@functools.cache
+def shared(shape):
+    return jnp.zeros(shape)
+
+
+@stage
+def sharing():
+    start = lambda param: shared(param.shape)  # noqa: E731
+    return Rule(lambda signal, slots, step: (signal, slots), slots={"a": start, "b": start})
+
+
+def outside(x):
+    """NumPy's opinion, which can't be batched."""
+    return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+@stage
+def calling_out():
+    return shaped(outside)
+
+
+@stage
+def calling_out_for_a_number(factor: Real = 0.5):
+    return shaped(lambda u: outside(jnp.asarray(factor, u.dtype)) * u)
+
+
+@stage
+def choosing(factor: Real = 0.5):
+    return shaped(lambda u: factor * u if factor > 0.3 else u)
+
+
+@stage
+def rounding():
+    """Goes by what leaves the chain, where 1 − 0.99 of bfloat16 is not 0.01."""
+    return lambda s: s.becomes((s.emitted - 0.99 * s.emitted).astype(s.update.dtype))
+
+
+@stage
+def single():
+    return shaped(lambda u: (u.astype(jnp.float32) / 3).astype(u.dtype))
+
+
+@stage
+def flooring():
+    return shaped(jnp.floor)
+
+
+@stage
+def of_rows():
+    return shaped(lambda u: u / jnp.linalg.norm(u[0]))
+
+
+@stage
+def dividing():
+    return shaped(lambda u: u / jnp.abs(u))
+
+
+@stage
+def cubing():
+    return shaped(lambda u: u**3)
+
+
+class Thing:
+    pass
+
+
+@stage
+def of_a_thing(thing: Any = Thing()):  # noqa: B008
+    return shaped(lambda u: u)
+
+
+@stage
+def misprinted(factor: Real = 0.5):
+    return shaped(lambda u: factor * u)
+
+
+@in_symbols(misprinted)
+def _(signal, factor):
+    return signal.becomes(2 * factor * signal.update)
+
+
+@stage
+def starting_near_one():
+    def update(signal, slots, step):
+        return signal.becomes((slots["a"] - 1) * signal.update), slots
+
+    return Rule(update, slots={"a": lambda param: zeros(param) + 1.001})
+
+
+@stage
+def constant_to_jax(factor: Real = 0.5):
+    return shaped(lambda u: jax.lax.stop_gradient(jnp.asarray(factor, u.dtype)) * u)
+
+
+@stage
+def cube_root(width: NonNegative = 0.1):
+    """A good one."""
+    return shaped(lambda u: jnp.sign(u) * (jnp.abs(u) + width) ** 0.25)
+
+
+def wrong_oracle(gradients, params):
+    return gradients
+
+
+BROKEN = {
+    "state": (narrowing, {}, r"'a' is float32\[5\] and would become bfloat16\[5\]"),
+    "scan": (branching, {}, "TracerBoolConversionError"),
+    "jit": (tracing, {}, r"the updates of step 1 at \['bias'\]: expected .*, got"),
+    "donation": (sharing, {}, r"an array of its own at .*'b'.*, got that of .*'a'"),
+    "batches": (calling_out, {}, "vmap"),
+    "arrays": (choosing, {}, "TracerBoolConversionError"),
+    "numbers": (calling_out_for_a_number, {}, "vmap"),
+    "schedules": (choosing, {}, "TracerBoolConversionError"),
+    "narrow": (rounding, {}, r"the updates of bfloat16 parameters at \['bias'\]: expected"),
+    "double": (single, {}, "expected float64, got float64 rounded to float32"),
+    "complex": (flooring, {}, "floor"),
+    "shapes": (of_rows, {}, "Too many indices|too many indices|index"),
+    "alone": (counting, {}, r"the first updates at \['bias'\]: expected .*, got"),
+    "bare": (dividing, {}, r"the updates at \['bias'\]: expected finite numbers, got nan"),
+    "size": (cubing, {}, "gradients of 1e\\+15 at .*: expected finite numbers, got inf"),
+    "value": (of_a_thing, {}, "its deep copy: expected an equal one of of_a_thing"),
+    "pickle": (of_a_thing, {}, "what came back: expected an equal one of of_a_thing"),
+    "equations": (misprinted, {}, "the updates of step 1"),
+    "storage": (starting_near_one, {}, "the first update at"),
+    "derivatives": (constant_to_jax, {"derivatives": True}, r"number 0 \(0.5\): expected .* 0.0"),
+    "oracle": (cube_root, {"oracle": wrong_oracle}, r"the updates at \['bias'\]: expected"),
+}
+
+
+@pytest.mark.parametrize("promise", BROKEN)
+def test_a_broken_promise_is_named(promise):
+    make, arguments, message = BROKEN[promise]
+    with pytest.raises(AssertionError, match=message) as raised:
+        check_stage(make(), without=NAMES - {promise}, **arguments)
+    assert f" breaks the promise {promise!r} (" in str(raised.value)
+
+
+def test_a_config_that_does_not_come_back_is_named(monkeypatch):
+    monkeypatch.setattr(conformance, "from_config", lambda cfg, known: adamx.scale(2.0))
+    with pytest.raises(AssertionError, match=r"promise 'config'.*\n.*came back: .*scale"):
+        check_stage(adamx.scale(3.0), without=NAMES - {"config"})
+
+
+def test_every_promise_has_a_stage_that_breaks_it():
+    assert {*BROKEN, "config"} == NAMES
+
+
+# Good ones
+
+
+def test_a_good_stage_of_ones_own_holds_all_promises():
+    def oracle(gradients, params):
+        return np.sign(gradients) * (np.abs(gradients) + 0.2) ** 0.25
+
+    without = {"complex"}
+    report = check_stage(cube_root(0.2), oracle=oracle, derivatives=True, without=without)
+    assert set(report.unchecked) == {"complex", "equations", "storage"}
+    assert set(report.held) == NAMES - set(report.unchecked)
+    assert "oracle" in str(report) and "complex      unchecked: left out" in str(report)
+
+
+def test_parameters_gradients_and_an_oracle_of_ones_own():
+    """Heavy ball with decay, whose oracle moves the parameters."""
+    params = np.array([1.0, -2.0])
+    gradients = np.array([[1.0, 0.5], [-1.0, 0.25], [3.0, 0.0]])
+
+    def oracle(gradients, theta):
+        trace, steps = np.zeros(2), []
+        for gradient in gradients:
+            trace = 0.5 * trace + gradient
+            steps.append(-0.1 * (trace + 0.2 * theta))
+            theta = theta + steps[-1]
+        return np.stack(steps)
+
+    opt = adamx.chain(
+        adamx.scale_by_heavy_ball(0.5),
+        adamx.add_decayed_weights(0.2),
+        adamx.scale_by_learning_rate(0.1),
+    )
+    report = check_stage(
+        opt, params=params, gradients=gradients, oracle=oracle, without=NAMES - {"oracle"}
+    )
+    assert set(report.held) == {"oracle"}
+
+
+def test_a_transformation_of_optax_is_checked_as_far_as_it_goes():
+    report = check_stage(optax.trace(0.9), without={"narrow", "batches", "double", "jit"})
+    assert {"equations", "storage", "arrays", "pickle"} <= set(report.unchecked)
+    assert {"state", "scan", "bare", "size", "value"} <= set(report.held)
+
+
+def test_arguments_that_can_not_be_meant():
+    with pytest.raises(ValueError, match=r"no promise \['jitt'\]; there are .*jit"):
+        check_stage(adamx.scale(1.0), without=["jitt"])
+    with pytest.raises(ValueError, match=r"gradients are of shapes \(3,\), parameters of \(2,\)"):
+        check_stage(adamx.scale(1.0), params=np.ones(2), gradients=np.ones((4, 3)))
+    with pytest.raises(TypeError, match="chain\\(\\) takes transformations"):
+        check_stage(adamx.scale)
+
+
+# The vocabulary
+
+MADE = {
+    "scale_by_prodigy": lambda: adamx.scale_by_prodigy(1.0),
+    "schedule_free": lambda: adamx.schedule_free(0.1),
+    "scale_by_learning_rate": lambda: adamx.scale_by_learning_rate(0.1),
+    "scale": lambda: adamx.scale(2.0),
+    "proximal_step": lambda: adamx.proximal_step(0.1),
+    "clip_by_global_norm": lambda: adamx.clip_by_global_norm(1.0),
+    "bias_correction": lambda: adamx.chain(adamx.scale_by_momentum(), adamx.bias_correction()),
+}
+STAGES = {
+    name: MADE.get(name, make) for name, make in vars(stages).items() if hasattr(make, "definition")
+}
+WITHOUT = {
+    "scale_by_param_block_rms": {"size"},  # a step in proportion to θ, which the last one made huge
+}
+# Slow to compile, and asked of all recipes by tests of their own.
+ELSEWHERE = {"jit", "batches", "arrays", "numbers", "schedules", "double", "equations", "storage"}
+ELSEWHERE |= {"narrow", "alone"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_of_the_vocabulary_keeps_its_promises(name):
+    report = check_stage(STAGES[name](), without=WITHOUT.get(name, set()) | ELSEWHERE)
+    assert {"state", "scan", "donation", "shapes", "bare", "value", "pickle"} <= set(report.held)
+
+
+@pytest.mark.parametrize("name", ["bias_correction", "clip_by_global_norm", "scale_by_rms"])
+def test_it_keeps_all_of_them(name):
+    assert "equations" in check_stage(STAGES[name]()).held
