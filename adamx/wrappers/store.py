@@ -149,7 +149,11 @@ class Storage(Around):
             return jax.tree.map(of_one, values)
 
         def start(slot: str) -> Slot:
-            return Slot(lambda param: encoded(slot, rule.slots[slot](param)), exact=True)
+            # XLA would fold what is computed of zeros, for minutes where arrays are large.
+            return Slot(
+                lambda param: encoded(slot, jax.lax.optimization_barrier(rule.slots[slot](param))),
+                exact=True,
+            )
 
         def decoded(signal: Signal, slots: Mapping[str, Any]) -> dict[str, Any]:
             dtype = jnp.finfo(signal.update.dtype).dtype
