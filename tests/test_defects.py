@@ -4,7 +4,7 @@ Some stand with their subject: v decays for bfloat16, zero gradients of float16,
 becomes a schedule, states on their parameters' device, equal closures, a rate that recompiles
 (test_jax.py); inject_hyperparams on bfloat16, one count, apply_if_finite, MultiSteps
 (test_optax.py); corrections under a schedule of β (test_laws.py); slots that alias parameters
-(test_family.py); Optax's Yogi, torch's NAdam (test_moments.py).
+(test_family.py); second moments that stick (test_faithfulness.py); Optax's Yogi, torch's NAdam (test_moments.py).
 """
 
 import jax
@@ -69,3 +69,19 @@ def test_a_tiny_second_moment_never_meets_a_living_momentum():
     grads = np.float32([[1e-3, 1e-8, 1e-15, 0.0]] + [[0.0] * 4] * 5)
     for updates, _ in states(adamx.adam(0.1), grads):
         assert np.all(np.abs(updates) <= 0.1 * 1.0001)
+
+
+def test_a_stored_second_moment_never_meets_a_living_momentum():
+    """A zero code, as bitsandbytes' map has one, lets v become 0 while m survives."""
+    grads = np.float32([[100.0, 1e-2, 1e-5, 1e-9]] + [[0.0] * 4] * 20)
+    for codec in ("bf16", "fp8", "int8"):
+        opt = adamx.store(adamx.adam(0.1), codec, min_size=1)
+        for updates, _ in states(opt, grads):
+            assert np.all(np.abs(updates) <= 0.15)  # and not m/ε, 1e5 at the second element
+
+
+def test_arrays_of_any_shape_are_stored():
+    """torchao keeps float32, silently, unless the elements are a multiple of 256."""
+    state = adamx.store(adamx.adam(0.1), "int8").init(jnp.zeros((37, 139)))
+    kept = {row.kept_as for row in adamx.memory(state).rows if row.slot in ("mu", "nu")}
+    assert kept == {"int8"}
