@@ -4,7 +4,8 @@ Some stand with their subject: v decays for bfloat16, zero gradients of float16,
 becomes a schedule, states on their parameters' device, equal closures, a rate that recompiles
 (test_jax.py); inject_hyperparams on bfloat16, one count, apply_if_finite, MultiSteps
 (test_optax.py); corrections under a schedule of β (test_laws.py); slots that alias parameters
-(test_family.py); second moments that stick (test_faithfulness.py); Optax's Yogi, torch's NAdam (test_moments.py).
+(test_family.py); second moments that stick (test_faithfulness.py); Optax's Yogi, torch's NAdam
+(test_moments.py).
 """
 
 import jax
