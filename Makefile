@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo paper docs test lint format test-oldest test-newest newest clean
+.PHONY: help demo paper docs test lint format package test-oldest test-newest newest clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -32,6 +32,15 @@ format: $(VENV)/.dev ## format the code and repair what can be repaired
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+package: $(VENV)/.dev ## build the package, and try it where nothing else is installed
+	rm -rf dist out/package
+	$(VENV)/bin/python -m build --outdir dist
+	$(PYTHON) -m venv out/package
+	for built in dist/*.whl dist/*.tar.gz; do \
+	  out/package/bin/python -m pip install --quiet --disable-pip-version-check "$$built" && \
+	  out/package/bin/python tests/installed.py && \
+	  out/package/bin/python -m pip uninstall --quiet --yes adamx || exit 1; done
+
 test-oldest: ## run the tests on the oldest supported Python and JAX
 	$(MAKE) test VENV=.venv-oldest PYTHON="$(or $(call find_python,11),$(PYTHON))"
 
@@ -43,7 +52,7 @@ newest: # print the Python of test-newest, or nothing where none is newer than $
 	@echo $(NEWEST)
 
 clean: ## remove the environments, caches and outputs
-	rm -rf .venv .venv-oldest .venv-newest out build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest out build dist docs/notebooks .pytest_cache .ruff_cache .hypothesis
 	find adamx examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call find_python,13 12) is the first Python 3.13, else 3.12, on the path or among pyenv's.

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import logging
+import os
 import pkgutil
 import pydoc
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.util import logging
+from sphinx.util.logging import getLogger
 
 import adamx
+
+ROOT = Path(__file__).parent.parent
+
+
+def digest(folder: Path) -> str:
+    """A name for what Python files a folder holds."""
+    contents = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
+    return hashlib.sha256(contents).hexdigest()[:16]
+
 
 project = "adamx"
 author = project_copyright = "The adamx authors"
 version = release = adamx.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
@@ -33,6 +47,20 @@ exclude_patterns = ["README.md", "_build"]
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
+
+# A notebook is a page with what its cells print and draw; a cell that raises ends the build.
+os.environ["JUPYTER_PATH"] = str(ROOT / "docs/_jupyter")  # this Python, and a short training
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # furo's styles turn all logs on
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(ROOT / "out/notebooks" / digest(ROOT / "adamx"))
+nb_execution_in_temp = True
+nb_execution_timeout = 300  # seconds for a cell
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_merge_streams = True
+nb_output_stderr = "remove"  # what JAX logs about the machine
+nb_mime_priority_overrides = [("html", "text/latex", 0)]
+nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 
 html_theme = "furo"
 html_title = "adamx"
@@ -88,6 +116,22 @@ def keep_signatures(app: Sphinx, *about: Any) -> tuple[str, str] | None:
     return signature and (signature.replace("<factory>", "..."), returned)
 
 
+def copy_notebooks(app: Sphinx) -> None:
+    """Put the notebooks among the pages, with their times: Sphinx reads what is newer."""
+    shutil.rmtree(ROOT / "docs/notebooks", ignore_errors=True)
+    hidden = shutil.ignore_patterns(".*")
+    shutil.copytree(ROOT / "examples/notebooks", ROOT / "docs/notebooks", ignore=hidden)
+
+
+def link_notebooks(app: Sphinx, page: str, source: list[str]) -> None:
+    """What is a link to a notebook elsewhere leads to its page on the site, and to its file."""
+    source[0] = re.sub(
+        r"\((\.\./examples/(notebooks/\w+\.ipynb))\)",
+        r"(\2) ({download}`ipynb <\1>`)",
+        source[0],
+    )
+
+
 def public() -> dict[str, Any]:
     """What every public module exports, by its full name."""
     modules = [adamx] + [
@@ -107,13 +151,15 @@ def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     described = [pydoc.locate(name) for name in env.get_domain("py").data["objects"]]
     for name, thing in public().items():
         if not any(thing is other for other in described):
-            logging.getLogger(__name__).warning("%s is public, but on no page of docs/api", name)
+            getLogger(__name__).warning("%s is public, but on no page of docs/api", name)
         if (inspect.isroutine(thing) or inspect.isclass(thing)) and not inspect.getdoc(thing):
-            logging.getLogger(__name__).warning("%s is public, but has no docstring", name)
+            getLogger(__name__).warning("%s is public, but has no docstring", name)
 
 
 def setup(app: Sphinx) -> None:
     """Add these to the build."""
+    app.connect("builder-inited", copy_notebooks)
+    app.connect("source-read", link_notebooks)
     app.connect("autodoc-process-signature", keep_signatures)
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("env-check-consistency", check_public_names)

@@ -3,14 +3,19 @@
 import ast
 import doctest
 import functools
+import itertools
 import re
 import sys
 import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
+
+import adamx
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
@@ -31,16 +36,61 @@ def run(code, name, line, names):
     assert not report, "".join(report)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != TRANSLATED])
-def test_the_examples_of_a_page_run_in_their_order(page, monkeypatch):
-    text = (DOCS / page).read_text(encoding="utf-8")
+def run_all(page, names, monkeypatch):
+    """Run the blocks of a page in their order."""
+    text = page.read_text(encoding="utf-8")
     if "nnx.Optimizer(" in text and not hasattr(nnx, "data"):
         pytest.skip("an older Flax, whose nnx.Optimizer has another interface")
-    module = types.ModuleType(Path(page).stem.replace("-", "_"))
+    module = types.ModuleType(page.stem.replace("-", "_"))
+    vars(module).update(names)
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle finds its functions
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in FENCE.finditer(text):
-            run(block[1], page, text[: block.start()].count("\n") + 1, vars(module))
+            run(block[1], page.name, text[: block.start()].count("\n") + 1, vars(module))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TRANSLATED])
+def test_the_examples_of_a_page_run_in_their_order(page, monkeypatch):
+    run_all(DOCS / page, {}, monkeypatch)
+
+
+def of_the_readers():
+    """What the README's lines take from those who read it."""
+    params = {"w": jnp.zeros(3)}
+
+    def loss_fn(params, batch):
+        return jnp.sum((params["w"] - batch) ** 2)
+
+    def step(opt, params, state, batch):
+        updates, state = opt.update(jax.grad(loss_fn)(params, batch), state, params)
+        return adamx.apply_updates(params, updates), state
+
+    @jax.jit
+    def train(opt):
+        def after(carry, _):
+            params, state = step(opt, *carry, 1.0)
+            return (params, state), loss_fn(params, 1.0)
+
+        return jax.lax.scan(after, (params, opt.init(params)), length=3)[1]
+
+    opt, watched = adamx.adam(1e-3), adamx.chain(adamx.adam(1e-3), adamx.watch())
+    return {
+        "batch": 1.0,
+        "batches": itertools.repeat(1.0, 200),
+        "final_loss": lambda losses: losses[-1],
+        "loss_fn": loss_fn,
+        "opt": opt,
+        "opt_state": optax.adam(1e-3).init(params),
+        "rates": [1e-3, 1e-2],
+        "saved": adamx.adam(1e-3).init(params),
+        "step": step,
+        "train": train,
+        "watched": step(watched, params, watched.init(params), 1.0)[1],
+    }
+
+
+def test_the_examples_of_the_readme_run(monkeypatch):
+    run_all(DOCS.parent / "README.md", of_the_readers(), monkeypatch)
 
 
 def test_the_translated_page_has_the_examples_of_the_original():

@@ -54,3 +54,14 @@ def test_a_notebook_is_kept_without_outputs(path):
 
 def test_there_are_notebooks():
     assert len(NOTEBOOKS) >= 7
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_site_lists_a_notebook_and_does_not_install_its_packages(path):
+    install, *others = (
+        cell for cell in cells_of(path) if "".join(cell["source"]).startswith("%pip")
+    )
+    assert install["metadata"]["tags"] == ["skip-execution"] and not others
+    docs = path.parent.parent.parent / "docs"
+    assert f"(../examples/notebooks/{path.name})" in (docs / "notebooks.md").read_text("utf-8")
+    assert f"<notebooks/{path.stem}>" in (docs / "index.md").read_text("utf-8")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from adamx.core.hyper import clock_dtype
 from adamx.core.stage import Clock, Step
+from adamx.core.types import Array, Float, Reals, Scalar, Values
 
 __all__ = ["DecayingAverage", "abs_sq", "decay_clock", "decaying_average", "divide", "plus", "root"]
 
@@ -18,12 +19,12 @@ _TINY = 2.0**-100
 _HUGE = 2.0**100
 
 
-def abs_sq(x: jax.Array) -> jax.Array:
+def abs_sq(x: Values) -> Reals:
     """|x|², real; of a complex number without the root that ``abs`` takes."""
     return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x
 
 
-def plus(x: jax.Array, number: Any, times: Any = 1) -> jax.Array:
+def plus(x: Values, number: Any, times: Any = 1) -> Values:
     """x + number · times, where the Python number 0 costs nothing.
 
     XLA may not drop 0 · w by itself, as w could be infinite.
@@ -31,7 +32,7 @@ def plus(x: jax.Array, number: Any, times: Any = 1) -> jax.Array:
     return x if isinstance(number, float) and number == 0 else x + number * times
 
 
-def divide(u: Any, by: jax.Array, *positive: Any) -> jax.Array:
+def divide(u: Any, by: Array, *positive: Any) -> Array:
     """u / by, where 0/0 is 0: a norm is zero only if everything it has seen is zero.
 
     ``positive`` are the numbers that were added to ``by``: with a Python number > 0 among them
@@ -43,7 +44,7 @@ def divide(u: Any, by: jax.Array, *positive: Any) -> jax.Array:
 
 
 @jax.custom_jvp
-def _quotient(u: Any, by: jax.Array) -> jax.Array:
+def _quotient(u: Any, by: Array) -> Array:
     return u / by
 
 
@@ -57,7 +58,7 @@ def _quotient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[
 
 
 @jax.custom_jvp
-def root(x: jax.Array) -> jax.Array:
+def root(x: Reals) -> Reals:
     """√x, with derivative 0 at 0.
 
     There the root's own derivative is infinite, and times the derivative 0 of x = g² it would
@@ -72,13 +73,13 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
     return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
 
 
-def shrinkage(norm: jax.Array, most: Any) -> jax.Array:
+def shrinkage(norm: Reals, most: Any) -> Reals:
     """min(1, most / norm), what brings a norm down to ``most``: 1 where the norm is 0."""
     return jnp.minimum(1, divide(most, jnp.where(norm == 0, jnp.minimum(most, 1), norm)))
 
 
 @jax.custom_jvp
-def power(x: jax.Array, p: Any) -> jax.Array:
+def power(x: Reals, p: Any) -> Reals:
     """xᵖ for x ≥ 0, with derivative 0 at x = 0, like :func:`root`."""
     return x**p
 
@@ -90,13 +91,13 @@ def _power_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any
     return y, jnp.where(x == 0, 0, y) * (p * (dx / safe) + jnp.log(safe) * dp)
 
 
-def sign_of(x: jax.Array) -> jax.Array:
+def sign_of(x: Values) -> Values:
     """x/|x|, and 0 of 0."""
     return _phase(x) if jnp.iscomplexobj(x) else jnp.sign(x)
 
 
 @jax.custom_jvp
-def _phase(x: jax.Array) -> jax.Array:
+def _phase(x: Values) -> Values:
     return jnp.sign(x)
 
 
@@ -128,7 +129,7 @@ def expm1(x: Any) -> Any:
 
 
 @jax.custom_jvp
-def _expm1(x: jax.Array) -> jax.Array:
+def _expm1(x: Reals) -> Reals:
     return jnp.expm1(x)
 
 
@@ -138,7 +139,7 @@ def _expm1_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, ja
     return _expm1(*primals), tangents[0] * jnp.exp(primals[0])
 
 
-def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+def two_sum(a: Values, b: Values) -> tuple[Values, Values]:
     """a + b as it is rounded, and what the rounding lost, exactly (Knuth)."""
     total = a + b
     seen = total - a
@@ -153,7 +154,7 @@ def decay_clock(log_beta: Any) -> Clock:
     precision.
     """
 
-    def tick(pair: jax.Array) -> jax.Array:
+    def tick(pair: Float[Array, "pair=2"]) -> Float[Array, "pair=2"]:
         total, lost = two_sum(pair[0], jnp.asarray(log_beta, pair.dtype))
         return jnp.stack([total, pair[1] + lost])
 
@@ -164,7 +165,7 @@ def decay_clock(log_beta: Any) -> Clock:
     )
 
 
-def decay_weight(pair: jax.Array) -> jax.Array:
+def decay_weight(pair: Float[Array, "pair=2"]) -> Scalar:
     """w = 1 − Πβᵢ = −expm1(ℓ) from the pair in which a decay clock keeps ℓ.
 
     NaN instead of 0: an average that has seen nothing (β = 1, as 0.999 is in bfloat16) has no
@@ -188,7 +189,7 @@ class DecayingAverage:
     def clocks(self) -> dict[str, Clock]:
         return {self.name: decay_clock(log(self.beta))}
 
-    def __call__(self, average: jax.Array, value: jax.Array) -> jax.Array:
+    def __call__(self, average: Values, value: Values) -> Values:
         # From the one with the larger weight towards the other: β and 1 − β rounded apart would
         # not sum to 1, and starting from the smaller would lose the larger's last digits.
         beta = self.beta
@@ -200,9 +201,7 @@ class DecayingAverage:
         start, end = jnp.where(old, average, value), jnp.where(old, value, average)
         return start + jnp.where(old, 1 - beta, beta) * (end - start)
 
-    def compensated(
-        self, average: jax.Array, lost: jax.Array, value: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def compensated(self, average: Values, lost: Values, value: Values) -> tuple[Values, Values]:
         """The new average, and what its roundings have lost, carried along to the next step.
 
         Of what is lost, a few leading bits are enough: it may be kept in bfloat16.
@@ -211,7 +210,7 @@ class DecayingAverage:
         new, rest = two_sum(average, owed + (1 - self.beta) * ((value - average) - owed))
         return new, rest.astype(lost.dtype)
 
-    def weight(self, step: Step) -> jax.Array:
+    def weight(self, step: Step) -> Scalar:
         """w in this step."""
         return step.clock[self.name]
 

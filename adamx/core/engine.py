@@ -29,13 +29,12 @@ from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal, check_inexact
 from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
 from adamx.core.trees import align, check_arrays, codecs_of, is_eager, mismatch, path_of, plain
+from adamx.core.types import Array, PyTree, State
 
 __all__ = ["init", "update"]
 
-State = dict[str, Any]
 
-
-def init(links: Sequence[Link], params: Any) -> State:
+def init(links: Sequence[Link], params: PyTree) -> State:
     """The count, and under each link's name what it keeps."""
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [_parameter(path, leaf) for path, leaf in paths]
@@ -86,7 +85,7 @@ def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -
     return {name: row.after[name] for name in observers}
 
 
-def _unseen(shape: Any) -> jax.Array:
+def _unseen(shape: Any) -> Array:
     """NaN, or 0 of what is counted."""
     inexact = jnp.issubdtype(shape.dtype, jnp.inexact)
     return jnp.full(shape.shape, jnp.nan if inexact else 0, shape.dtype)
@@ -108,7 +107,7 @@ def _parameter(path: Any, leaf: Any) -> Any:
     return leaf
 
 
-def _beside(leaves: list[Any]) -> Callable[[jax.Array], jax.Array]:
+def _beside(leaves: list[Any]) -> Callable[[Array], Array]:
     """Puts a scalar on the devices of the parameters, where the first step would move it."""
     for leaf in leaves:
         known = not isinstance(leaf, Tracer) and getattr(leaf, "committed", True)
@@ -133,11 +132,11 @@ def _started(first: Any, param: Any, tree: Any, index: int, stage: str) -> Any:
 def update(
     links: Sequence[Link],
     split: tuple[Static, list[Any]],
-    updates: Any,
+    updates: PyTree,
     state: State,
-    params: Any,
+    params: PyTree,
     extra: dict[str, Any],
-) -> tuple[Any, State]:
+) -> tuple[PyTree, State]:
     """One step."""
     gradients, tree = jax.tree.flatten(updates)
     check_state(links, state)
@@ -490,7 +489,7 @@ def check_shape(signal: Signal) -> None:
         )
 
 
-def _like(after: jax.Array, before: jax.Array) -> jax.Array:
+def _like(after: Array, before: Array) -> Array:
     """A clock's new value with its old dtype, and never weakly typed."""
     is_number = jnp.issubdtype(before.dtype, jnp.number)
     return jnp.asarray(after).astype(before.dtype) if is_number else after

@@ -240,11 +240,11 @@ class SymbolicSignal:
         self.numbers: dict[Symbol, Any] = {}
         self.weights: dict[Symbol, Expression] = {}
         self.gradient: Expression = Symbol("g")
-        self.statistic = False
+        self.statistic: bool = False
         self._form: Expression = self.gradient
         self._corrected: Expression | None = None
         self._bias: Expression | None = None
-        self.bias_known = True
+        self.bias_known: bool = True
         self._taken = {Symbol("g"), Symbol("θ"), Symbol("t"), Symbol("f"), Symbol("i")}
         self._hats: dict[Symbol, Expression] = {}
         self._remembered: set[Expression] = set()

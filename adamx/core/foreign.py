@@ -13,6 +13,7 @@ import optax
 from adamx.core import hyper
 from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
+from adamx.core.types import PyTree
 
 __all__ = ["Foreign"]
 
@@ -28,13 +29,15 @@ class Foreign(Link):
     ):
         self.transformation = transformation
         self.around = around
-        self.structure = ByValue(transformation)
-        self.name = hyper.origin(transformation.update)
+        self.structure: ByValue = ByValue(transformation)
+        self.name: str = hyper.origin(transformation.update)
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: PyTree) -> PyTree:
         return self.transformation.init(params)
 
-    def update(self, updates: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        self, updates: PyTree, state: PyTree, params: PyTree, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
         takes_extra = optax.with_extra_args_support(self.transformation)
         return takes_extra.update(updates, state, params, **extra)
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import dis
 import functools
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.core import Tracer
+
+from adamx.core.types import PyTree
 
 __all__ = ["ByValue", "Static", "fingerprint"]
 
@@ -127,7 +129,7 @@ class ByValue:
 
     def __init__(self, value: Any):
         self.value = value
-        self.key = fingerprint(value)
+        self.key: Hashable = fingerprint(value)
         self._hash = hash(self.key)
 
     @functools.cached_property
@@ -158,13 +160,13 @@ class Static(NamedTuple):
     structure: Any  # a jax.tree_util.PyTreeDef
 
     @classmethod
-    def split(cls, tree: Any) -> tuple[Static, list[Any]]:
+    def split(cls, tree: PyTree) -> tuple[Static, list[Any]]:
         leaves, structure = jax.tree.flatten(tree)
         kept = tuple(_HOLE if isinstance(x, (jax.Array, np.ndarray)) else x for x in leaves)
         taken = [x for x, kept_x in zip(leaves, kept, strict=True) if kept_x is _HOLE]
         return cls(ByValue(kept), structure), taken
 
-    def join(self, arrays: Any) -> Any:
+    def join(self, arrays: Iterable[Any]) -> PyTree:
         """The tree again, with these arrays in the places of the old ones."""
         rest = iter(arrays)
         leaves = [next(rest) if x is _HOLE else x for x in self.leaves.value]

@@ -58,13 +58,14 @@ class Link:
 
     def within(self, around: Around) -> Self:
         """The same, with this around it."""
-        return self._surrounded((around, *self.around))
+        return self.surrounded((around, *self.around))
 
     def everywhere(self) -> Self:
         """The same, for all parameters."""
-        return self._surrounded(tuple(x for x in self.around if x not in self.where))
+        return self.surrounded(tuple(x for x in self.around if x not in self.where))
 
-    def _surrounded(self, around: tuple[Around, ...]) -> Self:
+    def surrounded(self, around: tuple[Around, ...]) -> Self:
+        """The same, with only these around it."""
         link = copy.copy(self)
         link.around = around
         return link

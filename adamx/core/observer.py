@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from adamx.core.link import Link
 from adamx.core.selection import Leaf
 from adamx.core.signal import Signal
+from adamx.core.types import Array, Int32, Values
 
 __all__ = ["Observer", "View"]
 
@@ -28,10 +27,10 @@ class View:
         scheduled: the names of those that come from a schedule.
     """
 
-    count: jax.Array
+    count: Int32[Array, ""]
     leaves: Sequence[Leaf]
     signals: Sequence[Signal]
-    params: Sequence[jax.Array] | None
+    params: Sequence[Values] | None
     numbers: dict[str, Any]
     scheduled: frozenset[str]
 

@@ -119,7 +119,7 @@ class Where(Chosen):
 
     def __init__(self, selector: Selector):
         super().__init__(checked(selector))
-        self.label = labelled(self.value)
+        self.label: str = labelled(self.value)
 
     def choose(self, leaves: Sequence[Leaf]) -> list[bool]:
         chosen = [selects(self.value, leaf) for leaf in leaves]
@@ -138,7 +138,7 @@ class Part(Chosen):
 
     def __init__(self, selectors: tuple[Selector, ...], index: int):
         super().__init__((tuple(map(checked, selectors)), index))
-        self.label = labelled(self.value[0][index])
+        self.label: str = labelled(self.value[0][index])
 
     def choose(self, leaves: Sequence[Leaf]) -> list[bool]:
         selectors, index = self.value

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.errors import StageError
+from adamx.core.types import Array, Scalar, Values
 
 __all__ = ["Signal"]
 
@@ -34,17 +35,17 @@ class Signal:
         correction: the bias that was divided out there.
     """
 
-    gradient: jax.Array
-    update: jax.Array
-    bias: jax.Array | None = None
+    gradient: Values
+    update: Values
+    bias: Scalar | None = None
     statistic: bool = False
-    direction: jax.Array | None = None
-    correction: jax.Array | None = None
-    _param: jax.Array | None = None
+    direction: Values | None = None
+    correction: Scalar | None = None
+    _param: Values | None = None
     _dtypes: tuple[Any, ...] = ()
 
     @classmethod
-    def enter(cls, gradient: jax.Array, param: jax.Array | None) -> Signal:
+    def enter(cls, gradient: Array, param: Array | None) -> Signal:
         """The signal at the head of a chain, checked, in the precision of statistics."""
         gradient = jnp.asarray(gradient)
         check_inexact("gradient", gradient)
@@ -69,7 +70,7 @@ class Signal:
         return cls(gradient, gradient, _param=param, _dtypes=dtypes)
 
     @property
-    def param(self) -> jax.Array:
+    def param(self) -> Values:
         """The parameter θ before this step.
 
         Raises:
@@ -88,7 +89,7 @@ class Signal:
         return self._dtypes[-1]
 
     @property
-    def emitted(self) -> jax.Array:
+    def emitted(self) -> Values:
         """The update as it leaves the chain, in the wider of the gradient's and parameter's dtype.
 
         A step rounded to bfloat16 loses little beside the parameter's own rounding, and Optax's
@@ -98,17 +99,17 @@ class Signal:
         return self.update.astype(wider(*self._dtypes))
 
     @property
-    def next_param(self) -> jax.Array:
+    def next_param(self) -> Values:
         """The parameter that ``apply_updates`` will make of this update, rounding included."""
         step = rounded(self.update, wider(*self._dtypes))
         return rounded(self.param + step, self._dtypes[-1])
 
-    def becomes(self, update: jax.Array) -> Signal:
+    def becomes(self, update: Values) -> Signal:
         """The signal with another update: and gradient, as long as no statistic was taken."""
         gradient = self.gradient if self.statistic else update
         return dataclasses.replace(self, gradient=gradient, update=update)
 
-    def measured(self, update: jax.Array, weight: Any = None) -> Signal:
+    def measured(self, update: Values, weight: Any = None) -> Signal:
         """The signal with an update that holds a statistic of the gradient.
 
         Args:
@@ -121,7 +122,7 @@ class Signal:
             bias = weight if bias is None else bias * weight
         return dataclasses.replace(self, update=update, bias=bias, statistic=True)
 
-    def lands(self, param: jax.Array) -> Signal:
+    def lands(self, param: Values) -> Signal:
         """The signal with the update that ``apply_updates`` turns into just this parameter.
 
         It is θ' − θ in the precision of statistics, and leaves the chain in it. ``param`` is a
@@ -174,7 +175,7 @@ def check_inexact(what: str, array: Any) -> None:
         )
 
 
-def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+def rounded(x: Values, dtype: Any) -> Values:
     """x as ``dtype`` would hold it. XLA may drop a cast there and back, but not this."""
     narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
     if narrow.bits >= wide.bits:
@@ -188,7 +189,7 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(jnp.abs(x) < np.asarray(narrow.tiny, wide.dtype), small, near)
 
 
-def add(param: Any, update: Any) -> jax.Array:
+def add(param: Values, update: Values) -> Values:
     """θ + u in the wider dtype of the two, rounded once to the parameter's."""
     if param.dtype == update.dtype:
         return jax.lax.add(param, update)

@@ -19,6 +19,7 @@ from adamx.core.errors import StageError
 from adamx.core.identity import ByValue, fingerprint
 from adamx.core.link import Around, Link
 from adamx.core.signal import Signal, statistics_dtype
+from adamx.core.types import Values
 
 __all__ = ["Clock", "Rule", "Slot", "Stage", "Step", "zeros"]
 
@@ -99,11 +100,12 @@ class Definition:
     """A stage before it has its numbers: its name, its arguments, and what makes its rule."""
 
     def __init__(self, factory: Callable[..., Rule | Callable[[Signal], Signal]]):
-        self.name = factory.__name__
+        self.name: str = factory.__name__
         self.factory = factory
-        self.signature = inspect.signature(factory)
-        self.domains = hyper.domains(factory)
-        self.switches = [n for n, hint in get_type_hints(factory).items() if hint is bool]
+        self.signature: inspect.Signature = inspect.signature(factory)
+        self.domains: dict[str, hyper.Domain] = hyper.domains(factory)
+        hints = get_type_hints(factory)
+        self.switches: list[str] = [name for name, hint in hints.items() if hint is bool]
         self.equations: Callable[..., Any] | None = None  # in symbols, see adamx.core.equations
 
     def bind(self, *args: Any, **kwargs: Any) -> Stage:
@@ -142,12 +144,14 @@ class Stage(Link):
         self.arguments = arguments
         self.around = around
         # A schedule that is a pytree (an equinox.Module, jax.tree_util.Partial) has numbers too.
-        self.data = tuple(
+        self.data: tuple[str, ...] = tuple(
             name
             for name in definition.domains
             if not (callable(arguments[name]) and jax.tree_util.all_leaves([arguments[name]]))
         )
-        self.structure = ByValue({k: x for k, x in arguments.items() if k not in self.data})
+        self.structure: ByValue = ByValue(
+            {k: x for k, x in arguments.items() if k not in self.data}
+        )
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -231,7 +235,7 @@ def _key(seed: int) -> Clock:
     return Clock(lambda: random.key(seed), random.after, lambda key: key)
 
 
-def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.Array:
+def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> Values:
     """Zeros shaped and placed like the parameter.
 
     Args:

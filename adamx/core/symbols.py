@@ -553,7 +553,9 @@ def _signed(x: Expression) -> tuple[bool, Expression]:
 class _Renderer:
     """What text and LaTeX have in common: signs, order and parentheses."""
 
-    minus = dot = thin = ""
+    minus: str
+    dot: str
+    thin: str
 
     def __call__(self, x: Expression, binding: int = _WEAK) -> str:
         shown = self.show(x)
@@ -637,9 +639,8 @@ def _digits(value: float) -> str:
 
 
 _SUBSCRIPTS = dict(
-    zip("0123456789+−aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", strict=True)
+    zip("0123456789+−aehijklmnoprstuvx,′∞", "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ,′∞", strict=True)
 )
-_SUBSCRIPTS |= {",": ",", "′": "′", "∞": "∞"}
 _SUPERSCRIPTS = dict(zip("0123456789+−tnip", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵗⁿⁱᵖ", strict=True))
 _ACCENTS = {"": "", "hat": "\N{COMBINING CIRCUMFLEX ACCENT}", "bar": "\N{COMBINING MACRON}"}
 _RANGES = {"": "", "array": "l", "unit": "unit"}
@@ -656,7 +657,9 @@ def _step(lag: int | None) -> str:
 
 
 class _Text(_Renderer):
-    minus, dot, thin = "−", " · ", " "
+    minus: str = "−"
+    dot: str = " · "
+    thin: str = " "
 
     def number(self, value: float) -> str:
         return _digits(value)
@@ -745,7 +748,9 @@ _LETTERS = {
 
 
 class _Latex(_Renderer):
-    minus, dot, thin = "-", r" \cdot ", r" \, "
+    minus: str = "-"
+    dot: str = r" \cdot "
+    thin: str = r" \, "
     relations: Mapping[str, str] = {"≥": r"\geq"}
 
     def binding(self, x: Expression) -> int:
@@ -846,5 +851,5 @@ class _Latex(_Renderer):
         )
 
 
-text = _Text()
-latex = _Latex()
+text: _Text = _Text()
+latex: _Latex = _Latex()

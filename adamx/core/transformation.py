@@ -17,6 +17,8 @@ from adamx.core.link import Link
 from adamx.core.naming import names, written
 from adamx.core.signal import Signal
 from adamx.core.stage import Definition, Rule
+from adamx.core.trees import Params
+from adamx.core.types import PyTree, State
 
 __all__ = ["Transformation", "chain", "stage"]
 
@@ -53,7 +55,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         self.links, self._split = links, split
         return self
 
-    def init(self, params: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def init(self, params: PyTree) -> State:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The state before the first step.
 
         Args:
@@ -71,8 +73,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return _init(self.links, params)
 
     def update(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, updates: Any, state: dict[str, Any], params: Any = None, **extra_args: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self, updates: Params, state: State, params: PyTree = None, **extra_args: Any
+    ) -> tuple[Params, State]:
         """One step; outside ``jit`` it compiles itself.
 
         Args:
@@ -136,7 +138,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         from adamx.core.equations import explain  # explains transformations
 
         try:
-            return explain(self)._repr_latex_()
+            return explain(self)._repr_latex_()  # pyright: ignore[reportPrivateUsage]
         except Exception:  # a repr must not fail
             return None
 
@@ -146,18 +148,18 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return type(self), (self.links,)
 
 
-def _init(links: tuple[Link, ...], params: Any) -> dict[str, Any]:
+def _init(links: tuple[Link, ...], params: PyTree) -> State:
     return engine.init(links, params)
 
 
 def _update(
     links: tuple[Link, ...],
     split: tuple[Static, list[Any]],
-    updates: Any,
+    updates: PyTree,
     state: Any,
-    params: Any = None,
+    params: PyTree = None,
     **extra_args: Any,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[PyTree, State]:
     return engine.update(links, split, updates, state, params, extra_args)
 
 

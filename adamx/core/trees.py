@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from adamx.core.errors import StageError
 from adamx.core.signal import add
+from adamx.core.types import Array, PyTree
 
 __all__ = [
     "align",
@@ -33,7 +34,7 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def align(updates: Any, tree: Any, params: Any) -> list[Any]:
+def align(updates: PyTree, tree: Any, params: PyTree) -> list[Any]:
     """The parameters that have a gradient; others (``None`` as gradient) may be anything."""
     try:
         aligned = tree.flatten_up_to(params)
@@ -53,7 +54,7 @@ _GRADIENTS = "Take gradients with respect to the parameters that init() was give
 _UPDATES = "Pass what update() returned, with the parameters it was given"
 
 
-def mismatch(one: str, a: Any, other: str, b: Any, remedy: str = _GRADIENTS) -> StageError:
+def mismatch(one: str, a: PyTree, other: str, b: PyTree, remedy: str = _GRADIENTS) -> StageError:
     """What two trees that should be alike do not share."""
     in_a, in_b = (
         {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
@@ -86,7 +87,7 @@ def check_arrays(tree: Any, gradients: list[Any]) -> None:
             ).within(parameter=path_of(tree, index))
 
 
-def is_eager(*trees: Any) -> bool:
+def is_eager(*trees: PyTree) -> bool:
     """Whether nobody is compiling this already, and nothing stands in the way of doing so."""
     return all(
         isinstance(leaf, _ARRAYS) and not isinstance(leaf, Tracer)
@@ -104,13 +105,13 @@ def plain(x: Any) -> Any:
     return {key: plain(part) for key, part in x.items()} if isinstance(x, Mapping) else x
 
 
-def codecs_of(slot: Any) -> set[str]:
+def codecs_of(slot: PyTree) -> set[str]:
     """The names of the codecs that have encoded a slot's arrays."""
     leaves = jax.tree.leaves(slot, is_leaf=is_encoded)
     return {next(iter(x))[1:] for x in leaves if is_encoded(x)}
 
 
-def apply_updates(params: Params, updates: Any) -> Params:
+def apply_updates(params: Params, updates: PyTree) -> Params:
     """θ ← θ + u: the parameters after a step.
 
     Args:
@@ -150,7 +151,7 @@ def apply_updates(params: Params, updates: Any) -> Params:
     return tree.unflatten(thetas)
 
 
-def _add_all(params: list[Any], updates: list[Any]) -> list[jax.Array]:
+def _add_all(params: list[Any], updates: list[Any]) -> list[Array]:
     return [add(jnp.asarray(p), jnp.asarray(u)) for p, u in zip(params, updates, strict=True)]
 
 

@@ -25,6 +25,7 @@ from adamx.core.arithmetic import decay_weight
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.core.signal import statistics_dtype
+from adamx.core.types import PyTree, Values
 
 __all__ = ["lookahead", "polyak_ema", "polyak_params"]
 
@@ -150,7 +151,7 @@ def _(signal, decay):
     return signal
 
 
-def polyak_params(state: Any, name: str = "polyak_ema") -> Any:
+def polyak_params(state: PyTree, name: str = "polyak_ema") -> PyTree:
     r"""The averaged parameters, debiased: :math:`\bar\theta_t / (1 - \prod_i d_i)`.
 
     Args:
@@ -168,13 +169,13 @@ def polyak_params(state: Any, name: str = "polyak_ema") -> Any:
     kept = entry_of(state, name, "polyak_ema(decay)")
     weight = decay_weight(kept["log_decay"])
 
-    def debias(ema: jax.Array) -> jax.Array:
+    def debias(ema: Values) -> Values:
         return ema / weight.astype(jnp.finfo(ema.dtype).dtype)
 
     return jax.tree.map(debias, kept["ema"])
 
 
-def entry_of(state: Any, name: str, stage: str) -> dict[str, Any]:
+def entry_of(state: PyTree, name: str, stage: str) -> dict[str, Any]:
     """What the one stage of this name keeps, wherever in the state it is."""
     holds = lambda x: isinstance(x, dict) and name in x  # noqa: E731
     found = [x[name] for x in jax.tree.leaves(state, is_leaf=holds) if holds(x)]

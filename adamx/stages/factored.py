@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from adamx.core import (
@@ -26,6 +25,7 @@ from adamx.core import (
 )
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.core.types import Array, Float, Reals
 from adamx.stages.rms import over_rms_in_symbols, real_zeros
 
 __all__ = [
@@ -285,13 +285,17 @@ def shared_axes(blocks: str | Callable[..., Sequence[int]], shape: tuple[int, ..
     return named[blocks]
 
 
-def block_mean(x: jax.Array, axes: Axes | None = None, *, keepdims: bool = False) -> jax.Array:
+def block_mean(
+    x: Reals, axes: Axes | None = None, *, keepdims: bool = False
+) -> Float[Array, "*blocks"]:
     """The mean along these axes (all if None); of nothing, 0."""
     over = range(x.ndim) if axes is None else axes
     size = math.prod(x.shape[axis] for axis in over)
     return jnp.sum(x, axes, keepdims=keepdims) / max(size, 1)
 
 
-def reduced_zeros(param: Any, axes: int | Axes, *, keepdims: bool = False) -> jax.Array:
+def reduced_zeros(
+    param: Any, axes: int | Axes, *, keepdims: bool = False
+) -> Float[Array, "*blocks"]:
     """Real zeros like the parameter's sum along these axes, and placed like that."""
     return jnp.sum(real_zeros(param), axes, keepdims=keepdims)

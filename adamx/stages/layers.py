@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from adamx.core import (
@@ -24,6 +23,7 @@ from adamx.core import (
 )
 from adamx.core.arithmetic import shrinkage
 from adamx.core.equations import in_symbols
+from adamx.core.types import Array, Float, Reals, Values
 from adamx.stages.rms import real_zeros
 
 __all__ = ["adaptive_clip", "clip_by_norm", "scale_by_norm", "trust_ratio"]
@@ -220,12 +220,12 @@ def _(signal, clipping, eps, axis):
     return signal.becomes(signal.update * symbols.minimum(1, most / length))
 
 
-def norm(x, axis=None):
+def norm(x: Values, axis: int | tuple[int, ...] | None = None) -> Float[Array, "*units"]:
     """‖x‖ of the whole array, or along some axes, which stay as 1."""
     return root(jnp.sum(abs_sq(x), axis=axis, keepdims=axis is not None))
 
 
-def at_least(least: Any, x: jax.Array) -> jax.Array:
+def at_least(least: Any, x: Reals) -> Reals:
     """max(x, least), of an array and a hyperparameter."""
     return jnp.maximum(x, least)
 

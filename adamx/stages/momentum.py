@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from adamx.core import Clock, Decay, Positive, Rule, decaying_average, stage, symbols, zeros
 from adamx.core.arithmetic import decay_weight, finite, log, two_sum
 from adamx.core.equations import decayed, in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.core.types import Array, Float, Scalar
 
 __all__ = ["scale_by_heavy_ball", "scale_by_momentum", "scale_by_nesterov_momentum"]
 
@@ -156,15 +156,15 @@ def _(signal, b1, momentum_decay, constant_decay):
 def _warming_up(b1: Any, momentum_decay: Any) -> Clock:
     """Keeps [Σ log μ, what it lost, t]; reads μₜ, μₜ₊₁ and the weights after each of them."""
 
-    def momentum(t: jax.Array) -> jax.Array:
+    def momentum(t: Scalar) -> Scalar:
         return b1 * (1 - 0.5 * jnp.exp(t * (finite(momentum_decay) * math.log(0.96))))
 
-    def tick(value: jax.Array) -> jax.Array:
+    def tick(value: Float[Array, "kept=3"]) -> Float[Array, "kept=3"]:
         t = value[2] + 1
         total, rest = two_sum(value[0], log(momentum(t)))
         return jnp.stack([total, value[1] + rest, t])
 
-    def read(value: jax.Array) -> tuple[jax.Array, ...]:
+    def read(value: Float[Array, "kept=3"]) -> tuple[Scalar, Scalar, Scalar, Scalar]:
         now, ahead = momentum(value[2]), momentum(value[2] + 1)
         after = value[:2] + jnp.stack([log(ahead), jnp.zeros_like(ahead)])
         return now, ahead, decay_weight(value[:2]), decay_weight(after)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage, symbols
 from adamx.core.arithmetic import expm1, finite, log
 from adamx.core.equations import in_symbols
+from adamx.core.types import Reals
 from adamx.stages.rms import squares
 
 __all__ = ["scale_by_adamax", "scale_by_lp_norm"]
@@ -131,7 +132,7 @@ def _(signal, p, b2, eps):
 
 
 @jax.custom_jvp
-def lp_norm(a: jax.Array, c: jax.Array, p: Any) -> jax.Array:
+def lp_norm(a: Reals, c: Reals, p: Any) -> Reals:
     """(aᵖ + cᵖ)^(1/p) of a, c ≥ 0, with powers relative to the larger of the two."""
     largest = jnp.maximum(a, c)
     scale = jnp.where(largest == 0, 1, largest)
@@ -144,7 +145,7 @@ def _lp_norm_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[A
     (a, c, p), (da, dc, dp) = primals, tangents
     n = lp_norm(a, c, p)
 
-    def share(x: jax.Array, dx: Any) -> jax.Array:
+    def share(x: Reals, dx: Any) -> Reals:
         ratio = jnp.where(x == 0, 1, x / jnp.where(n == 0, 1, n))
         slope = ratio ** (p - 1)
         return jnp.where(x == 0, 0, slope * dx + n / p * slope * ratio * jnp.log(ratio) * dp)

@@ -20,6 +20,7 @@ import numpy as np
 from adamx.core import Rule, Slot, random, stage, symbols, zeros
 from adamx.core.equations import in_symbols
 from adamx.core.signal import rounded
+from adamx.core.types import Array, Reals, UInt32
 from adamx.stages.schedule_free import itself
 
 __all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
@@ -202,7 +203,7 @@ def _is_narrow(dtype: Any) -> bool:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _dithered(x: jax.Array, bits: jax.Array, dtype: Any) -> jax.Array:
+def _dithered(x: Reals, bits: UInt32[Array, "*shape"], dtype: Any) -> Reals:
     """x rounded to one of its neighbours in ``dtype``, with x as its mean.
 
     The positive numbers of a format, read as integers, are counted in order, so neighbours are one

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 
 from adamx.core import (
@@ -30,6 +30,7 @@ from adamx.core import (
 from adamx.core.arithmetic import decay_weight, log, two_sum
 from adamx.core.equations import SymbolicSignal, decayed, in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.core.types import Array, Bool, Float, Int32, Reals, Scalar, Values
 
 __all__ = [
     "clip_by_relative_rms",
@@ -45,14 +46,14 @@ __all__ = [
     "scale_by_yogi",
 ]
 
-real_zeros = functools.partial(zeros, real=True)
-squares = Slot(real_zeros, nonnegative=True)
-remainder = Slot(functools.partial(zeros, dtype=jnp.bfloat16), exact=True)
+real_zeros: Callable[..., Reals] = functools.partial(zeros, real=True)
+squares: Slot = Slot(real_zeros, nonnegative=True)
+remainder: Slot = Slot(functools.partial(zeros, dtype=jnp.bfloat16), exact=True)
 
 
 def over_rms(
-    u: Any, nu: Any, weight: Any, eps: Any = 0.0, eps_hat: Any = 0.0, eps_root: Any = 0.0
-) -> tuple[jax.Array, jax.Array]:
+    u: Values, nu: Reals, weight: Any, eps: Any = 0.0, eps_hat: Any = 0.0, eps_root: Any = 0.0
+) -> tuple[Values, Scalar]:
     """u / (√(v + ε_root w) + ε√w + ε̂), and the factor 1/√w by which the quotient is biased."""
     shrunk = root(weight)
     rms = plus(plus(root(plus(nu, eps_root, weight)), eps, shrunk), eps_hat)
@@ -81,7 +82,7 @@ def quotients_in_symbols(
     return u, corrected, 1 / shrunk
 
 
-def at_least(least: Any, x: jax.Array) -> jax.Array:
+def at_least(least: Any, x: Reals) -> Reals:
     """x, or ``least`` where x is smaller."""
     return jnp.maximum(least, x)
 
@@ -417,7 +418,7 @@ def rectification_clock(b2: Any, threshold: Any) -> Clock:
     of logarithms beside it: [Σ log β, lost, S, lost].
     """
 
-    def tick(value: jax.Array) -> jax.Array:
+    def tick(value: Float[Array, "kept=4"]) -> Float[Array, "kept=4"]:
         total, rest = two_sum(value[0], jnp.asarray(log(b2), value.dtype))
         lost = value[1] + rest
         weight = decay_weight(jnp.stack([total, lost]))
@@ -425,7 +426,7 @@ def rectification_clock(b2: Any, threshold: Any) -> Clock:
         ages, rest = two_sum(value[2], owed)
         return jnp.stack([total, lost, ages, rest])
 
-    def read(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def read(value: Float[Array, "kept=4"]) -> tuple[Scalar, Bool[Array, ""]]:
         longest = jnp.asarray(2 / (1 - b2) - 1, value.dtype)
         rho = jnp.minimum(2 * (value[2] + value[3]) / decay_weight(value[:2]) - 1, longest)
         reliable = rho > threshold
@@ -436,7 +437,7 @@ def rectification_clock(b2: Any, threshold: Any) -> Clock:
     return Clock(start=lambda: jnp.zeros(4, clock_dtype()), tick=tick, read=read)
 
 
-def rectified(u: Any, quotient: Any, bias: Any, reading: Any) -> tuple[jax.Array, jax.Array]:
+def rectified(u: Values, quotient: Values, bias: Any, reading: Any) -> tuple[Values, Scalar]:
     """RAdam's choice: the quotient times r where v is reliable, u itself and no bias elsewhere."""
     r, reliable = reading
     return jnp.where(reliable, r * quotient, u), jnp.where(reliable, bias, 1)
@@ -715,7 +716,7 @@ def _(signal, b2, eps, clip):
 def _steps_since_the_first() -> Clock:
     """Reads (whether this is the first step, t^¼ with t = 0 there)."""
 
-    def read(steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def read(steps: Int32[Array, ""]) -> tuple[Bool[Array, ""], Scalar]:
         past = steps - 1
         return past == 0, past.astype(clock_dtype()) ** 0.25
 

@@ -12,12 +12,14 @@ from adamx.core.arithmetic import power
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.core.signal import statistics_dtype
+from adamx.core.trees import Params
+from adamx.core.types import PyTree, Values
 from adamx.stages.averaging import entry_of
 
 __all__ = ["schedule_free", "schedule_free_eval_params"]
 
 
-def itself(param: Any) -> jax.Array:
+def itself(param: Any) -> Values:
     """A slot that starts as a copy of the parameter, float32 at least."""
     if isinstance(param, jax.ShapeDtypeStruct):
         raise StageError(
@@ -27,7 +29,7 @@ def itself(param: Any) -> jax.Array:
     return jnp.array(param, statistics_dtype(param.dtype), copy=True)
 
 
-iterate = Slot(itself, exact=True)
+iterate: Slot = Slot(itself, exact=True)
 
 
 @stage
@@ -122,7 +124,7 @@ def _(signal, learning_rate, b1, r, weight_lr_power):
     return signal.measured((1 - b1) * z + b1 * x - signal.param)
 
 
-def schedule_free_eval_params(state: Any, params: Any, name: str = "schedule_free") -> Any:
+def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedule_free") -> Params:
     r"""The averaged parameters of :func:`schedule_free`: :math:`x = z + (y - z) / \beta_1`.
 
     Args:
@@ -140,7 +142,7 @@ def schedule_free_eval_params(state: Any, params: Any, name: str = "schedule_fre
     """
     kept = entry_of(state, name, "schedule_free(learning_rate)")
 
-    def evaluated(y: Any, z: Any) -> jax.Array:
+    def evaluated(y: Values, z: Values) -> Values:
         y = jnp.asarray(y)
         beta = kept["b1"][1].astype(jnp.finfo(z.dtype).dtype)
         with jax.numpy_dtype_promotion("standard"):  # complex over real

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from adamx.core import Positive, Signal, stage, symbols
 from adamx.core.arithmetic import sign_of
 from adamx.core.equations import in_symbols
+from adamx.core.types import Reals, Scalar
 from adamx.stages.layers import at_least
 
 __all__ = ["align_with_gradient", "cautious", "sign"]
@@ -136,12 +136,12 @@ def _against(signal: Signal, downhill: bool) -> bool:
     return downhill and signal.statistic
 
 
-def _agreement(signal: Signal, downhill: bool) -> jax.Array:
+def _agreement(signal: Signal, downhill: bool) -> Reals:
     """> 0 where the update goes where it should; of signs, whose product can't underflow."""
     product = jnp.real(jnp.sign(signal.update) * jnp.conj(jnp.sign(signal.gradient)))
     return -product if _against(signal, downhill) else product
 
 
-def _mean(x: jax.Array) -> jax.Array:
+def _mean(x: Reals) -> Scalar:
     """The mean, of nothing 0."""
     return jnp.sum(x) / max(x.size, 1)

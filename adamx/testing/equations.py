@@ -39,9 +39,11 @@ class Evaluator:
 
     def __init__(self, explanation: Explanation, params: Mapping[str, Any]):
         self.explanation = explanation
-        self.params = {name: np.asarray(x, np.float64) for name, x in params.items()}
-        self.start = dict(self.params)
-        self.t = 0
+        self.params: dict[str, Any] = {
+            name: np.asarray(x, np.float64) for name, x in params.items()
+        }
+        self.start: dict[str, Any] = dict(self.params)
+        self.t: int = 0
         self.before: dict[Symbol, Any] = {}
         self.now: dict[Symbol, Any] = {}
         self.products: dict[tuple[Any, str], tuple[int, Any]] = {}

@@ -16,6 +16,7 @@ from adamx.core.naming import names
 from adamx.core.observer import Observer
 from adamx.core.stage import Stage, kind
 from adamx.core.trees import is_encoded
+from adamx.core.types import PyTree, State
 from adamx.wrappers.codecs import Codec
 from adamx.wrappers.store import Storage, codec_of
 
@@ -91,12 +92,12 @@ class Restored(NamedTuple):
         report: what was kept, initialised and dropped.
     """
 
-    state: dict[str, Any]
+    state: State
     report: RestoreReport
 
 
 def restore_state(
-    saved: Mapping[str, Any], opt: Transformation, params: Any, *, codecs: tuple[Codec, ...] = ()
+    saved: Mapping[str, Any], opt: Transformation, params: PyTree, *, codecs: tuple[Codec, ...] = ()
 ) -> Restored:
     """Bring a saved state into a chain that has a stage more or less, or another codec.
 

@@ -23,6 +23,7 @@ from adamx.core.observer import Observer
 from adamx.core.selection import paths_of
 from adamx.core.stage import Rule, Slot, Stage, kind
 from adamx.core.trees import is_encoded, mismatch, path_of
+from adamx.core.types import PyTree, State
 from adamx.wrappers.codecs import Codec
 from adamx.wrappers.store import Storage
 
@@ -54,13 +55,13 @@ _DERIVED = ("nu_lost",)  # slots that start at zero, and may at any step: what w
 
 
 def from_optax(
-    opt_state: Any,
+    opt_state: PyTree,
     opt: Transformation,
-    params: Any = None,
+    params: PyTree = None,
     *,
     count: int | None = None,
     initial_accumulator_value: float | None = None,
-) -> dict[str, Any]:
+) -> State:
     """The state of a chain that continues a training begun with Optax.
 
     Understood are the states of ``optax.adam``, ``adamw``, ``adamax``, ``nadam``, ``radam``,
@@ -120,7 +121,7 @@ def from_optax(
     return slots.after(_steps(counts, count, "the Optax state"))
 
 
-def to_optax(state: Mapping[str, Any], opt: Transformation, target: Any) -> Any:
+def to_optax(state: Mapping[str, Any], opt: Transformation, target: PyTree) -> PyTree:
     """The Optax state that continues a training begun with a chain.
 
     Args:
@@ -178,12 +179,12 @@ def to_optax(state: Mapping[str, Any], opt: Transformation, target: Any) -> Any:
 def from_torch(
     state_dict: Mapping[str, Any],
     opt: Transformation,
-    params: Any,
+    params: PyTree,
     names: Sequence[str] | None = None,
     *,
     transform: Transform | None = None,
     count: int | None = None,
-) -> dict[str, Any]:
+) -> State:
     """The state of a chain that continues a training begun with PyTorch.
 
     Understood are ``torch.optim.Adam`` (with ``amsgrad`` too), ``AdamW``, ``Adamax``, ``NAdam``,
@@ -246,7 +247,7 @@ def to_torch(
     state: Mapping[str, Any],
     opt: Transformation,
     target: Mapping[str, Any],
-    params: Any,
+    params: PyTree,
     names: Sequence[str] | None = None,
     *,
     transform: Transform | None = None,

@@ -24,8 +24,8 @@ class Names:
     """What a config may name: stages, public functions of adamx.recipes and Optax, the known."""
 
     def __init__(self, known: Mapping[str, Any] | None):
-        self.known = dict(known or {})
-        self.stages = _definitions(vars(stages))
+        self.known: dict[str, Any] = dict(known or {})
+        self.stages: dict[str, Definition] = _definitions(vars(stages))
         for name in self.known:
             if not isinstance(name, str) or "." in name or name in self.stages:
                 raise ValueError(

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation, apply_updates, chain, numbers
+from adamx.core.types import Array, Float, PyTree, Scalar
 from adamx.recipes import adam
 from adamx.stages import scale_by_learning_rate
 from adamx.tools.sweep import sweep
@@ -66,8 +67,8 @@ class LearningRate:
 
 def find_learning_rate(
     loss_fn: Callable[[Any, Any], Any],
-    params: Any,
-    batches: Any,
+    params: PyTree,
+    batches: PyTree,
     opt: Transformation | Callable[[Any], optax.GradientTransformation] | None = None,
     *,
     rates: Sequence[float] | np.ndarray | jax.Array | None = None,
@@ -113,10 +114,10 @@ def find_learning_rate(
     batches = _stacked(batches)
     recipe = _recipe(opt)
 
-    def train(rated: Transformation) -> jax.Array:
+    def train(rated: Transformation) -> Float[Array, " steps"]:
         tx = recipe(numbers(rated)["learning_rate"])
 
-        def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        def step(carry: Any, batch: PyTree) -> tuple[Any, Scalar]:
             params, state = carry
             loss, grads = jax.value_and_grad(loss_fn)(params, batch)
             updates, state = tx.update(grads, state, params)
@@ -142,7 +143,7 @@ def find_learning_rate(
     return LearningRate(grid[found.best.index], float(found.outputs[0, 0]), found)
 
 
-def final_loss(losses: np.ndarray) -> float:
+def final_loss(losses: Float[np.ndarray, " steps"]) -> float:
     """The mean over the last tenth of the steps, at least one."""
     last = max(1, len(losses) // 10)
     with np.errstate(invalid="ignore", over="ignore"):  # of a diverged run

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from adamx.core import Transformation
+from adamx.core.types import Float, PyTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,15 +60,15 @@ class Sweep:
 
     optimisers: tuple[Transformation, ...]
     names: tuple[str, ...]
-    coordinates: dict[str, np.ndarray]
+    coordinates: dict[str, Float[np.ndarray, " member"]]
     is_grid: bool
-    outputs: Any
+    outputs: PyTree
     seeds: tuple[int, ...] | None
     score: Callable[[Any], Any]
     mode: Literal["min", "max"]
 
     @functools.cached_property
-    def run_scores(self) -> np.ndarray:
+    def run_scores(self) -> Float[np.ndarray, "*runs"]:
         """The score of every run, ``[member]`` or ``[member, seed]``."""
         shape = (len(self.optimisers), *([] if self.seeds is None else [len(self.seeds)]))
         scores = np.empty(shape)
@@ -82,7 +83,7 @@ class Sweep:
         return scores
 
     @functools.cached_property
-    def scores(self) -> np.ndarray:
+    def scores(self) -> Float[np.ndarray, " member"]:
         """The score of every member, ``[member]``: the mean over its seeds."""
         if self.seeds is None:
             return self.run_scores

@@ -14,18 +14,25 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.identity import fingerprint
+from adamx.core.types import Array, BFloat16, Float32, Int8, Int32, PyTree, UInt8, UInt32
 
 __all__ = ["CODECS", "Codec", "as_codec", "bf16", "fp8", "int8"]
 
-Encode = Callable[[jax.Array, jax.Array, bool], Any]
-Decode = Callable[[Any], jax.Array]
+Numbers: TypeAlias = Float32[Array, "*rows row"]
+Bits: TypeAlias = UInt32[Array, "*rows row"]
+Patterns: TypeAlias = Int32[Array, "*rows row"]
+Exponents: TypeAlias = UInt8[Array, "*rows blocks"]
+Squares: TypeAlias = tuple[UInt8[Array, "*rows row"], Exponents]
+Averages: TypeAlias = tuple[Int8[Array, "*rows row"], Exponents]
+Encode: TypeAlias = Callable[[Numbers, Bits, bool], PyTree]
+Decode: TypeAlias = Callable[[PyTree], Numbers]
 
 _MANTISSA = 23  # bits of float32 below its exponent
 _ONE = 1 << _MANTISSA  # one binade, in float32's bits
@@ -203,27 +210,27 @@ def _blockwise(name: str, encode: Any, decode: Decode, block_size: int, rounding
 # float32 as an integer
 
 
-def _pattern(x: jax.Array) -> jax.Array:
+def _pattern(x: Numbers) -> Patterns:
     return jax.lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _number(pattern: jax.Array) -> jax.Array:
+def _number(pattern: Patterns) -> Numbers:
     return jax.lax.bitcast_convert_type(pattern, jnp.float32)
 
 
-def _upper(bits: jax.Array, count: int) -> jax.Array:
+def _upper(bits: Bits, count: int) -> Patterns:
     """The leading ``count`` bits of 32, as a number."""
     return (bits >> np.uint32(32 - count)).astype(jnp.int32)
 
 
-def _to_bf16(x: jax.Array, bits: jax.Array, nonnegative: bool) -> jax.Array:
+def _to_bf16(x: Numbers, bits: Bits, nonnegative: bool) -> BFloat16[Array, "*rows row"]:
     pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rounded = (pattern + (bits >> 16)) >> 16
     short = jnp.where(jnp.isfinite(x), rounded, pattern >> 16)
     return jax.lax.bitcast_convert_type(short.astype(jnp.uint16), jnp.bfloat16)
 
 
-def _from_bf16(short: jax.Array) -> jax.Array:
+def _from_bf16(short: BFloat16[Array, "*rows row"]) -> Numbers:
     return short.astype(jnp.float32)
 
 
@@ -242,7 +249,7 @@ def _length(row: int, count: int) -> int:
     return min(row, power) if _count(row, power) == count else equal
 
 
-def _largest(x: jax.Array, count: int) -> jax.Array:
+def _largest(x: UInt8[Array, "*rows row"], count: int) -> Exponents:
     """The largest element of each block."""
     *rows, row = x.shape
     length = _length(row, count)
@@ -254,7 +261,7 @@ def _largest(x: jax.Array, count: int) -> jax.Array:
     return jnp.concatenate(found, -1)
 
 
-def _fields(exponents: jax.Array, row: int) -> jax.Array:
+def _fields(exponents: Exponents, row: int) -> Patterns:
     """Every element's block's exponent."""
     *rows, count = exponents.shape
     length = _length(row, count)
@@ -262,7 +269,7 @@ def _fields(exponents: jax.Array, row: int) -> jax.Array:
     return blocks.reshape(*rows, count * length)[..., :row].astype(jnp.int32)
 
 
-def _exponents(x: jax.Array, block_size: int, top: float, smallest: int) -> jax.Array:
+def _exponents(x: Numbers, block_size: int, top: float, smallest: int) -> Exponents:
     """The exponent field of each block's largest element, or the next if that is above ``top``.
 
     It is 255, which stands for what is not finite, if any element is.
@@ -273,39 +280,39 @@ def _exponents(x: jax.Array, block_size: int, top: float, smallest: int) -> jax.
     return jnp.maximum(_largest(fields, _count(x.shape[-1], block_size)), np.uint8(smallest))
 
 
-def _twice(magnitude: jax.Array, fields: jax.Array) -> jax.Array:
+def _twice(magnitude: Numbers, fields: Patterns) -> Numbers:
     """In units of the block's power of two, and times 2: so no inverse leaves float32."""
     return magnitude * _number((255 - fields) << _MANTISSA)
 
 
-def _scaled(relative: jax.Array, fields: jax.Array) -> jax.Array:
+def _scaled(relative: Numbers, fields: Patterns) -> Numbers:
     """Times the block's power of two; NaN where the block is not finite."""
     return relative * jnp.where(fields == 255, jnp.nan, _number(fields << _MANTISSA))
 
 
-def _sign_bit(x: jax.Array) -> jax.Array:
+def _sign_bit(x: Numbers) -> Patterns:
     """The sign as the upper one of eight bits."""
     return jax.lax.shift_right_logical(_pattern(x), np.int32(24)) & 0x80
 
 
-def _signed(magnitude: jax.Array, sign: jax.Array) -> jax.Array:
+def _signed(magnitude: Numbers, sign: Patterns) -> Numbers:
     return _number(_pattern(magnitude) | (sign & -(2**31)))
 
 
-def _above_zero(x: jax.Array, code: jax.Array) -> jax.Array:
+def _above_zero(x: Numbers, code: Patterns) -> Patterns:
     return jnp.where(x > 0, jnp.maximum(code, 1), 0)
 
 
 # int8: of ``size`` codes the upper half has 4 bits after the leading one, the lower half 3
 
 
-def _code(pattern: jax.Array, bits: jax.Array, size: int) -> jax.Array:
+def _code(pattern: Patterns, bits: Bits, size: int) -> Patterns:
     """The code of a pattern, relative to the block's exponent, rounded by 20 bits."""
     above = pattern - _middle(size)
     return ((above + jnp.maximum(above, 0) + _upper(bits, 20)) >> 20) + size // 2
 
 
-def _relative(code: jax.Array, size: int) -> jax.Array:
+def _relative(code: Patterns, size: int) -> Numbers:
     """The number of a code, in units of the block's power of two."""
     fine = code << 19
     lower_half = jnp.minimum(fine, size // 2 << 19)
@@ -317,30 +324,30 @@ def _middle(size: int) -> int:
     return _ONE - (size // 2 << 19)
 
 
-def _to_int8(x: jax.Array, bits: jax.Array, nonnegative: bool, *, block_size: int) -> Any:
+def _to_int8(x: Numbers, bits: Bits, nonnegative: bool, *, block_size: int) -> dict[str, Array]:
     codes, exponents = (_to_squares if nonnegative else _to_averages)(x, bits, block_size)
     return {"codes": codes, "exponents": exponents}
 
 
-def _from_int8(encoded: dict[str, jax.Array]) -> jax.Array:
+def _from_int8(encoded: dict[str, Array]) -> Numbers:
     codes = encoded["codes"]
     fields = _fields(encoded["exponents"], codes.shape[-1])
     signed = codes.dtype == jnp.int8
     return (_from_averages if signed else _from_squares)(codes.astype(jnp.int32), fields)
 
 
-def _to_squares(x: jax.Array, bits: jax.Array, block_size: int) -> tuple[jax.Array, jax.Array]:
+def _to_squares(x: Numbers, bits: Bits, block_size: int) -> Squares:
     exponents = _exponents(x, block_size, top=1.9375, smallest=24)
     fields = _fields(exponents, x.shape[-1])
     code = _code((_pattern(x) & 0x7FFFFFFF) - (fields << _MANTISSA), bits, 256)
     return _above_zero(x, code).astype(jnp.uint8), exponents
 
 
-def _from_squares(codes: jax.Array, fields: jax.Array) -> jax.Array:
+def _from_squares(codes: Patterns, fields: Patterns) -> Numbers:
     return _scaled(jnp.where(codes > 0, _relative(codes, 256), 0), fields)
 
 
-def _to_averages(x: jax.Array, bits: jax.Array, block_size: int) -> tuple[jax.Array, jax.Array]:
+def _to_averages(x: Numbers, bits: Bits, block_size: int) -> Averages:
     exponents = _exponents(x, block_size, top=1.9375 - 2**-11, smallest=12)
     fields = _fields(exponents, x.shape[-1])
     lifted = _pattern(_twice(jnp.abs(x), fields) + 2**-10) - (_UNIT + _ONE)
@@ -348,14 +355,14 @@ def _to_averages(x: jax.Array, bits: jax.Array, block_size: int) -> tuple[jax.Ar
     return jax.lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.int8), exponents
 
 
-def _from_averages(codes: jax.Array, fields: jax.Array) -> jax.Array:
+def _from_averages(codes: Patterns, fields: Patterns) -> Numbers:
     return _signed(_scaled(_relative(codes & 0x7F, 128) - 2**-11, fields), codes)
 
 
 # fp8: sign, 4 bits of exponent with bias 7, 3 bits of mantissa; the largest number is 1.75 · 2⁸
 
 
-def _to_fp8(x: jax.Array, bits: jax.Array, nonnegative: bool, *, block_size: int) -> Any:
+def _to_fp8(x: Numbers, bits: Bits, nonnegative: bool, *, block_size: int) -> dict[str, Array]:
     exponents = _exponents(x, block_size, top=1.75, smallest=18)
     twice = _twice(jnp.abs(x), _fields(exponents, x.shape[-1]))
     normal = _pattern(twice) - (_UNIT - 14 * _ONE)
@@ -367,7 +374,7 @@ def _to_fp8(x: jax.Array, bits: jax.Array, nonnegative: bool, *, block_size: int
     return {"codes": codes, "exponents": exponents}
 
 
-def _from_fp8(encoded: dict[str, jax.Array]) -> jax.Array:
+def _from_fp8(encoded: dict[str, Array]) -> Numbers:
     codes = jax.lax.bitcast_convert_type(encoded["codes"], jnp.int8).astype(jnp.int32)
     normal = _number(((codes & 0x7F) << 20) + (_UNIT - 15 * _ONE))
     subnormal = 2 * normal - 2**-14

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import optax
 
 from adamx.core import Transformation, chain
 from adamx.core.selection import Chosen, Part, Selector, Where, choose, paths_of
+from adamx.core.types import PyTree
 
 __all__ = ["Assignments", "assignments", "partition", "where"]
 
@@ -109,7 +109,7 @@ class Assignments(dict[str, Transformation]):
 
     def __init__(self, chains: Mapping[str, Transformation], shapes: Mapping[str, tuple[int, ...]]):
         super().__init__(chains)
-        self.shapes = dict(shapes)
+        self.shapes: dict[str, tuple[int, ...]] = dict(shapes)
 
     def __str__(self) -> str:
         members: dict[Transformation, list[str]] = {}
@@ -122,7 +122,7 @@ class Assignments(dict[str, Transformation]):
         )
 
 
-def assignments(opt: Transformation, params: Any) -> Assignments:
+def assignments(opt: Transformation, params: PyTree) -> Assignments:
     """Who gets what: the chain of stages that each parameter goes through.
 
     Args:

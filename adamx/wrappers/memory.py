@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.core.trees import is_encoded
+from adamx.core.types import PyTree
 from adamx.wrappers.codecs import Codec
 from adamx.wrappers.store import codec_of
 
@@ -82,7 +83,7 @@ def _grouped(number: int) -> str:
     return f"{number:,}"
 
 
-def memory(state: Any, *, codecs: tuple[Codec, ...] = ()) -> Memory:
+def memory(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> Memory:
     """What a state takes, slot by slot, beside float32.
 
     Args:
@@ -127,7 +128,7 @@ def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
     return jax.eval_shape(codec_of(x, codecs).decode, next(iter(x.values())))
 
 
-def decoded(state: Any, slot: str, *, codecs: tuple[Codec, ...] = ()) -> Any:
+def decoded(state: PyTree, slot: str, *, codecs: tuple[Codec, ...] = ()) -> PyTree:
     """The values of a slot, whatever it is kept as.
 
     Args:
@@ -173,7 +174,7 @@ def decoded(state: Any, slot: str, *, codecs: tuple[Codec, ...] = ()) -> Any:
     return jax.tree.map(of_one, kept, is_leaf=is_encoded)
 
 
-def _states(tree: Any) -> list[dict[str, Any]]:
+def _states(tree: PyTree) -> list[dict[str, Any]]:
     """The states of chains, wherever they are."""
 
     def holds(x: Any) -> bool:
@@ -187,7 +188,7 @@ def _states(tree: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _arrays(state: Any) -> Iterator[tuple[str, str, Any]]:
+def _arrays(state: PyTree) -> Iterator[tuple[str, str, Any]]:
     """Stage, slot and array, encoded or not, of everything that is kept."""
     for chain in _states(state):
         for stage, entry in chain.items():

@@ -16,6 +16,7 @@ from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, cha
 from adamx.core.link import Around
 from adamx.core.stage import Stage, kinds
 from adamx.core.trees import is_encoded
+from adamx.core.types import Array, PyTree, UInt32, Values
 from adamx.wrappers.codecs import CODECS, Codec, as_codec
 
 __all__ = ["Storage", "codec_of", "store"]
@@ -225,12 +226,14 @@ def codec_of(encoded: Mapping[str, Any], codecs: tuple[Codec, ...] = ()) -> Code
     return known[name]
 
 
-def _nearest(x: Any) -> jax.Array:
+def _nearest(x: Any) -> UInt32[Array, "*shape"]:
     return jnp.full(x.shape, np.uint32(1 << 31))
 
 
 @functools.partial(jax.jit, static_argnames=("codec", "slot", "nonnegative"))
-def _encode(codec: Codec, x: jax.Array, bits: jax.Array, slot: str, nonnegative: bool) -> Any:
+def _encode(
+    codec: Codec, x: Values, bits: UInt32[Array, "*shape"], slot: str, nonnegative: bool
+) -> dict[str, PyTree]:
     if jnp.iscomplexobj(x):
         raise StageError(
             f"slot {slot!r} is {x.dtype}, and codecs hold real numbers; leave it as it is, "
@@ -239,7 +242,7 @@ def _encode(codec: Codec, x: jax.Array, bits: jax.Array, slot: str, nonnegative:
     return {f"@{codec.name}": codec.encode(_constant(x.astype(jnp.float32)), bits, nonnegative)}
 
 
-def _decode(codec: Codec, kept: Any, dtype: Any) -> Any:
+def _decode(codec: Codec, kept: PyTree, dtype: Any) -> PyTree:
     def of_one(x: Any) -> Any:
         return codec.decode(x[f"@{codec.name}"]).astype(dtype) if is_encoded(x) else x
 
@@ -247,7 +250,7 @@ def _decode(codec: Codec, kept: Any, dtype: Any) -> Any:
 
 
 @jax.custom_jvp
-def _constant(x: jax.Array) -> jax.Array:
+def _constant(x: Values) -> Values:
     return x
 
 

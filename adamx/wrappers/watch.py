@@ -16,6 +16,7 @@ from adamx.core.hyper import clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View
 from adamx.core.selection import Leaf, Selector, checked, selects
+from adamx.core.types import Array, Int32, PyTree, Scalar, Values
 
 __all__ = ["metrics", "watch"]
 
@@ -28,8 +29,9 @@ class Watch(Observer):
     name = "watch"
 
     def __init__(self, groups: Groups, every: int):
-        self.groups, self.every = groups, every
-        self.structure = ByValue((groups, every))
+        self.groups: Groups = groups
+        self.every: int = every
+        self.structure: ByValue = ByValue((groups, every))
 
     def observe(self, view: View, before: Any, looks: bool) -> Any:
         def look() -> Any:
@@ -83,18 +85,18 @@ class Watch(Observer):
 jax.tree_util.register_pytree_node(
     Watch,
     lambda link: ((), (link.structure, link.around)),
-    lambda aux, _: Watch(*aux[0].value)._surrounded(aux[1]),
+    lambda aux, _: Watch(*aux[0].value).surrounded(aux[1]),
 )
 
 
 @jax.jit
-def _sums(signal: Signal, param: jax.Array | None) -> dict[str, Any]:
+def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
     """What the readings are made of, of one array: pairs (Σ|x|², how many), and scalars."""
 
     def squares(x: Any) -> Any:
         return jnp.sum(abs_sq(jnp.asarray(x)).astype(clock_dtype())), x.size
 
-    def nonfinite(x: jax.Array) -> jax.Array:
+    def nonfinite(x: Values) -> Int32[Array, ""]:
         return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
 
     grad, bias = signal.gradient, signal.bias
@@ -113,13 +115,13 @@ def _sums(signal: Signal, param: jax.Array | None) -> dict[str, Any]:
     }
 
 
-def _readings(sums: Sequence[Mapping[str, Any]]) -> dict[str, jax.Array]:
+def _readings(sums: Sequence[Mapping[str, Any]]) -> dict[str, Scalar | Int32[Array, ""]]:
     """The readings of a group of parameters."""
 
     def known(name: str) -> list[Any]:
         return [of_one[name] for of_one in sums if of_one[name] is not None]
 
-    def rms(name: str) -> jax.Array:
+    def rms(name: str) -> Scalar:
         squares, sizes = zip(*known(name), strict=True) if known(name) else ((jnp.nan,), (1,))
         return jnp.sqrt(sum(squares) / jnp.maximum(sum(sizes), 1))
 
@@ -204,7 +206,7 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
 _WATCH = re.compile(r"watch(@.*?)?(_\d+)?")
 
 
-def metrics(state: Any) -> dict[str, Any]:
+def metrics(state: PyTree) -> dict[str, Any]:
     """What :func:`watch` saw in the last step: a flat dict of scalars, ready for any logger.
 
     Args:

@@ -240,7 +240,7 @@ def bias(code: str, codec: adamx.Codec, slot: str, setting: Setting) -> Bias:
     )
     width = jnp.where(high == low, 1.0, high - low)
 
-    def step(carry: Any, _: None) -> tuple[Any, None]:
+    def step(carry: Any, _: Any) -> tuple[Any, None]:
         state, up = carry
         _, state = opt.update(g, state)
         share = (adamx.decoded(state, name, codecs=(codec,)) - low) / width
