@@ -89,7 +89,7 @@ napoleon_use_rtype = False
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!adamx\.).*\..*"),
-    (r"py:(class|data|exc)", r"[A-Za-z]+"),
+    (r"py:(class|data|exc)", r"\w+"),
     (r"py:class", r"adamx\.core\.trees\.Params"),  # a type variable
     (r"py:attr", r"\w+"),
 ]
@@ -110,10 +110,15 @@ def keep_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: 
                 verbatim = indent
 
 
-def keep_signatures(app: Sphinx, *about: Any) -> tuple[str, str] | None:
-    """A default that is made anew is written ``...``, as a signature has to be Python."""
+def keep_signatures(app: Sphinx, *about: Any) -> tuple[str | None, str | None] | str | None:
+    """Kinds of arrays as they are in the source; defaults that are made anew as ``...``."""
     signature, returned = about[-2:]
-    return signature and (signature.replace("<factory>", "..."), returned)
+
+    def written(types: str | None) -> str | None:
+        kind = r"[~\w.]*Annotated\[([~\w.]+), (\w+) ('[^']*')\]"
+        return types and re.sub(kind, r"\2[\1, \3]", types)
+
+    return signature and (written(signature.replace("<factory>", "...")), written(returned))
 
 
 def copy_notebooks(app: Sphinx) -> None:

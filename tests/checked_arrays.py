@@ -61,6 +61,7 @@ def main() -> None:
     assert found is not None and found.origin is not None
     kinds = types.ModuleType("adamx.core.types")
     source = (Path(found.origin).parent / "core" / "types.py").read_text(encoding="utf-8")
+    source = source.replace("if TYPE_CHECKING:", "if True:")
     exec(re.sub(r"from typing import Annotated as", "from jaxtyping import", source), vars(kinds))
     sys.modules["adamx.core.types"] = kinds
     jaxtyping.install_import_hook("adamx", "checked_arrays.check")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from flax import nnx
 
 NOTEBOOKS = sorted(
     (pathlib.Path(__file__).parent.parent / "examples" / "notebooks").glob("*.ipynb"),
@@ -28,6 +29,8 @@ def code_of(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_top_to_bottom(path, tmp_path):
+    if path.stem == "nnx" and not hasattr(nnx, "data"):
+        pytest.skip("an older Flax, whose nnx.Optimizer has another interface")
     environment = {**os.environ, **SMALL, "PYTHONPATH": str(path.parent.parent.parent)}
     ran = subprocess.run(
         [sys.executable, "-c", code_of(path)],
