@@ -16,7 +16,7 @@ from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, cha
 from adamx.core.link import Around
 from adamx.core.stage import Stage, kinds
 from adamx.core.trees import is_encoded
-from adamx.core.types import Array, PyTree, UInt32, Values
+from adamx.core.types import Array, Key, PyTree, UInt32, Values
 from adamx.wrappers.codecs import CODECS, Codec, as_codec
 
 __all__ = ["Storage", "codec_of", "store"]
@@ -131,62 +131,21 @@ class Storage(Around):
     def surround(self, rule: Rule) -> Rule:
         """The rule with its slots encoded between steps."""
         _, _, min_size, seed = self.value
+        slots = rule.slots.items()
         codecs = {
             slot: codec
-            for slot, first in rule.slots.items()
+            for slot, first in slots
             if not _is_exact(first) and (codec := self.codec(slot))
         }
         if not codecs:
             return rule
-        squares = {slot for slot, x in rule.slots.items() if isinstance(x, Slot) and x.nonnegative}
-
-        def encoded(slot: str, values: Any, key: Any = None) -> Any:
-            def of_one(x: Any) -> Any:
-                if x.ndim == 0 or x.size < min_size or not jnp.issubdtype(x.dtype, jnp.inexact):
-                    return x
-                bits = _nearest(x) if key is None else random.bits(key, x.shape, slot)
-                return _encode(codecs[slot], x, bits, slot, slot in squares)
-
-            return jax.tree.map(of_one, values)
-
-        def start(slot: str) -> Slot:
-            # XLA would fold what is computed of zeros, for minutes where arrays are large.
-            return Slot(
-                lambda param: encoded(slot, jax.lax.optimization_barrier(rule.slots[slot](param))),
-                exact=True,
-            )
-
-        def decoded(signal: Signal, slots: Mapping[str, Any]) -> dict[str, Any]:
-            dtype = jnp.finfo(signal.update.dtype).dtype
-            return {
-                slot: _decode(codecs[slot], kept, dtype) if slot in codecs else kept
-                for slot, kept in slots.items()
-            }
-
-        def update(signal: Signal, slots: dict[str, Any], step: Step) -> tuple[Signal, Any]:
-            signal, after = rule.update(signal, decoded(signal, slots), step)
-            for slot, codec in codecs.items():
-                key = step.clock["key"] if codec.rounding == "stochastic" else None
-                new = encoded(slot, after[slot], key)
-                if kinds(new) != kinds(slots[slot]):
-                    raise StageError(
-                        f"slot {slot!r} is {kinds(slots[slot])} in the state, and {codec!r} would "
-                        f"make it {kinds(new)}: the state was stored with other arguments (bring "
-                        "it over: adamx.restore_state), or is not of the same parameters"
-                    )
-                after = {**after, slot: new}
-            return signal, after
-
-        def measure(signal: Signal, slots: dict[str, Any], step: Step) -> Any:
-            assert rule.measure is not None
-            return rule.measure(signal, decoded(signal, slots), step)
-
+        encoded = _Encoded(rule, codecs, min_size)
         draws = any(codec.rounding == "stochastic" for codec in codecs.values())
         return dataclasses.replace(
             rule,
-            update=update,
-            slots={slot: start(slot) if slot in codecs else x for slot, x in rule.slots.items()},
-            measure=measure if rule.measure is not None else None,
+            update=encoded.update,
+            slots={slot: encoded.start(slot) if slot in codecs else x for slot, x in slots},
+            measure=encoded.measure if rule.measure is not None else None,
             seed=seed if draws and rule.seed is None else rule.seed,
         )
 
@@ -208,6 +167,65 @@ class Storage(Around):
         rows += [f"min_size={min_size}"] if min_size != 4096 else []
         rows += [f"seed={seed}"] if seed != 0 else []
         return f"store({', '.join([inside, *rows])})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """A rule, and how its slots are kept."""
+
+    rule: Rule
+    codecs: Mapping[str, Codec]
+    min_size: int
+
+    def update(
+        self, signal: Signal, slots: dict[str, Any], step: Step
+    ) -> tuple[Signal, dict[str, Any]]:
+        signal, after = self.rule.update(signal, self.decode(signal, slots), step)
+        kept = {slot: self.keep(slot, after[slot], slots[slot], step) for slot in self.codecs}
+        return signal, {**after, **kept}
+
+    def measure(self, signal: Signal, slots: dict[str, Any], step: Step) -> Any:
+        assert self.rule.measure is not None
+        return self.rule.measure(signal, self.decode(signal, slots), step)
+
+    def start(self, slot: str) -> Slot:
+        def first(param: Any) -> PyTree:
+            # XLA would fold what is computed of zeros, for minutes where arrays are large.
+            return self.encode(slot, jax.lax.optimization_barrier(self.rule.slots[slot](param)))
+
+        return Slot(first, exact=True)
+
+    def decode(self, signal: Signal, slots: Mapping[str, Any]) -> dict[str, Any]:
+        dtype = jnp.finfo(signal.update.dtype).dtype
+        return {
+            slot: _decode(self.codecs[slot], kept, dtype) if slot in self.codecs else kept
+            for slot, kept in slots.items()
+        }
+
+    def keep(self, slot: str, new: PyTree, old: PyTree, step: Step) -> PyTree:
+        """What follows in the state upon what is there."""
+        codec = self.codecs[slot]
+        key = step.clock["key"] if codec.rounding == "stochastic" else None
+        kept = self.encode(slot, new, key)
+        if kinds(kept) != kinds(old):
+            raise StageError(
+                f"slot {slot!r} is {kinds(old)} in the state, and {codec!r} would make it "
+                f"{kinds(kept)}: the state was stored with other arguments (bring it over: "
+                "adamx.restore_state), or is not of the same parameters"
+            )
+        return kept
+
+    def encode(self, slot: str, values: PyTree, key: Key | None = None) -> PyTree:
+        first = self.rule.slots[slot]
+        nonnegative = isinstance(first, Slot) and first.nonnegative
+
+        def of_one(x: Any) -> Any:
+            if x.ndim == 0 or x.size < self.min_size or not jnp.issubdtype(x.dtype, jnp.inexact):
+                return x
+            bits = _nearest(x) if key is None else random.bits(key, x.shape, slot)
+            return _encode(self.codecs[slot], x, bits, slot, nonnegative)
+
+        return jax.tree.map(of_one, values)
 
 
 def _is_exact(first: Any) -> bool:
