@@ -1,20 +1,26 @@
-"""Trajectories of PyTorch and Optax, recorded in double precision, followed by adamx."""
+"""Trajectories of PyTorch, Optax and Keras, recorded in double precision, followed by adamx."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adamx
 from catalog import x64
+from make_calls import equal_calls
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "cases.json").read_text())
 CASES = {case["id"]: case for case in RECORD["cases"]}
 NAMES = list(RECORD["problem"]["shapes"])
+CALLS = json.loads((GOLDEN / "calls.json").read_text(encoding="utf-8"))
+NUMBERS = CALLS["numbers"]
+F64 = jnp.float64
 
 
 def l2_adam(rate, b1, b2, eps, weight_decay):
@@ -85,15 +91,18 @@ def displacement(opt, dtype):
 
 
 def check(case, dtype, rtol):
+    ours = displacement(EQUAL[case["authority"]](**case["kwargs"]), dtype)
+    compare(ours, case["authority"].split(".")[0], case["id"], rtol)
+
+
+def compare(ours, file, id_, rtol):
     """Displacements agree to ``rtol`` of each coordinate's largest one.
 
     The recorded parameter, about 1, was itself rounded to double precision in every step.
     """
-    library = case["authority"].split(".")[0]
-    recorded, start = np.load(GOLDEN / f"{library}.npz"), np.load(GOLDEN / "problem.npz")
-    ours = displacement(EQUAL[case["authority"]](**case["kwargs"]), dtype)
+    recorded, start = np.load(GOLDEN / f"{file}.npz"), np.load(GOLDEN / "problem.npz")
     for name in NAMES:
-        params = recorded[f"{case['id']}.{name}"]
+        params = recorded[f"{id_}.{name}"]
         truth = params - start[f"params.{name}"]
         rounding = (
             RECORD["problem"]["steps"] * np.finfo(np.float64).eps * np.abs(params).max(axis=0)
@@ -115,3 +124,21 @@ def test_follows_it_to_the_last_digits_in_double_precision(id_):
 
 def test_the_cases_that_are_not_followed_are_the_known_ones():
     assert set(CASES) - set(FOLLOWED) == {"optax_rmsprop_default", "optax_rmsprop_centered_default"}
+
+
+@pytest.mark.parametrize("row", equal_calls(), ids=lambda row: row["adamx"])
+def test_the_calls_that_the_documentation_calls_equal_are(row):
+    """Those of Optax are made here, those of PyTorch and Keras as they were recorded."""
+    call, *others = row.values()
+    assert others, "a row of adamx alone"
+    with x64(), jax.numpy_dtype_promotion("standard"):  # as Optax needs it
+        known = {"optax": optax, "math": math, **vars(adamx), **NUMBERS}
+        ours = displacement(eval(call, known), F64)
+        for library, other in list(row.items())[1:]:
+            if library == "Optax":
+                theirs = displacement(eval(other, {**vars(optax), **NUMBERS}), F64)
+                for name in NAMES:
+                    largest = np.abs(theirs[name]).max(axis=0)
+                    assert np.all(np.abs(ours[name] - theirs[name]).max(axis=0) <= 1e-12 * largest)
+            else:
+                compare(ours, "calls", CALLS["calls"].index([library, other]), rtol=1e-12)

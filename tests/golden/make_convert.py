@@ -17,6 +17,7 @@ import json
 import sys
 
 import numpy as np
+
 from make_golden import HERE, check_versions, make_problem
 
 MIDDLE = 12

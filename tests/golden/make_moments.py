@@ -28,6 +28,7 @@ import warnings
 from importlib import metadata
 
 import numpy as np
+
 from make_golden import HERE, SAVED_STEPS, STEPS, make_problem
 
 VERSIONS = {

@@ -27,6 +27,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
 from make_golden import HERE, SAVED_STEPS, STEPS, make_problem
 
 VERSIONS = {

@@ -23,6 +23,7 @@ import sys
 from importlib import metadata
 
 import numpy as np
+
 from make_golden import HERE, SAVED_STEPS, STEPS, ZERO_COORDINATE, make_problem
 
 VERSIONS = {
