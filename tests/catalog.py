@@ -1,6 +1,7 @@
 """The table that tests are crossed with: every optimiser, and how to run one."""
 
 import contextlib
+import functools
 
 import jax
 import numpy as np
@@ -82,16 +83,17 @@ def run(opt, grads, params=None):
     With ``params`` the run starts there and the updates are applied.
     """
     first = jax.tree.map(lambda g: g[0], grads) if params is None else params
+    return jax.tree.map(np.asarray, _run(opt, opt.init(first), first, grads))
 
+
+@functools.partial(jax.jit, static_argnames="opt")  # equal optimisers are compiled once
+def _run(opt, state, params, grads):
     def step(carry, grad):
         state, params = carry
         updates, state = opt.update(grad, state, params)
         return (state, adamx.apply_updates(params, updates)), updates
 
-    _, updates = jax.jit(lambda start, g: jax.lax.scan(step, start, g))(
-        (opt.init(first), first), grads
-    )
-    return jax.tree.map(np.asarray, updates)
+    return jax.lax.scan(step, (state, params), grads)[1]
 
 
 def x64() -> contextlib.AbstractContextManager:

@@ -156,7 +156,7 @@ def adam_bound(t, b1, b2):
 decays = st.floats(0.05, 0.9995)
 gradients = hnp.arrays(
     np.float32,
-    st.tuples(st.integers(1, 25), st.just(3)),
+    st.tuples(st.sampled_from([1, 2, 3, 7, 25]), st.just(3)),  # each length is compiled once
     elements=st.floats(-1e3, 1e3, width=32).filter(lambda g: g == 0 or abs(g) > 1e-6),
 )
 
