@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import sys
 
 import jax
@@ -424,6 +425,16 @@ def test_curves_are_drawn_with_what_diverged_and_the_best():
     for line, curve in zip(lines, result.outputs, strict=True):
         fine = np.isfinite(curve)
         np.testing.assert_allclose(np.asarray(line)[fine], curve[fine])
+
+
+def test_pictures_show_themselves_in_a_notebook_and_can_be_kept():
+    """As an image, as wide as drawn: no inline mode is needed."""
+    pytest.importorskip("matplotlib")
+    formatters = pytest.importorskip("IPython.core.formatters")
+    figure = pickle.loads(pickle.dumps(sweep(descend, adamx.sgd(np.array([0.1, 0.2]))).plot()))
+    shown, metadata = formatters.DisplayFormatter().format(figure)
+    assert shown["image/png"].startswith(b"\x89PNG")
+    assert metadata["image/png"] == {"width": 614, "height": 384}
 
 
 def test_scores_are_drawn_against_one_coordinate():

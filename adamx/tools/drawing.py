@@ -297,10 +297,10 @@ def learning_rate(found: LearningRate) -> Figure:
 
 def _figures(columns: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     try:
-        from matplotlib.figure import Figure
+        from adamx.tools.picture import Picture
     except ModuleNotFoundError as error:
         raise ImportError("drawing needs matplotlib: pip install 'adamx[tools]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    figure = Picture(figsize=(width, height), layout="constrained", dpi=150)
     row = figure.subplots(1, columns, squeeze=False)[0].tolist()
     for axes in row:
         axes.grid(alpha=0.25)
