@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import Slot, StageError, Transformation
+from adamx.core import StageError, Transformation
 from adamx.core.link import Link
 from adamx.core.naming import names
 from adamx.core.observer import Observer
@@ -18,7 +18,7 @@ from adamx.core.stage import Stage, kind
 from adamx.core.trees import is_encoded
 from adamx.core.types import PyTree, State
 from adamx.wrappers.codecs import Codec
-from adamx.wrappers.store import Storage, codec_of
+from adamx.wrappers.store import Storage, codecs_around, decoded_array, encoded_slot
 
 __all__ = ["RestoreReport", "RestoreRow", "Restored", "restore_state"]
 
@@ -208,14 +208,14 @@ def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[C
     if is_encoded(own):
         if (same := _alike(own, kept)) is not None:
             return same
-        known = (*codecs, *_codecs_around(link))
-        wanted = jax.eval_shape(codec_of(own, known).decode, next(iter(own.values())))
-        values = _decoded(kept, codecs) if is_encoded(kept) else jnp.asarray(kept)
+        known = (*codecs, *codecs_around(link))
+        wanted = jax.eval_shape(lambda x: decoded_array(x, known), own)
+        values = decoded_array(kept, codecs) if is_encoded(kept) else jnp.asarray(kept)
         _check_shape(values, wanted)
         assert isinstance(link, Stage)
-        return _encoded(link, place[0], values)
+        return encoded_slot(link, place[0], values)
     if is_encoded(kept):
-        values = _decoded(kept, codecs)
+        values = decoded_array(kept, codecs)
         _check_shape(values, own)
         return values.astype(own.dtype)
     if not isinstance(kept, (jax.Array, np.ndarray, np.generic)):
@@ -227,22 +227,6 @@ def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[C
             f"precision are others than they were. If that is meant, convert what was saved"
         )
     return kept
-
-
-def _encoded(link: Stage, slot: str, values: jax.Array) -> Any:
-    """The values as the stage would store them, if its slot started with them."""
-    rule = Stage(link.definition, link.arguments).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
-    first = rule.slots[slot]
-    first = first if isinstance(first, Slot) else Slot(first)
-    slots = {slot: dataclasses.replace(first, start=lambda _: values)}
-    rule = dataclasses.replace(rule, slots=slots)
-    for around in reversed(link.around):
-        rule = around.surround(rule)
-    return rule.slots[slot](values)
-
-
-def _decoded(kept: Any, codecs: tuple[Codec, ...]) -> jax.Array:
-    return jax.jit(codec_of(kept, codecs).decode)(next(iter(kept.values())))
 
 
 def _alike(own: Any, kept: Any) -> Any:
@@ -274,13 +258,6 @@ def _lacking(stage: str, place: Place, theirs: dict[Place, Any]) -> StageError:
 def _draws(link: Link | None) -> bool:
     """Whether the stage keeps a key for the random bits of a codec."""
     return isinstance(link, Stage) and any(isinstance(x, Storage) for x in link.around)
-
-
-def _codecs_around(link: Link | None) -> Iterator[Codec]:
-    for around in link.around if link is not None else ():
-        if isinstance(around, Storage):
-            default, single, _, _ = around.value
-            yield from (x for x in (default, *dict(single).values()) if x is not None)
 
 
 def _places(tree: Any, is_leaf: Any = is_encoded) -> dict[Place, Any]:

@@ -21,11 +21,10 @@ from adamx.core.link import Link
 from adamx.core.naming import names
 from adamx.core.observer import Observer
 from adamx.core.selection import paths_of
-from adamx.core.stage import Rule, Slot, Stage, kind
+from adamx.core.stage import Rule, Stage, kind
 from adamx.core.trees import is_encoded, mismatch, path_of
 from adamx.core.types import PyTree, State
-from adamx.wrappers.codecs import Codec
-from adamx.wrappers.store import Storage
+from adamx.wrappers.store import codecs_around, decoded_array, encoded_slot
 
 __all__ = ["from_optax", "from_torch", "to_optax", "to_torch"]
 
@@ -363,9 +362,8 @@ class _Slots:
     def read(self, place: _Place, i: int) -> np.ndarray:
         """A slot's values, decoded."""
         kept = self.columns[place][i]
-        codec = _codec(self.links[place.stage], place.slot)
-        if codec is not None and is_encoded(kept):
-            kept = jax.jit(codec.decode)(kept[f"@{codec.name}"])
+        if is_encoded(kept):
+            kept = decoded_array(kept, codecs_around(self.links[place.stage]))
         return np.asarray(kept)
 
     def write(self, place: _Place, i: int, value: np.ndarray) -> None:
@@ -378,14 +376,10 @@ class _Slots:
                 f"slot {place.slot!r} has the shape {list(self.shapes[i])}, and would get "
                 f"{list(value.shape)}{hint}"
             ).within(stage=place.stage, parameter=self.paths[i])
-        link = self.links[place.stage]
-        codec = _codec(link, place.slot)
-        if codec is not None and is_encoded(start):
-            wide = jnp.asarray(value, jnp.float32)
-            nearest = jnp.full(value.shape, np.uint32(1 << 31))
-            encode = jax.jit(codec.encode, static_argnums=2)
-            code = encode(wide, nearest, _is_nonnegative(link, place.slot))
-            self.columns[place][i] = {f"@{codec.name}": code}
+        if is_encoded(start):
+            link, wide = self.links[place.stage], jnp.asarray(value, jnp.float32)
+            assert isinstance(link, Stage)
+            self.columns[place][i] = encoded_slot(link, place.slot, wide)
             return
         if np.iscomplexobj(value) and not jnp.iscomplexobj(start):
             raise StageError(
@@ -439,18 +433,6 @@ def _ticked(
 def _rule(link: Stage, count: Any = 0) -> Rule:
     """What a stage does in one step."""
     return link.at(count).rule(clock_dtype())
-
-
-def _codec(link: Link, slot: str) -> Codec | None:
-    """What encodes a slot: the innermost store() that has a codec for it."""
-    storages = (around for around in reversed(link.around) if isinstance(around, Storage))
-    return next((codec for storage in storages if (codec := storage.codec(slot))), None)
-
-
-def _is_nonnegative(link: Link, slot: str) -> bool:
-    assert isinstance(link, Stage)
-    bare = _rule(Stage(link.definition, link.arguments)).slots[slot]
-    return isinstance(bare, Slot) and bare.nonnegative
 
 
 def _links(opt: Any) -> dict[str, Link]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from adamx.core.trees import is_encoded
 from adamx.core.types import PyTree
 from adamx.wrappers.codecs import Codec
-from adamx.wrappers.store import codec_of
+from adamx.wrappers.store import decoded_array
 
 __all__ = ["Memory", "MemoryRow", "decoded", "memory"]
 
@@ -125,7 +125,7 @@ def _size(array: Any) -> int:
 
 def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
     """Shape and dtype of what is encoded."""
-    return jax.eval_shape(codec_of(x, codecs).decode, next(iter(x.values())))
+    return jax.eval_shape(lambda x: decoded_array(x, codecs), x)
 
 
 def decoded(state: PyTree, slot: str, *, codecs: tuple[Codec, ...] = ()) -> PyTree:
@@ -169,7 +169,7 @@ def decoded(state: PyTree, slot: str, *, codecs: tuple[Codec, ...] = ()) -> PyTr
     (kept,) = named.values()
 
     def of_one(x: Any) -> Any:
-        return codec_of(x, codecs).decode(next(iter(x.values()))) if is_encoded(x) else x
+        return decoded_array(x, codecs) if is_encoded(x) else x
 
     return jax.tree.map(of_one, kept, is_leaf=is_encoded)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,13 +13,13 @@ import numpy as np
 import optax
 
 from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain, random
-from adamx.core.link import Around
+from adamx.core.link import Around, Link
 from adamx.core.stage import Stage, kinds
 from adamx.core.trees import is_encoded
 from adamx.core.types import Array, Key, PyTree, UInt32, Values
 from adamx.wrappers.codecs import CODECS, Codec, as_codec
 
-__all__ = ["Storage", "codec_of", "store"]
+__all__ = ["Storage", "codecs_around", "decoded_array", "encoded_slot", "store"]
 
 
 def store(
@@ -232,16 +232,41 @@ def _is_exact(first: Any) -> bool:
     return isinstance(first, Slot) and first.exact
 
 
-def codec_of(encoded: Mapping[str, Any], codecs: tuple[Codec, ...] = ()) -> Codec:
-    """The codec by which an array was encoded: one of adamx's, or of these."""
-    name = next(iter(encoded))[1:]
-    known = {made.name: made for made in (*(make() for make in CODECS.values()), *codecs)}
+def codecs_around(link: Link | None) -> Iterator[Codec]:
+    """The codecs by which slots of a link may be stored."""
+    for around in link.around if link is not None else ():
+        if isinstance(around, Storage):
+            default, single, _, _ = around.value
+            yield from (x for x in (default, *dict(single).values()) if x is not None)
+
+
+def encoded_slot(stage: Stage, slot: str, values: PyTree) -> PyTree:
+    """Values as the stage would store them if its slot started with them."""
+    bare = Stage(stage.definition, stage.arguments).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
+    first = bare.slots[slot]
+    first = first if isinstance(first, Slot) else Slot(first)
+    rule = dataclasses.replace(
+        bare, slots={slot: dataclasses.replace(first, start=lambda _: values)}
+    )
+    for around in reversed(stage.around):
+        rule = around.surround(rule)
+    return rule.slots[slot](values)
+
+
+def decoded_array(encoded: Mapping[str, Any], codecs: Iterable[Codec] = ()) -> Values:
+    """The values of an array that one of adamx's codecs has encoded, or one of these.
+
+    Raises:
+        ValueError: if it was another one.
+    """
+    ((key, kept),) = encoded.items()
+    name, known = key[1:], {made.name: made for made in (*(f() for f in CODECS.values()), *codecs)}
     if name not in known:
         raise ValueError(
             f"the state was stored by the codec {name!r}, which is none of {', '.join(known)}; "
             "pass it as codecs=(codec,)"
         )
-    return known[name]
+    return _decoded(known[name], kept)
 
 
 def _nearest(x: Any) -> UInt32[Array, "*shape"]:
@@ -258,6 +283,11 @@ def _encode(
             f"store(…, {slot}=None), or make two real parameters of the complex one"
         )
     return {f"@{codec.name}": codec.encode(_constant(x.astype(jnp.float32)), bits, nonnegative)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decoded(codec: Codec, kept: PyTree) -> Values:
+    return codec.decode(kept)
 
 
 def _decode(codec: Codec, kept: PyTree, dtype: Any) -> PyTree:
