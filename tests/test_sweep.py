@@ -534,6 +534,7 @@ def test_drawing_of_a_sweep_that_diverged_as_a_whole():
 def test_what_is_optional_is_named_where_it_is_missing(monkeypatch):
     result = sweep(level, [adamx.sgd(0.1), adamx.sgd(0.2)])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "adamx.tools.picture", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'adamx\[tools\]'"):
         result.plot()
     monkeypatch.setitem(sys.modules, "rich.console", None)
