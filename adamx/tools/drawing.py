@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -297,16 +299,26 @@ def learning_rate(found: LearningRate) -> Figure:
 
 def _figures(columns: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     try:
-        from adamx.tools.picture import Picture
+        from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ImportError("drawing needs matplotlib: pip install 'adamx[tools]'") from error
-    figure = Picture(figsize=(width, height), layout="constrained", dpi=150)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    # Notebooks show what pyplot has not made as text, unless it can draw itself.
+    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
     row = figure.subplots(1, columns, squeeze=False)[0].tolist()
     for axes in row:
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, row
+
+
+def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
+    """The image, and how large it is to be shown: sharper than by a point for each pixel."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return drawn.getvalue(), {"width": width, "height": height}
 
 
 def _figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
