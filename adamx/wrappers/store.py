@@ -242,7 +242,7 @@ def codecs_around(link: Link | None) -> Iterator[Codec]:
 
 def encoded_slot(stage: Stage, slot: str, values: PyTree) -> PyTree:
     """Values as the stage would store them if its slot started with them."""
-    bare = Stage(stage.definition, stage.arguments).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
+    bare = stage.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
     first = bare.slots[slot]
     first = first if isinstance(first, Slot) else Slot(first)
     rule = dataclasses.replace(

@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
         "adamx": adamx.__version__,
         "platform": f"{platform.system()} {platform.machine()} {jax.default_backend()}",
         "processors": str(os.cpu_count()),
-        **{name: value for name in ("XLA_FLAGS",) if (value := os.environ.get(name))},
+        **{name: x for name, x in os.environ.items() if name.startswith(("XLA_FLAGS", "MALLOC_"))},
     }
 
 
