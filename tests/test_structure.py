@@ -272,7 +272,11 @@ def check(id_, dtype, rtol):
         allowed = rtol * np.abs(truth).max(axis=0) + rounding
         assert np.all(np.abs(moved[k] - truth).max(axis=0) <= allowed), k
     for key, values in extra.items():
-        np.testing.assert_allclose(values, recorded[f"{id_}.{key}"], rtol=max(rtol, 1e-11))
+        truth = recorded[f"{id_}.{key}"]
+        atol = 0.0
+        if id_.startswith("schedule_free"):  # x is computed from z and y, which are rounded so
+            atol = math.sqrt(200) * np.finfo(dtype).eps * np.abs(truth).max()
+        np.testing.assert_allclose(values, truth, rtol=max(rtol, 1e-11), atol=atol)
 
 
 # Prodigy's first steps of 1e-6 are a few roundings of a float32 parameter of size 1, and their

@@ -33,12 +33,17 @@ changed around it. :mod:`adamx.core.engine` is the only code that knows trees.
 
 from adamx.core.arithmetic import (
     DecayingAverage,
+    Norm,
+    Squares,
     abs_sq,
     decay_clock,
     decaying_average,
     divide,
+    norm,
     plus,
     root,
+    shrunk,
+    times,
 )
 from adamx.core.editing import numbers
 from adamx.core.equations import Explanation, explain, in_symbols
@@ -57,12 +62,14 @@ __all__ = [
     "Explanation",
     "Hyper",
     "NonNegative",
+    "Norm",
     "Positive",
     "Real",
     "Rule",
     "Schedule",
     "Signal",
     "Slot",
+    "Squares",
     "StageError",
     "Step",
     "Transformation",
@@ -74,9 +81,12 @@ __all__ = [
     "divide",
     "explain",
     "in_symbols",
+    "norm",
     "numbers",
     "plus",
     "root",
+    "shrunk",
     "stage",
+    "times",
     "zeros",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from adamx.core.hyper import clock_dtype
+from adamx.core.signal import limited
 from adamx.core.stage import Clock, Step
 from adamx.core.types import Array, Float, Reals, Scalar, Values
 
@@ -22,6 +23,11 @@ _HUGE = 2.0**100
 def abs_sq(x: Values) -> Reals:
     """|x|², real; of a complex number without the root that ``abs`` takes."""
     return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x
+
+
+def summable_squares(x: Values) -> Reals:
+    """|x|² of finite elements, limited so that their sum over the array is finite."""
+    return abs_sq(limited(x, x.size))
 
 
 def plus(x: Values, number: Any, times: Any = 1) -> Values:
@@ -73,9 +79,74 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
     return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
 
 
-def shrinkage(norm: Reals, most: Any) -> Reals:
-    """min(1, most / norm), what brings a norm down to ``most``: 1 where the norm is 0."""
-    return jnp.minimum(1, divide(most, jnp.where(norm == 0, jnp.minimum(most, 1), norm)))
+_USUAL = 2.0**48  # up to here, 2³¹ squares sum to a finite float32
+_UNIT = 2.0**80  # and squares of larger float32 numbers in this unit do, too
+
+
+class Squares(NamedTuple):
+    """Σ|x|² in two parts, finite for every finite x (of float64, up to 2⁵⁹²).
+
+    Squares of elements up to 2⁴⁸ are summed in ``middle``, those of larger ones in ``large``, in
+    units of 2¹⁶⁰. The sums of several arrays are added part by part.
+    """
+
+    middle: Reals
+    large: Reals
+
+    @classmethod
+    def of(cls, x: Values, axis: int | tuple[int, ...] | None = None) -> Squares:
+        """Of all elements, or along some axes, which stay with length 1."""
+        usual = jnp.abs(x) <= _USUAL
+        parts = jnp.where(usual, x, 0), jnp.where(usual, 0, x) * (1 / _UNIT)
+        return cls(*(jnp.sum(abs_sq(y), axis, keepdims=axis is not None) for y in parts))
+
+    def norm(self) -> Norm:
+        """√(Σ|x|²)."""
+        is_large = self.large != 0  # of NaN, too
+        large = self.large + self.middle * (1 / _UNIT) ** 2
+        size = root(jnp.where(is_large, large, self.middle))
+        return Norm(size, jnp.where(is_large, _UNIT, jnp.ones_like(size)))
+
+
+class Norm(NamedTuple):
+    """A norm ``size · unit``, also where the product is too large for its dtype.
+
+    ``unit`` is a power of two, 1 for all norms of usual size.
+    """
+
+    size: Reals
+    unit: Reals
+
+    @property
+    def value(self) -> Reals:
+        """The norm as one number; infinite, if it is too large for the dtype."""
+        return self.size * self.unit
+
+    def in_units(self, x: Values) -> Values:
+        """x / unit, whose norm is ``size``."""
+        return x * (1 / self.unit)
+
+
+def norm(x: Values, axis: int | tuple[int, ...] | None = None) -> Norm:
+    """‖x‖ of the whole array, or along some axes, which stay with length 1."""
+    return Squares.of(x, axis).norm()
+
+
+def shrunk(x: Values, length: Norm, most: Any) -> Values:
+    """x · min(1, most / length): x itself where the length is 0."""
+    size, unit = length
+    share = divide(most, jnp.where(size == 0, jnp.minimum(most, 1), size))
+    return length.in_units(x) * jnp.minimum(unit, share)
+
+
+def times(x: Values, factor: Any) -> Values:
+    """x · factor; where x is finite and the product is not, the largest number of its dtype."""
+    product = factor * x
+    if isinstance(factor, float) and abs(factor) <= 1:
+        return product
+    largest = jnp.finfo(x.dtype).max
+    overflows = jnp.isinf(product) & jnp.isfinite(x)
+    return jnp.where(overflows, sign_of(product) * largest, product)
 
 
 @jax.custom_jvp

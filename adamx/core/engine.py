@@ -422,7 +422,7 @@ def _advance(
                 if "key" in step.clock:
                     own = random.of_parameter(step.clock["key"], index, name)
                     step = step._replace(clock={**step.clock, "key": own})
-                signal, after = rule.update(signal, before, step)
+                signal, after = rule.update(_seen(signal, rule), before, step)
                 done.append(keep(before, after))
                 check_shape(signal)
             except StageError as error:
@@ -445,7 +445,7 @@ def _measure(
     assert rule.measure is not None
     try:
         with _promotion(signal):
-            return rule.measure(signal, slots, step)
+            return rule.measure(_seen(signal, rule), slots, step)
     except StageError as error:
         raise error.within(stage=label) from None
 
@@ -454,6 +454,11 @@ def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Any, Step]:
     """The rule and the step's scalars in the precision of one array."""
     dtype = jnp.finfo(signal.update.dtype).dtype
     return stage.rule(dtype), hyper.cast(step, dtype)
+
+
+def _seen(signal: Signal, rule: Rule) -> Signal:
+    """The signal as the rule sees it: statistics are taken of what has a finite square."""
+    return signal.limited() if rule.slots else signal
 
 
 def _promotion(signal: Signal) -> Any:

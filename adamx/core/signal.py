@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ class Signal:
         direction: the update as it was when its bias was last corrected (of Adam
             m̂/(√v̂ + ε), the signal-to-noise ratio), or None.
         correction: the bias that was divided out there.
+        is_limited: whether a stage with slots stood in front (:meth:`limited`).
     """
 
     gradient: Values
@@ -41,6 +43,7 @@ class Signal:
     statistic: bool = False
     direction: Values | None = None
     correction: Scalar | None = None
+    is_limited: bool = False
     _param: Values | None = None
     _dtypes: tuple[Any, ...] = ()
 
@@ -94,20 +97,36 @@ class Signal:
 
         A step rounded to bfloat16 loses little beside the parameter's own rounding, and Optax's
         wrappers expect updates to have the dtype in which gradients came. Only one that
-        :meth:`lands` is not rounded.
+        :meth:`lands` is not rounded. A finite update that this dtype cannot hold becomes its
+        largest number.
         """
-        return self.update.astype(wider(*self._dtypes))
+        dtype = wider(*self._dtypes)
+        return saturated(self.update, dtype).astype(dtype)
+
+    def limited(self) -> Signal:
+        """The signal with finite elements limited to ±2⁶³ (of float64 to ±2⁵¹¹).
+
+        Averages and squares of it are finite. What is infinite or NaN stays so. The first stage
+        with slots sees the signal like this, and so do all behind it.
+        """
+        if self.is_limited:
+            return self
+        gradient = limited(self.gradient)
+        update = gradient if self.update is self.gradient else limited(self.update)
+        return dataclasses.replace(self, gradient=gradient, update=update, is_limited=True)
 
     @property
     def next_param(self) -> Values:
         """The parameter that ``apply_updates`` will make of this update, rounding included."""
-        step = rounded(self.update, wider(*self._dtypes))
+        dtype = wider(*self._dtypes)
+        step = rounded(saturated(self.update, dtype), dtype)
         return rounded(self.param + step, self._dtypes[-1])
 
     def becomes(self, update: Values) -> Signal:
         """The signal with another update: and gradient, as long as no statistic was taken."""
-        gradient = self.gradient if self.statistic else update
-        return dataclasses.replace(self, gradient=gradient, update=update)
+        if self.statistic:
+            return dataclasses.replace(self, update=update)
+        return dataclasses.replace(self, gradient=update, update=update, is_limited=False)
 
     def measured(self, update: Values, weight: Any = None) -> Signal:
         """The signal with an update that holds a statistic of the gradient.
@@ -150,7 +169,7 @@ class Signal:
 jax.tree_util.register_dataclass(
     Signal,
     data_fields=["gradient", "update", "bias", "direction", "correction", "_param"],
-    meta_fields=["statistic", "_dtypes"],
+    meta_fields=["statistic", "is_limited", "_dtypes"],
 )
 
 
@@ -173,6 +192,49 @@ def check_inexact(what: str, array: Any) -> None:
             "array. Convert it, or keep it out of the optimiser: equinox.partition, "
             "optax.masked or a None leaf do"
         )
+
+
+def limited(x: Values, terms: int = 1) -> Values:
+    """x with finite elements limited, so that a sum of ``terms`` squares of them is finite.
+
+    The limit is 2⁶³/√terms in float32 and 2⁵¹¹/√terms in float64, for the real and the imaginary
+    part of a complex number alike. Infinities and NaN stay as they are.
+    """
+    return _limited(x, math.sqrt(largest_square(x.dtype) / max(terms, 1)))
+
+
+def largest_square(dtype: Any) -> float:
+    """The largest square that statistics are taken of, 2¹²⁶ in float32: a quarter of infinity."""
+    return 2.0 ** (jnp.finfo(dtype).maxexp - 2)
+
+
+def saturated(x: Values, dtype: Any) -> Values:
+    """x with finite elements limited to what ``dtype`` can hold; in the dtype of x."""
+    narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
+    return x if narrow.bits >= wide.bits else _limited(x, float(narrow.max))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _limited(x: Values, largest: float) -> Values:
+    """x with finite elements limited to ±``largest``.
+
+    Positive floats are ordered as their bits are, read as integers. Their minimum costs one
+    instruction; that of floats, which has to propagate NaN, costs several.
+    """
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(_limited(x.real, largest), _limited(x.imag, largest))
+    integers = jnp.int32 if jnp.finfo(x.dtype).bits == 32 else jnp.int64
+    limit, infinity = (np.asarray(y, x.dtype).view(integers) for y in (largest, np.inf))
+    bits = jax.lax.bitcast_convert_type(x, integers)
+    size, sign = bits & jnp.iinfo(integers).max, bits & jnp.iinfo(integers).min
+    size = jnp.where(size < infinity, jnp.minimum(size, limit), size)
+    return jax.lax.bitcast_convert_type(size | sign, x.dtype)
+
+
+@_limited.defjvp
+def _limited_jvp(largest: float, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    (x,), (dx,) = primals, tangents
+    return _limited(x, largest), jnp.where(jnp.abs(x) <= largest, dx, 0)
 
 
 def rounded(x: Values, dtype: Any) -> Values:

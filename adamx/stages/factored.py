@@ -18,11 +18,15 @@ from adamx.core import (
     abs_sq,
     decaying_average,
     divide,
+    norm,
     plus,
     root,
+    shrunk,
     stage,
     symbols,
+    times,
 )
+from adamx.core.arithmetic import summable_squares
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.core.types import Array, Float, Reals
@@ -101,7 +105,7 @@ def scale_by_factored_rms(
 
     def update(signal, slots, step):
         share, old = step.clock["steps"], slots["nu"]
-        square = abs_sq(signal.gradient) + eps
+        square = summable_squares(signal.gradient) + eps
         if (over := axes(square.shape)) is None:
             nu = old + share * (square - old)
             return signal.measured(divide(signal.update, root(nu), eps)), {"nu": nu}
@@ -179,7 +183,9 @@ def scale_by_block_rms(
 
     def update(signal, slots, step):
         square = block_mean(
-            abs_sq(signal.gradient), shared_axes(blocks, signal.gradient.shape), keepdims=True
+            summable_squares(signal.gradient),
+            shared_axes(blocks, signal.gradient.shape),
+            keepdims=True,
         )
         nu = mean_square(slots["nu"], square)
         shrunk = root(mean_square.weight(step))
@@ -214,8 +220,8 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     """
 
     def shape(signal):
-        rms = root(block_mean(abs_sq(signal.update)))
-        return signal.becomes(signal.update / jnp.maximum(1, rms / threshold))
+        u = signal.update
+        return signal.becomes(shrunk(u, norm(u), threshold * math.sqrt(max(u.size, 1))))
 
     return shape
 
@@ -252,7 +258,7 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     def shape(signal):
         rms = root(block_mean(abs_sq(signal.param)))
         size = jnp.maximum(rms, min_scale)  # pyright: ignore[reportArgumentType]
-        return signal.becomes(size * signal.update)
+        return signal.becomes(times(signal.update, size))
 
     return shape
 

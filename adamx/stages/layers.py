@@ -13,17 +13,18 @@ from adamx.core import (
     Positive,
     Rule,
     Slot,
-    abs_sq,
     decaying_average,
     divide,
+    norm,
     plus,
     root,
+    shrunk,
     stage,
     symbols,
 )
-from adamx.core.arithmetic import shrinkage
+from adamx.core.arithmetic import summable_squares
 from adamx.core.equations import in_symbols
-from adamx.core.types import Array, Float, Reals, Values
+from adamx.core.types import Reals
 from adamx.stages.rms import real_zeros
 
 __all__ = ["adaptive_clip", "clip_by_norm", "scale_by_norm", "trust_ratio"]
@@ -69,10 +70,12 @@ def trust_ratio(
 
     def shape(signal):
         theta, u = signal.param, signal.update
-        length = norm(theta)
-        by = plus(plus(norm(u), weight_decay, length), eps)
-        ratio = jnp.where((length == 0) | (by == 0), 1, trust_coefficient * divide(length, by))
-        trusted = signal.becomes(ratio * plus(u, weight_decay, theta))
+        length, of_u = norm(theta).value, norm(u)
+        one = 1 / of_u.unit
+        by = plus(plus(of_u.size, weight_decay, length * one), eps, one)
+        no_norm = (length == 0) | (by == 0)
+        ratio = jnp.where(no_norm, of_u.unit, trust_coefficient * divide(length, by))
+        trusted = signal.becomes(ratio * of_u.in_units(plus(u, weight_decay, theta)))
         return dataclasses.replace(trusted, bias=None)
 
     return shape
@@ -119,7 +122,7 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
         return jnp.sum(real_zeros(param))  # a scalar, where the parameter is
 
     def update(signal, slots, step):
-        square, nu = jnp.sum(abs_sq(signal.gradient)), slots["nu"]
+        square, nu = jnp.sum(summable_squares(signal.gradient)), slots["nu"]
         nu = jnp.where(nu == 0, square, mean_square(nu, square))
         return signal.measured(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
 
@@ -155,7 +158,7 @@ def clip_by_norm(max_norm: Positive = 1.0):
     """
 
     def shape(signal):
-        return signal.becomes(signal.update * shrinkage(norm(signal.update), max_norm))
+        return signal.becomes(shrunk(signal.update, norm(signal.update), max_norm))
 
     return shape
 
@@ -206,8 +209,8 @@ def adaptive_clip(
 
     def shape(signal):
         summed = units(signal.update.shape) if axis is None else axis
-        theta, u = norm(signal.param, summed), norm(signal.update, summed)
-        return signal.becomes(signal.update * shrinkage(u, clipping * at_least(eps, theta)))
+        most = clipping * at_least(eps, norm(signal.param, summed).value)
+        return signal.becomes(shrunk(signal.update, norm(signal.update, summed), most))
 
     return shape
 
@@ -218,11 +221,6 @@ def _(signal, clipping, eps, axis):
     most = clipping * symbols.maximum(symbols.norm(signal.param, over), eps)
     length = symbols.norm(signal.update, over)
     return signal.becomes(signal.update * symbols.minimum(1, most / length))
-
-
-def norm(x: Values, axis: int | tuple[int, ...] | None = None) -> Float[Array, "*units"]:
-    """‖x‖ of the whole array, or along some axes, which stay as 1."""
-    return root(jnp.sum(abs_sq(x), axis=axis, keepdims=axis is not None))
 
 
 def at_least(least: Any, x: Reals) -> Reals:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adamx.core import NonNegative, stage, symbols
+from adamx.core import NonNegative, stage, symbols, times
 from adamx.core.equations import in_symbols
 
 __all__ = ["proximal_step"]
@@ -38,10 +38,10 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
 
     def shape(signal):
         if isinstance(weight_decay, float) and weight_decay == 0:
-            return signal.measured(-learning_rate * signal.update)
+            return signal.measured(times(signal.update, -learning_rate))
         shrunk = 1 + learning_rate * weight_decay
         u = signal.update + weight_decay * signal.param
-        return signal.measured(-learning_rate / shrunk * u)
+        return signal.measured(times(u, -learning_rate / shrunk))
 
     return shape
 

@@ -30,6 +30,7 @@ from adamx.core import (
 from adamx.core.arithmetic import decay_weight, log, two_sum
 from adamx.core.equations import SymbolicSignal, decayed, in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.core.signal import largest_square, limited
 from adamx.core.types import Array, Bool, Float, Int32, Reals, Scalar, Values
 
 __all__ = [
@@ -226,10 +227,10 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
         return real_zeros(param) + initial_accumulator_value
 
     def update(signal, slots, step):
-        squares = slots["sum_of_squares"] + abs_sq(signal.gradient)
-        return signal.measured(divide(signal.update, root(squares) + eps, eps)), {
-            "sum_of_squares": squares
-        }
+        total = slots["sum_of_squares"] + abs_sq(signal.gradient)
+        total = jnp.minimum(total, largest_square(total.dtype))
+        u = divide(signal.update, root(total) + eps, eps)
+        return signal.measured(u), {"sum_of_squares": total}
 
     return Rule(update, slots={"sum_of_squares": Slot(start, nonnegative=True)})
 
@@ -574,7 +575,7 @@ def scale_by_belief(
     mean_square = decaying_average(b2)
 
     def update(signal, slots, step):
-        surprise = abs_sq(signal.gradient - signal.update)
+        surprise = abs_sq(limited(signal.gradient - signal.update))
         nu = plus(mean_square(slots["nu"], surprise), eps_root)
         u, bias = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat)
         if rectify:

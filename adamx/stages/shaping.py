@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import NonNegative, Positive, Real, Rule, abs_sq, root, stage, symbols
-from adamx.core.arithmetic import shrinkage
+from adamx.core import NonNegative, Positive, Real, Rule, Squares, shrunk, stage, symbols, times
 from adamx.core.equations import in_symbols
 
 __all__ = [
@@ -31,7 +30,7 @@ def scale(factor: Real):
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
     Array([-2.], dtype=float32)
     """
-    return lambda signal: signal.becomes(factor * signal.update)
+    return lambda signal: signal.becomes(times(signal.update, factor))
 
 
 @in_symbols(scale)
@@ -78,7 +77,7 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
     Array([-0.5], dtype=float32)
     """
-    return lambda signal: signal.measured(-learning_rate * signal.update)
+    return lambda signal: signal.measured(times(signal.update, -learning_rate))
 
 
 @in_symbols(scale_by_learning_rate)
@@ -126,8 +125,9 @@ def clip_by_global_norm(max_norm: Positive):
         u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right), \qquad
         \lVert u \rVert^2 = \sum_\text{all parameters} |u|^2
 
-    In front of a statistic it clips the gradient. What is not finite stays visible: with a NaN
-    everywhere, with an infinity there (everything else is then 0 beside it).
+    In front of a statistic it clips the gradient. Every finite gradient is clipped, also one whose
+    squares would overflow. What is not finite stays visible: with a NaN everywhere, with an
+    infinity there (everything else is then 0 beside it).
 
     Args:
         max_norm: c > 0.
@@ -141,10 +141,10 @@ def clip_by_global_norm(max_norm: Positive):
     """
 
     def measure(signal, slots, step):
-        return jnp.sum(abs_sq(signal.update))
+        return Squares.of(signal.update)
 
     def update(signal, slots, step):
-        return signal.becomes(signal.update * shrinkage(root(step.total), max_norm)), slots
+        return signal.becomes(shrunk(signal.update, step.total.norm(), max_norm)), slots
 
     return Rule(update, measure=measure)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from adamx.core import Positive, Signal, stage, symbols
+from adamx.core import Positive, Signal, stage, symbols, times
 from adamx.core.arithmetic import sign_of
 from adamx.core.equations import in_symbols
 from adamx.core.types import Reals, Scalar
@@ -76,7 +76,7 @@ def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
     def shape(signal):
         agrees = _agreement(signal, downhill) > 0
         mask = agrees.astype(jnp.finfo(signal.update.dtype).dtype)
-        return signal.becomes(signal.update * (mask / at_least(floor, _mean(mask))))
+        return signal.becomes(times(signal.update, mask / at_least(floor, _mean(mask))))
 
     return shape
 

@@ -488,6 +488,38 @@ def _(case: _Case) -> None:
         _finite(f"the state after gradients of {factor:g}", state)
 
 
+@_promise("largest", "gradients up to the largest of float32, bfloat16 and float16 do, too")
+def _(case: _Case) -> None:
+    if not case.all_stages:
+        raise _DoesNotApply("what a transformation of Optax does is its own affair")
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        params, gradients = case.narrowed(dtype)
+        extreme = jax.tree.map(_with_extremes, gradients)
+        updates, state = _compiled(functools.partial(_at_rest, case.opt))(params, extreme)
+        name = jnp.dtype(dtype).name
+        _finite(f"the updates of gradients up to the largest {name}", updates)
+        _finite(f"the state after gradients up to the largest {name}", state)
+
+
+def _with_extremes(gradients: Any) -> Any:
+    """The gradients, of which the second are the largest there are, and those after it in part."""
+    largest = jnp.where(gradients > 0, 1, -1) * jnp.finfo(gradients.dtype).max
+    rest = jnp.arange(gradients[0].size).reshape(gradients[0].shape) % 2 == 0
+    third = jnp.where(rest, -largest[1], gradients[-1])
+    return jnp.concatenate([gradients[:1], largest[1:2], third[None], gradients])
+
+
+def _at_rest(opt: Transformation, params: Any, gradients: Any) -> tuple[Any, Any]:
+    """The updates of every step, and the last state, of parameters that stay where they are."""
+
+    def step(state: Any, gradient: Any) -> Any:
+        updates, state = opt.update(gradient, state, params)
+        return state, updates
+
+    state, updates = jax.lax.scan(step, opt.init(params), gradients)
+    return updates, state
+
+
 @_promise("value", "copies are equal and hash equal")
 def _(case: _Case) -> None:
     links = [
