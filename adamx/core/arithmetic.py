@@ -79,33 +79,32 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
     return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
 
 
-_USUAL = 2.0**48  # up to here, 2³¹ squares sum to a finite float32
-_UNIT = 2.0**80  # and squares of larger float32 numbers in this unit do, too
+_UNIT = 2.0**80  # 2³¹ squares of float32 numbers in this unit sum to a finite float32
 
 
 class Squares(NamedTuple):
-    """Σ|x|² in two parts, finite for every finite x (of float64, up to 2⁵⁹²).
+    """Σ|x|², as it is and in units of 2¹⁶⁰: one of the two is finite (of float64, up to 2⁵⁹²).
 
-    Squares of elements up to 2⁴⁸ are summed in ``middle``, those of larger ones in ``large``, in
-    units of 2¹⁶⁰. The sums of several arrays are added part by part.
+    The sums of several arrays are added part by part, as a ``measure`` that returns it does.
+
+    >>> Squares.of(jnp.array([3e30, 4e30])).norm().value
+    Array(5.e+30, dtype=float32)
     """
 
-    middle: Reals
-    large: Reals
+    plain: Reals
+    scaled: Reals
 
     @classmethod
     def of(cls, x: Values, axis: int | tuple[int, ...] | None = None) -> Squares:
         """Of all elements, or along some axes, which stay with length 1."""
-        usual = jnp.abs(x) <= _USUAL
-        parts = jnp.where(usual, x, 0), jnp.where(usual, 0, x) * (1 / _UNIT)
-        return cls(*(jnp.sum(abs_sq(y), axis, keepdims=axis is not None) for y in parts))
+        both = x, x * (1 / _UNIT)
+        return cls(*(jnp.sum(abs_sq(y), axis, keepdims=axis is not None) for y in both))
 
     def norm(self) -> Norm:
         """√(Σ|x|²)."""
-        is_large = self.large != 0  # of NaN, too
-        large = self.large + self.middle * (1 / _UNIT) ** 2
-        size = root(jnp.where(is_large, large, self.middle))
-        return Norm(size, jnp.where(is_large, _UNIT, jnp.ones_like(size)))
+        usual = jnp.isfinite(self.plain)
+        size = root(jnp.where(usual, self.plain, self.scaled))
+        return Norm(size, jnp.where(usual, jnp.ones_like(size), _UNIT))
 
 
 class Norm(NamedTuple):
@@ -128,19 +127,32 @@ class Norm(NamedTuple):
 
 
 def norm(x: Values, axis: int | tuple[int, ...] | None = None) -> Norm:
-    """‖x‖ of the whole array, or along some axes, which stay with length 1."""
+    """‖x‖ of the whole array, or along some axes, which stay with length 1.
+
+    >>> norm(jnp.array([3.0, 4.0])).value
+    Array(5., dtype=float32)
+    """
     return Squares.of(x, axis).norm()
 
 
 def shrunk(x: Values, length: Norm, most: Any) -> Values:
-    """x · min(1, most / length): x itself where the length is 0."""
+    """x · min(1, most / length): x itself where the length is 0.
+
+    >>> x = jnp.array([3e30, 4e30])
+    >>> shrunk(x, norm(x), 1.0)
+    Array([0.6, 0.8], dtype=float32)
+    """
     size, unit = length
     share = divide(most, jnp.where(size == 0, jnp.minimum(most, 1), size))
     return length.in_units(x) * jnp.minimum(unit, share)
 
 
 def times(x: Values, factor: Any) -> Values:
-    """x · factor; where x is finite and the product is not, the largest number of its dtype."""
+    """x · factor; where x is finite and the product is not, the largest number of its dtype.
+
+    >>> times(jnp.array([3e38, 1.0, jnp.inf]), 2.0)
+    Array([3.4028235e+38, 2.0000000e+00,           inf], dtype=float32)
+    """
     product = factor * x
     if isinstance(factor, float) and abs(factor) <= 1:
         return product
