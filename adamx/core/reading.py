@@ -33,6 +33,7 @@ __all__ = [
     "is_variable",
     "merged",
     "place_of",
+    "remedy_for",
     "stages_named",
     "the_state",
     "unwrapped",
@@ -294,6 +295,26 @@ def filled(tree: PyTree, params: PyTree) -> PyTree:
     thetas, structure = jax.tree.flatten(params)
     pairs = zip(beside(params, tree), thetas, strict=True)
     return structure.unflatten(theta if x is None else x for x, theta in pairs)
+
+
+def remedy_for(gradients: PyTree, kept: PyTree) -> str:
+    """What to do about a slot that is no tree like the gradients."""
+    wanted, held = (
+        [place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        for tree in (gradients, kept)
+    )
+    those = set(wanted)
+    begun = {place[:length] for place in held for length in range(len(place) + 1)}
+    same = begun.issuperset(wanted) and all(
+        any(place[:length] in those for length in range(len(place) + 1)) for place in held
+    )
+    if same:
+        return (
+            "The parameters are the same, and only containers differ, as in a state that was read "
+            "without a target (lists for tuples, dicts for lists). Bring it over: "
+            "adamx.restore_state(state, opt, params)"
+        )
+    return "Take gradients with respect to the parameters that init() was given"
 
 
 def place_of(path: Any) -> Place:

@@ -21,7 +21,7 @@ from adamx.core.hyper import clock_dtype
 from adamx.core.link import Link
 from adamx.core.naming import names
 from adamx.core.observer import Observer
-from adamx.core.reading import copied, place_of, the_state, unwrapped
+from adamx.core.reading import beside, copied, place_of, the_state, unwrapped
 from adamx.core.stage import Rule, Stage, kind
 from adamx.core.trees import is_encoded, mismatch, path_of
 from adamx.core.types import PyTree, State
@@ -621,13 +621,25 @@ def _arrays(
             raise _refused(path, state)
         for field, kinds in _OPTAX.get(name, {}).items():
             label, column = f"{path}.{field}", getattr(state, field)
-            try:
-                columns[label] = tree.flatten_up_to(column)
-            except (ValueError, TypeError):
-                raise mismatch(label, column, "the parameters", params, _REMEDY) from None
+            columns[label] = _column(label, column, tree, params)
             homes[label] = kinds
         _check_rule(name, path, last, links)
     return homes, columns
+
+
+def _column(label: str, arrays: Any, tree: Any, params: Any) -> list[Any]:
+    """A tree of arrays, one a parameter; containers may be others (``nnx.State`` for a dict)."""
+    try:
+        return tree.flatten_up_to(arrays)
+    except (ValueError, TypeError):
+        refusal = mismatch(label, arrays, "the parameters", params, _REMEDY)
+    try:
+        column = beside(params, arrays)
+    except StageError:
+        raise refusal from None
+    if any(x is None for x in column):
+        raise refusal
+    return column
 
 
 def _check_rule(name: str, path: str, last: bool, links: Mapping[str, Link]) -> None:
