@@ -261,9 +261,9 @@ NNX = {
 }
 
 
-@pytest.mark.parametrize("form", NNX)
-@pytest.mark.parametrize("kind", ["plain", "grouped", "stored"])
-def test_states_of_nnx_are_read_and_restored_in_every_form(kind, form, tmp_path):
+@functools.cache
+def nnx_and_plain(kind):
+    """A training in nnx, and the same without."""
     adam = adamx.adam(optax.linear_schedule(0.1, 0.0, 10))
     opt = {
         "plain": adam,
@@ -272,7 +272,6 @@ def test_states_of_nnx_are_read_and_restored_in_every_form(kind, form, tmp_path)
     }[kind]
     opt = adamx.chain(opt, optax.trace(0.1), adamx.polyak_ema(0.9), adamx.watch())
     model, optimizer = nnx_trained(opt)
-    # The same training without nnx.
     graph, start = nnx.split(Network(nnx.Rngs(0)), nnx.Param)
     params = nnx.to_pure_dict(start)
 
@@ -285,21 +284,29 @@ def test_states_of_nnx_are_read_and_restored_in_every_form(kind, form, tmp_path)
         for _ in range(2):
             updates, expected = opt.update(jax.grad(loss)(params), expected, params)
             params = adamx.apply_updates(params, updates)
+    return opt, model, optimizer, params, expected
 
+
+@pytest.mark.parametrize("form", NNX)
+@pytest.mark.parametrize("kind", ["plain", "grouped", "stored"])
+def test_states_of_nnx_are_read_and_restored_in_every_form(kind, form, tmp_path):
+    opt, model, optimizer, params, expected = nnx_and_plain(kind)
     held = NNX[form](model, optimizer, tmp_path)
     rate = "learning_rate" if kind != "grouped" else "learning_rate@rest"
     np.testing.assert_allclose(adamx.numbers(opt, held)[rate], 0.08, rtol=1e-6)
     seen = adamx.metrics(held)
     np.testing.assert_allclose(seen["grad_rms"], adamx.metrics(expected)["grad_rms"], rtol=1e-5)
     assert adamx.memory(held).bytes == adamx.memory(expected).bytes
-    means = adamx.polyak_params(held, params=params)
-    same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-    jax.tree.map(same, means, adamx.polyak_params(expected))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        adamx.polyak_params(held, params=params),
+        adamx.polyak_params(expected),
+    )
     state, report = adamx.restore_state(held, opt, params)
     assert set(report.initialised) <= {"watch.groups"} and report.dropped == ()
     assert jax.tree.structure(state) == jax.tree.structure(expected)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1)  # codes are rounded
-    jax.tree.map(close if kind == "stored" else same, state, expected)
+    bare = nnx.to_pure_dict(nnx.state(optimizer))["opt_state"]
+    assert_same_bits(jax.tree.leaves(state), [jnp.asarray(x) for x in jax.tree.leaves(bare)])
 
 
 def test_a_restored_state_goes_back_into_an_nnx_optimizer():
@@ -602,3 +609,341 @@ def test_half_an_entry_and_none_at_all_are_errors():
         StageError, match=r"holds nothing of \[0\], \[1\]. Has this optimiser taken"
     ):
         convert.from_torch(state_dict(None, None), opt, params, count=3)
+
+
+# Groups come and go
+
+
+HEAD = {"encoder": adamx.freeze(), "*": adamx.adam(0.1)}
+SLOTS = [("scale_by_momentum", "mu"), ("scale_by_rms", "nu")]
+
+
+def test_freezing_midway_keeps_the_moments_of_the_rest():
+    saved, opt = train(adamx.adam(0.1))[1], adamx.partition(HEAD)
+    state, report = adamx.restore_state(saved, opt, PARAMS, strict=True)
+    for stage, slot in SLOTS:
+        assert_same_bits(state[f"{stage}@rest"][slot]["head"], saved[stage][slot]["head"])
+        assert_same_bits(state[f"{stage}@rest"]["log_decay"], saved[stage]["log_decay"])
+        assert f"{stage}@rest.{slot}" in report.kept and f"{stage}.{slot}" in report.dropped
+    frozen = [row.parameters for row in report.rows if row.outcome == "dropped"]
+    assert frozen == [("encoder",)] * 2
+    # The head goes on as it would have without the encoder.
+    _, whole = train(adamx.adam(0.1), 3, 5, *train(adamx.adam(0.1)))
+    _, after = train(opt, 3, 5, train(adamx.adam(0.1))[0], state)
+    for stage, slot in SLOTS:
+        assert_same_bits(after[f"{stage}@rest"][slot]["head"], whole[stage][slot]["head"])
+
+
+def test_unfreezing_midway_keeps_the_moments_of_the_head():
+    params, saved = train(adamx.partition(HEAD))
+    message = r"starts anew for encoder has the clock.*: scale_by_momentum\.mu, scale_by_rms\.nu\."
+    with pytest.warns(UserWarning, match=message) as caught:
+        state, report = adamx.restore_state(saved, adamx.adam(0.1), params)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    for stage, slot in SLOTS:
+        assert_same_bits(state[stage][slot]["head"], saved[f"{stage}@rest"][slot]["head"])
+        assert_same_bits(state[stage]["log_decay"], saved[f"{stage}@rest"]["log_decay"])
+        assert not any(map(np.any, jax.tree.leaves(state[stage][slot]["encoder"])))
+    assert (
+        str(report)
+        == """\
+stage              entry      outcome      recoded  saved as                parameters
+count                         kept
+scale_by_momentum  log_decay  kept                  scale_by_momentum@rest
+scale_by_momentum  mu         initialised                                   encoder
+scale_by_momentum  mu         kept                  scale_by_momentum@rest  head
+scale_by_rms       log_decay  kept                  scale_by_rms@rest
+scale_by_rms       nu         initialised                                   encoder
+scale_by_rms       nu         kept                  scale_by_rms@rest       head"""
+    )
+
+
+def test_a_group_of_its_own_gives_what_is_unfrozen_a_clock_of_its_own():
+    params, saved = train(adamx.partition(HEAD))
+    opt = adamx.partition({"encoder": adamx.adam(0.1), "*": adamx.adam(0.1)})
+    state, report = adamx.restore_state(saved, opt, params)
+    assert set(report.initialised) == {
+        f"{stage}@encoder.{entry}" for stage, slot in SLOTS for entry in (slot, "log_decay")
+    }
+    for stage, _ in SLOTS:
+        assert_same_bits(state[f"{stage}@rest"], saved[f"{stage}@rest"])
+    updates, _ = opt.update(at(0), state, params)  # debiased: a first step of α sign(g)
+    jax.tree.map(
+        lambda u, g: np.testing.assert_allclose(u, -0.1 * np.sign(g), rtol=1e-3),
+        updates["encoder"],
+        at(0)["encoder"],
+    )
+
+
+def test_groups_that_are_cut_otherwise_take_over_parameter_by_parameter():
+    halves = adamx.partition({"encoder": adamx.adam(0.1), "*": adamx.adam(0.1)})
+    kinds = adamx.partition({"kernel": adamx.adam(0.1), "*": adamx.adam(0.1)})
+    saved = train(halves)[1]
+    state, report = adamx.restore_state(saved, kinds, PARAMS, strict=True)
+    whole, _ = adamx.restore_state(saved, adamx.adam(0.1), PARAMS, strict=True)
+    assert report.dropped == ()
+    assert_same_bits(whole, train(adamx.adam(0.1))[1])
+    assert_same_bits(state, train(kinds)[1])
+    assert_same_bits(adamx.restore_state(whole, halves, PARAMS, strict=True).state, saved)
+
+
+@pytest.mark.parametrize("read", ["live", "msgpack", "Orbax"])
+def test_groups_are_matched_in_what_a_checkpoint_gives_back(read, tmp_path):
+    decayed = adamx.chain(
+        adamx.adam(0.1), adamx.where("kernel", optax.trace(0.5)), adamx.where("!bias", OPT)
+    )
+    saved = train(decayed)[1]
+    read = {
+        "live": lambda: saved,
+        "msgpack": lambda: serialization.msgpack_restore(serialization.to_bytes(saved)),
+        "Orbax": lambda: through_orbax(saved, tmp_path),
+    }[read]()
+    assert_same_bits(adamx.restore_state(read, decayed, PARAMS, strict=True).state, saved)
+    opt = adamx.chain(
+        adamx.adam(0.1), adamx.where("head/kernel", optax.trace(0.5)), adamx.where("head", OPT)
+    )
+    with pytest.warns(UserWarning, match="what starts anew for head/bias has the clock"):
+        state, _ = adamx.restore_state(read, opt, PARAMS)
+    assert_same_bits(state["trace@head_kernel"].trace["head"], saved["trace@kernel"].trace["head"])
+    ema = state["polyak_ema@head"]["ema"]
+    assert_same_bits(ema["head"]["kernel"], saved["polyak_ema@not_bias"]["ema"]["head"]["kernel"])
+    assert_same_bits(state["scale_by_rms"], saved["scale_by_rms"])
+
+
+def test_the_second_of_a_name_in_a_group_is_matched_with_the_second():
+    ball = adamx.scale_by_heavy_ball
+    twice = adamx.chain(ball(0.5), ball(0.9))
+    grouped = adamx.partition({"encoder": adamx.freeze(), "*": twice})
+    saved = train(grouped)[1]
+    state, _ = adamx.restore_state(saved, twice, PARAMS)
+    for name in ("scale_by_heavy_ball", "scale_by_heavy_ball_2"):
+        kept = saved[name.replace("ball", "ball@rest", 1)]["trace"]["head"]
+        assert_same_bits(state[name]["trace"]["head"], kept)
+    numbered = adamx.where("head", twice)
+    layers = {"layer_1": PARAMS["head"], "layer_2": PARAMS["head"]}
+    numbered = adamx.partition({"layer_1": ball(0.5), "layer_2": ball(0.5)})
+    saved = jax.tree.map(lambda x: x + 1, numbered.init(layers))
+    state, _ = adamx.restore_state(saved, ball(0.5), layers, strict=True)
+    assert_same_bits(
+        state["scale_by_heavy_ball"]["trace"]["layer_2"],
+        saved["scale_by_heavy_ball@layer_2"]["trace"]["layer_2"],
+    )
+
+
+def test_codecs_change_with_the_groups():
+    stored = adamx.store(adamx.partition(HEAD), "int8", min_size=3)
+    saved = train(stored)[1]
+    with pytest.warns(UserWarning, match="starts anew for encoder"):
+        state, report = adamx.restore_state(saved, adamx.adam(0.1), PARAMS)
+    assert "int8 → float32" in {row.recoded for row in report.rows}
+    kept = adamx.decoded(saved, "nu")
+    assert_same_bits(state["scale_by_rms"]["nu"]["head"], kept["head"])
+
+
+def test_clocks_that_disagree_are_no_clock_for_both():
+    opt = adamx.partition({"encoder": adamx.adam(0.1), "*": adamx.adam(0.1)})
+    saved = train(opt)[1]
+    later = train(opt, stop=4)[1]
+    for stage, _ in SLOTS:
+        saved[f"{stage}@encoder"] = later[f"{stage}@encoder"]
+    with pytest.raises(StageError, match=r"whose log_decay differ.*groups of their own"):
+        adamx.restore_state(saved, adamx.adam(0.1), PARAMS)
+
+
+def test_what_two_saved_stages_have_kept_is_not_guessed():
+    saved = train(adamx.adam(0.1))[1]
+    for stage, _ in SLOTS:
+        saved[f"{stage}@a"] = saved[f"{stage}@b"] = saved.pop(stage)
+    with pytest.raises(StageError, match=r"scale_by_momentum@a, scale_by_momentum@b have all kept"):
+        adamx.restore_state(saved, adamx.adam(0.1), PARAMS)
+
+
+def test_moments_are_not_lost_in_silence():
+    saved = train(adamx.chain(adamx.scale_by_momentum(), adamx.scale_by_learning_rate(0.1)))[1]
+    with pytest.warns(
+        UserWarning, match=r"no place for scale_by_momentum\.mu, .*: .*heavy_ball\.trace"
+    ):
+        adamx.restore_state(saved, adamx.sgd(0.1, 0.9), PARAMS)
+    with pytest.warns(UserWarning, match="moments are lost"):
+        adamx.restore_state(adamx.adam(0.1).init(jnp.ones(2)), adamx.lion(0.1), jnp.ones(2))
+
+
+def test_strict_names_everything_that_would_start_anew():
+    saved = train(adamx.partition(HEAD))[1]
+    opt = adamx.chain(adamx.adam(0.1), adamx.polyak_ema())
+    message = (
+        r"nothing for scale_by_momentum\.mu \(encoder\), scale_by_rms\.nu \(encoder\), "
+        r"polyak_ema\.ema, polyak_ema\.log_decay, and strict=True"
+    )
+    with pytest.raises(StageError, match=message):
+        adamx.restore_state(saved, opt, PARAMS, strict=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_other_containers_in_a_state_point_to_restore_state(compiled):
+    params = {"layers": (jnp.ones(3), [jnp.ones(2)])}
+    opt = adamx.adam(0.1)
+    state = opt.init(params)
+    lists = jax.tree.map(
+        lambda x: list(x) if isinstance(x, tuple) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    read = serialization.msgpack_restore(serialization.to_bytes(state))
+    update = jax.jit(opt.update) if compiled else opt.update
+    for other in (lists, read):
+        with pytest.raises(StageError, match=r"adamx\.restore_state\(state, opt, params\)"):
+            update(params, other, params)
+        update(params, adamx.restore_state(other, opt, params).state, params)
+    with pytest.raises(StageError, match="Take gradients with respect to"):
+        update(params, opt.init({"layers": (jnp.ones(3),)}), params)
+
+
+# Readers know groups
+
+
+def test_an_average_of_some_parameters_is_read_with_the_others():
+    opt = adamx.chain(adamx.sgd(0.1), adamx.where("!bias", adamx.polyak_ema(0.5)))
+    params, state = train(opt)
+    kernels = [train(opt, stop=t)[0]["head"]["kernel"] for t in (1, 2, 3)]
+    weights = 0.5 ** np.array([2, 1, 0])
+    mean = np.tensordot(weights / weights.sum(), np.stack(kernels), 1)
+    average = adamx.polyak_params(state)
+    np.testing.assert_allclose(average["head"]["kernel"], mean, rtol=1e-5)
+    assert average["head"]["bias"] is None
+    filled = adamx.polyak_params(state, params=params)
+    assert filled["head"]["bias"] is params["head"]["bias"]
+    assert_same_bits(filled["head"]["kernel"], average["head"]["kernel"])
+    with pytest.raises(StageError, match="the state is not of these parameters: it has"):
+        adamx.polyak_params(state, params={"head": params["head"]})
+
+
+def test_averages_of_several_groups_are_one():
+    ema = adamx.polyak_ema
+    opt = adamx.chain(adamx.sgd(0.1), adamx.partition({"encoder": ema(0.5), "*": ema(0.9)}))
+    state = train(opt)[1]
+    both = adamx.polyak_params(state)
+    for part, decay in (("encoder", 0.5), ("head", 0.9)):
+        alone = train(adamx.chain(adamx.sgd(0.1), ema(decay)))[1]
+        assert_same_bits(both[part], adamx.polyak_params(alone)[part])
+    only = adamx.polyak_params(state, "polyak_ema@rest")
+    assert only["encoder"] == {"kernel": None, "bias": None}
+    twice = adamx.chain(opt, adamx.where("head", ema(0.5)))
+    with pytest.raises(ValueError, match=r"polyak_ema@head and polyak_ema@rest keep the same"):
+        adamx.polyak_params(train(twice)[1])
+
+
+def test_schedule_free_beside_a_frozen_backbone():
+    free = adamx.schedule_free_adamw(0.1)
+    opt = adamx.partition({"encoder": adamx.freeze(), "*": free})
+    params, state = train(opt)
+    x = adamx.schedule_free_eval_params(state, params)
+    alone, inner = train(free, params={"encoder": PARAMS["encoder"], "head": PARAMS["head"]})
+    expected = adamx.schedule_free_eval_params(inner, alone)
+    assert_same_bits(x["encoder"], PARAMS["encoder"])
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5), x["head"], expected["head"]
+    )
+
+
+def test_schedule_free_in_groups_of_other_rates():
+    rates = {"encoder": 0.1, "*": 0.3}
+    opt = adamx.partition({k: adamx.schedule_free_adamw(r, b1=r) for k, r in rates.items()})
+    params, state = train(opt)
+    x = adamx.schedule_free_eval_params(state, params)
+    for part, rate in (("encoder", 0.1), ("head", 0.3)):
+        theta, own = train(adamx.schedule_free_adamw(rate, b1=rate))
+        expected = adamx.schedule_free_eval_params(own, theta)[part]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), x[part], expected)
+
+
+def test_a_slot_of_all_groups_is_decoded_at_once():
+    opt = adamx.partition({"encoder": adamx.adam(0.1), "*": adamx.store(adamx.adam(0.1), "fp8")})
+    state = train(opt)[1]
+    plain = train(adamx.adam(0.1))[1]
+    nu = adamx.decoded(state, "nu")
+    assert_same_bits(nu["encoder"], plain["scale_by_rms"]["nu"]["encoder"])
+    assert_same_bits(adamx.decoded(state, "scale_by_rms.nu"), nu)
+    assert adamx.decoded(state, "scale_by_rms@rest.nu")["encoder"]["bias"] is None
+    assert_same_bits(
+        adamx.decoded(train(adamx.partition(HEAD))[1], "nu", params=PARAMS)["encoder"],
+        PARAMS["encoder"],
+    )
+
+
+def test_factored_slots_of_groups_are_decoded_at_once():
+    """Of one parameter a slot keeps several arrays, of another none."""
+    opt = adamx.partition({"encoder": adamx.adafactor(0.1), "*": adamx.adafactor(0.1)})
+    whole, state = train(adamx.adafactor(0.1))[1], train(opt)[1]
+    (stage,) = (name for name in whole if name.startswith("scale_by_factored"))
+    for slot in whole[stage]:
+        if isinstance(whole[stage][slot], dict):
+            assert_same_bits(adamx.decoded(state, slot), adamx.decoded(whole, slot))
+
+
+def test_slow_and_master_parameters_are_read_by_name():
+    params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(3)}
+    opt = adamx.chain(adamx.sgd(1e-3), adamx.lookahead(2), adamx.master_weights())
+    _, state = opt.update(jax.tree.map(jnp.ones_like, params), opt.init(params), params)
+    assert_same_bits(adamx.decoded(state, "slow"), state["lookahead"]["slow"])
+    master = adamx.decoded(state, "master", params=params)
+    assert master["b"] is params["b"] and master["w"].dtype == jnp.float32
+    np.testing.assert_allclose(master["w"], 0.999, rtol=1e-6)
+
+
+# Steps that were thrown away
+
+
+def nonfinite_grads():
+    return jax.tree.map(lambda g: g.at[0].set(jnp.nan), at(1))
+
+
+GATES = {
+    "apply_if_finite": lambda opt: optax.apply_if_finite(opt, 5),
+    "outside a chain": lambda opt: optax.apply_if_finite(optax.chain(optax.clip(9.0), opt), 5),
+    "MultiSteps": lambda opt: optax.MultiSteps(opt, 1, should_skip_update_fn=optax.skip_not_finite),
+}
+WATCHED = adamx.chain(adamx.adam(0.1), adamx.watch(groups={"kernels": "kernel"}))
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_that_was_thrown_away_is_not_reported_as_the_one_before(gate, compiled):
+    tx = GATES[gate](WATCHED)
+    read = jax.jit(adamx.metrics) if compiled else adamx.metrics
+    step = jax.jit(tx.update)
+    seen = []
+    with jax.numpy_dtype_promotion("standard"):
+        state = tx.init(PARAMS)
+        for grads in (at(0), nonfinite_grads(), at(2)):
+            _, state = step(grads, state, PARAMS)
+            seen.append(read(state))
+    plain = [adamx.metrics(train(WATCHED, stop=1)[1])]
+    assert [float(x["skipped"]) for x in seen] == [0, 1, 0]
+    for key, value in plain[0].items():
+        np.testing.assert_allclose(seen[0][key], value, rtol=1e-5)
+    assert all(np.isnan(value) for key, value in seen[1].items() if key != "skipped")
+    assert seen[2]["nonfinite"] == 0 and np.isfinite(seen[2]["grad_rms"])
+    assert seen[0].keys() == seen[1].keys() == seen[2].keys()
+
+
+def test_a_bad_step_that_was_let_through_is_reported_as_it_was():
+    tx = optax.apply_if_finite(WATCHED, 1)
+    state, seen = tx.init(PARAMS), []
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(2):
+            _, state = tx.update(nonfinite_grads(), state, PARAMS)
+            seen.append(adamx.metrics(state))
+    assert np.isnan(seen[0]["nonfinite"]) and seen[0]["skipped"] == 1
+    assert seen[1]["nonfinite"] > 0 and seen[1]["skipped"] == 0
+
+
+def test_without_a_gate_nothing_is_said_of_skipping():
+    assert "skipped" not in adamx.metrics(train(WATCHED)[1])
+    both = adamx.chain(adamx.watch(), WATCHED)
+    tx = optax.apply_if_finite(both, 5)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = tx.update(nonfinite_grads(), tx.init(PARAMS), PARAMS)
+    seen = adamx.metrics(state)
+    assert seen["watch/skipped"] == seen["watch_2/skipped"] == 1
+    assert np.isnan(seen["watch_2/kernels/nonfinite"])

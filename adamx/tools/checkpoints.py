@@ -204,11 +204,15 @@ def restore_state(
     state, parameters = opt.init(params), _Parameters(params)
     named = dict(zip(names(links), links, strict=True))
     bases = {link.name for link in links}
+    stages = {
+        stage: _Restoring(stage, named.get(stage), fresh, parameters, codecs)
+        for stage, fresh in state.items()
+    }
     parts: list[_Part] = []
-    for stage, fresh in state.items():
+    for stage, restoring in stages.items():
         kin = [other for other in theirs if _kin(other, theirs, bases) == _kin(stage, named, bases)]
-        restoring = _Restoring(stage, named.get(stage), parameters, theirs, kin, codecs)
-        state[stage] = restoring.entry(fresh)
+        restoring.offer({other: theirs[other] for other in kin}, theirs.get(stage), stages)
+        state[stage] = restoring.entry()
         parts += restoring.parts
     parts += _left(theirs, parts, parameters)
     report = RestoreReport(_summed(parts, parameters))
@@ -290,48 +294,50 @@ class _Restoring:
         self,
         stage: str,
         link: Link | None,
+        fresh: Any,
         parameters: _Parameters,
-        theirs: Mapping[str, Mapping[Place, Any]],
-        kin: Sequence[str],
         codecs: tuple[Codec, ...],
     ):
-        self.stage, self.link, self.parameters, self.codecs = stage, link, parameters, codecs
-        self.theirs = {source: theirs[source] for source in kin}
-        if stage in theirs:  # of this very name: the first choice
-            self.theirs = {stage: theirs[stage], **self.theirs}
-        self.parts: list[_Part] = []
-        self.slots: Any = None
-        if isinstance(link, Stage):
-            self.slots = link.at(np.int32(0)).rule(jnp.float32).slots
-
-    def entry(self, fresh: Any) -> Any:
-        """What the stage keeps, from what it would start with."""
-        leaves, tree = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=is_encoded)
-        places = [place_of(path) for path, _ in leaves]
-        owners = [self.owner(place, own) for place, (_, own) in zip(places, leaves, strict=True)]
-        needed: dict[Place, list[Place]] = {}
-        for place, owner in zip(places, owners, strict=True):
+        self.stage, self.link, self.codecs = stage, link, codecs
+        leaves, self.tree = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=is_encoded)
+        self.fresh: dict[Place, Any] = {place_of(path): own for path, own in leaves}
+        slots = link.at(np.int32(0)).rule(jnp.float32).slots if isinstance(link, Stage) else None
+        self.owners: dict[Place, Place | None] = {}
+        self.needed: dict[Place, list[Place]] = {}  # of every parameter that the stage is for
+        for place, own in self.fresh.items():
+            is_clock = slots is not None and place[:1] not in [(slot,) for slot in slots]
+            of_none = is_clock or isinstance(link, Observer)
+            owner = self.owners[place] = None if of_none else parameters.owner(place, own)
             if owner is not None:
-                needed.setdefault(owner, []).append(place)
-        sources = {owner: self.source(owner, wanted) for owner, wanted in needed.items()}
-        shared = self.shared(sources.values())
-        return tree.unflatten(
-            self.array(place, own, owner, shared if owner is None else [sources[owner]])
-            for place, owner, (_, own) in zip(places, owners, leaves, strict=True)
-        )
+                self.needed.setdefault(owner, []).append(place)
+        self.parts: list[_Part] = []
 
-    def owner(self, place: Place, own: Any) -> Place | None:
-        shared = isinstance(self.link, Observer) or (
-            self.slots is not None and (not place or place[0] not in self.slots)
+    def offer(
+        self,
+        kin: Mapping[str, Mapping[Place, Any]],
+        same: Mapping[Place, Any] | None,
+        stages: Mapping[str, _Restoring],
+    ) -> None:
+        """From where it may take: from what was saved under its own name, or from its kin."""
+        own = {} if same is None else {self.stage: same}
+        self.theirs: dict[str, Mapping[Place, Any]] = {**own, **kin}
+        self.stages = stages
+
+    def entry(self) -> Any:
+        """What the stage keeps."""
+        sources = {owner: self.source(owner, wanted) for owner, wanted in self.needed.items()}
+        shared = self.shared(sources.values())
+        return self.tree.unflatten(
+            self.array(place, own, owner, shared if owner is None else [sources[owner]])
+            for (place, own), owner in zip(self.fresh.items(), self.owners.values(), strict=True)
         )
-        return None if shared else self.parameters.owner(place, own)
 
     def source(self, owner: Place, wanted: list[Place]) -> str | None:
         """The saved stage that has kept what is wanted of a parameter; None if none has."""
         holders = [
             source
             for source, kept in self.theirs.items()
-            if any(_at(kept, place) in kept for place in wanted)
+            if any(_at(kept, place) in kept for place in wanted) and self.is_free(source, owner)
         ]
         if self.stage in holders:
             return self.stage
@@ -344,14 +350,23 @@ class _Restoring:
             raise self.lacking(self.stage, wanted[0])
         return holders[0] if holders else None
 
+    def is_free(self, source: str, owner: Place) -> bool:
+        """Whether no other stage of the chain has this name, and takes over the parameter."""
+        other = self.stages.get(source)
+        return other is None or other is self or owner not in other.needed
+
     def shared(self, used: Iterable[str | None]) -> list[str]:
         """The saved stages from which that comes which all parameters share."""
         sources = list(dict.fromkeys(used))
         if sources and not isinstance(self.link, Observer):
             return [source for source in sources if source is not None]
-        return [self.stage] if self.stage in self.theirs else list(self.theirs)[:1]
+        if self.stage in self.theirs:
+            return [self.stage]
+        return [source for source in self.theirs if source not in self.stages][:1]
 
-    def array(self, place: Place, own: Any, owner: Place | None, sources: list[str | None]) -> Any:
+    def array(
+        self, place: Place, own: Any, owner: Place | None, sources: Sequence[str | None]
+    ) -> Any:
         """One array of the entry."""
         held = {
             source: kept[at]
@@ -371,17 +386,16 @@ class _Restoring:
         kept = next(iter(held.values()))
         if place != ("key",) and not all(_same(kept, x) for x in held.values()):
             raise StageError(
-                f"it takes parameters over from {_listed(tuple(held))}, whose {'/'.join(place)} "
-                "differ: they have taken different steps, and a stage has one clock for all its "
+                f"it takes parameters over from {_listed(held)}, whose {'/'.join(place)} differ: "
+                "they have taken different steps, and a stage has one clock for all its "
                 "parameters. Keep them in groups of their own"
             ).within(stage=self.stage)
         try:
             value = _value(own, kept, self.link, place, self.codecs)
         except StageError as error:
             raise error.within(stage=self.stage, parameter="/".join(place) or None) from None
-        for each in held:
-            recoded = _recoded(kept, value)
-            self.parts.append(_Part(self.stage, place, "kept", each, owner, recoded))
+        recoded = _recoded(kept, value)
+        self.parts += [_Part(self.stage, place, "kept", x, owner, recoded) for x in held]
         return jax.tree.map(copied, value, own)
 
     def lacking(self, source: str, place: Place) -> StageError:
@@ -439,25 +453,28 @@ def _losses(parts: Sequence[_Part], parameters: _Parameters) -> Iterable[str]:
             for group in (gone, new)
         )
         yield (
-            f"moments are lost: {_listed(lost)} was saved and has no place in this chain, and "
-            f"{_listed(begun)} starts anew{_of(starting, parameters)}. If a stage is only called "
-            "otherwise, rename it in what was saved; strict=True makes this an error"
+            f"moments are lost{_of(starting, parameters)}: the chain has no place for "
+            f"{_listed(lost)}, and what it keeps starts anew: {_listed(begun)}. If a stage is only "
+            "called otherwise, rename it in what was saved; strict=True makes this an error"
         )
-    for stage in dict.fromkeys(part.stage for part in new):
-        kept = [part for part in parts if part.stage == stage and part.outcome == "kept"]
-        if any(part.parameter is None for part in kept):  # a clock that goes on
-            some = [part for part in new if part.stage == stage]
-            yield (
-                f"{stage}: {_listed(dict.fromkeys(x.entry for x in some))} starts anew"
-                f"{_of({x.parameter for x in some}, parameters)}, with the clock of the other "
-                "parameters: the new averages count as if they had seen as many steps, and are "
-                "not debiased. A group of their own, partition({…}), gives them their own clock"
-            )
+    clocks = {part.stage for part in parts if part.outcome == "kept" and part.parameter is None}
+    undated: dict[tuple[str, ...], dict[str, None]] = {}
+    for stage in dict.fromkeys(part.stage for part in new if part.stage in clocks):
+        some = [part for part in new if part.stage == stage]
+        names = dict.fromkeys(f"{stage}.{part.entry}" for part in some)
+        paths = parameters.summary(part.parameter for part in some if part.parameter)
+        undated.setdefault(paths, {}).update(names)
+    for paths, names in undated.items():
+        yield (
+            f"what starts anew for {_listed(paths)} has the clock of the other parameters: "
+            f"{_listed(names)}. These averages count as if they had seen as many steps, and are not "
+            "debiased. A group of their own, partition({…}), gives them a clock of their own"
+        )
 
 
 def _of(some: Iterable[Place | None], parameters: _Parameters) -> str:
     paths = parameters.summary(place for place in some if place)
-    return f" for {_listed(paths)}" if paths else ""
+    return f" of {_listed(paths)}" if paths else ""
 
 
 def _at(kept: Mapping[Place, Any], place: Place) -> Place:
