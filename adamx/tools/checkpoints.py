@@ -467,8 +467,8 @@ def _losses(parts: Sequence[_Part], parameters: _Parameters) -> Iterable[str]:
     for paths, names in undated.items():
         yield (
             f"what starts anew for {_listed(paths)} has the clock of the other parameters: "
-            f"{_listed(names)}. These averages count as if they had seen as many steps, and are not "
-            "debiased. A group of their own, partition({…}), gives them a clock of their own"
+            f"{_listed(names)}. These averages count as if they had seen as many steps, and are "
+            "not debiased. A group of their own, partition({…}), gives them a clock of their own"
         )
 
 
