@@ -336,7 +336,12 @@ BAD = {
     ),
     "no arrays": (
         {**SAVED, "count": "three"},
-        *(ADAM, PARAMS, StageError, "stage 'count': what was saved is 'three', not an array"),
+        *(
+            ADAM,
+            PARAMS,
+            StageError,
+            "stage 'count': what was saved is 'three' of type str, not an array",
+        ),
     ),
     "encoded, of another shape": (
         *(SAVED, adamx.store(ADAM, "fp8", min_size=1), others(scale=jnp.ones(2)), StageError),

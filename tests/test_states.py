@@ -256,7 +256,9 @@ NNX = {
     "opt_state": lambda model, optimizer, folder: optimizer.opt_state,
     "state": lambda model, optimizer, folder: nnx.state(optimizer),
     "pure": lambda model, optimizer, folder: nnx.to_pure_dict(nnx.state(optimizer)),
-    "Orbax opt_state": lambda model, optimizer, folder: through_orbax(optimizer.opt_state, folder),
+    "Orbax opt_state": lambda model, optimizer, folder: through_orbax(
+        optimizer.opt_state if hasattr(nnx, "data") else nnx.state(optimizer)["opt_state"], folder
+    ),
     "Orbax state": lambda model, optimizer, folder: through_orbax(nnx.state(optimizer), folder),
 }
 

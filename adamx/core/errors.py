@@ -36,12 +36,12 @@ class StageError(ValueError):
 
 def described(x: Any) -> str:
     """What something is, for an error: never with the values of arrays."""
+    name = type(x).__name__
     if isinstance(x, (str, int, float, complex, type(None))) or inspect.isroutine(x):
         shown = repr(x)
-        return shown if len(shown) <= 80 else f"{shown[:79]}…"
+        return f"{shown if len(shown) <= 80 else f'{shown[:79]}…'} of type {name}"
     if isinstance(x, type):
         return f"the class {x.__name__}"
-    name = type(x).__name__
     if hasattr(x, "dtype") and hasattr(x, "shape"):
         return f"an array {x.dtype}[{','.join(map(str, x.shape))}]"
     if isinstance(x, Mapping):

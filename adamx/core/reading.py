@@ -300,13 +300,12 @@ def filled(tree: PyTree, params: PyTree) -> PyTree:
 def remedy_for(gradients: PyTree, kept: PyTree) -> str:
     """What to do about a slot that is no tree like the gradients."""
     wanted, held = (
-        [place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        {place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_encoded)[0]}
         for tree in (gradients, kept)
     )
-    those = set(wanted)
-    begun = {place[:length] for place in held for length in range(len(place) + 1)}
-    same = begun.issuperset(wanted) and all(
-        any(place[:length] in those for length in range(len(place) + 1)) for place in held
+    begun = [{place[:length] for length in range(1, len(place) + 1)} for place in held]
+    same = wanted == held or (  # of a parameter a slot may keep several arrays
+        len(wanted) > 1 and all(wanted & each for each in begun) and wanted <= set().union(*begun)
     )
     if same:
         return (
