@@ -296,8 +296,24 @@ SAVED = ADAM.init(PARAMS)
 
 BAD = {
     "an optimiser of Optax": (SAVED, optax.adam(0.1), PARAMS, TypeError, "adamx optimiser"),
-    "no state": ([1], ADAM, PARAMS, StageError, "is list, not the state of a chain"),
-    "more than a state": ({"opt": SAVED}, ADAM, PARAMS, StageError, r"a dict of \['opt'\], not"),
+    "no state": (
+        [1],
+        ADAM,
+        PARAMS,
+        StageError,
+        "got a list of 1, and there is no state of a chain",
+    ),
+    "no state in a dict": (
+        {"a": 1},
+        ADAM,
+        PARAMS,
+        StageError,
+        r"a dict of \['a'\], and there is no",
+    ),
+    "two states": (
+        {"one": SAVED, "two": [SAVED]},
+        *(ADAM, PARAMS, StageError, r"there are 2, at \['one'\], \['two'\]\[0\]: pass the one"),
+    ),
     "another shape": (
         *(SAVED, ADAM, others(scale=jnp.ones(2)), StageError),
         r"stage 'scale_by_momentum', parameter mu/scale: .*\(\), and the chain keeps \(2,\)",
@@ -320,7 +336,12 @@ BAD = {
     ),
     "no arrays": (
         {**SAVED, "count": "three"},
-        *(ADAM, PARAMS, StageError, "stage 'count': what was saved is 'three', not an array"),
+        *(
+            ADAM,
+            PARAMS,
+            StageError,
+            "stage 'count': what was saved is 'three' of type str, not an array",
+        ),
     ),
     "encoded, of another shape": (
         *(SAVED, adamx.store(ADAM, "fp8", min_size=1), others(scale=jnp.ones(2)), StageError),

@@ -493,7 +493,7 @@ SGD = {
 
 REFUSED_TORCH = {
     "missing": (torchs(exp_avg=None), ONE, r"state\[0\] has no exp_avg; it holds step, exp_avg_sq"),
-    "begun": (torchs() | {"state": {}}, ONE, "Has this parameter taken a step"),
+    "begun": (torchs() | {"state": {}}, ONE, "Has this optimiser taken a step"),
     "beside": (torchs(max_exp_avg_sq=np.ones(3)), ONE, "holds max_exp_avg_sq beside"),
     "shape": (torchs(exp_avg=np.zeros(4)), ONE, r"shape \[3\], and would get \[4\]"),
     "turned": (torchs(exp_avg=np.zeros((2, 3))), [jnp.zeros((3, 2))], "x.T turns it round"),

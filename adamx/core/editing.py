@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from adamx.core.errors import described
 from adamx.core.link import Link
 from adamx.core.naming import Place, labels, names
+from adamx.core.reading import batched, the_state
 from adamx.core.stage import Stage
 
 __all__ = ["numbers", "replace"]
@@ -23,14 +26,17 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
     Args:
         opt: a :class:`Transformation`.
         at: a step at which schedules are read: the count of past updates, or the optimiser's
-            state, which holds it. If None, schedules are given as they are.
+            state, which holds it, or what holds the state (a Flax ``TrainState``, an
+            ``nnx.Optimizer``, the state of an ``optax.chain``). If None, schedules are given as
+            they are. Of a batch of counts, what comes from a schedule is a batch.
 
     Returns:
         A dict from ``argument`` to a float, an array or a schedule; where several stages have one
         of that name from ``argument@group`` or ``stage.argument``.
 
     Raises:
-        TypeError: for something that is no adamx optimiser, or neither a count nor a state.
+        TypeError: for something that is no adamx optimiser, or neither a count nor something that
+            holds one state of a chain.
 
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
@@ -40,14 +46,28 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
     """
     links = getattr(opt, "links", None)
     if links is None:
-        raise TypeError(f"numbers() takes an adamx optimiser, got {opt!r}")
+        raise TypeError(f"numbers() takes an adamx optimiser, got {described(opt)}")
     found = labels(links)
     if at is not None:
-        count = at.get("count") if isinstance(at, Mapping) else at
-        if not isinstance(count, (int, float, jax.Array, np.ndarray, np.generic)):
-            raise TypeError(f"at is a count of past updates or the optimiser's state, got {at!r}")
-        links = [link.at(count) if isinstance(link, Stage) else link for link in links]
+        count = at
+        if not isinstance(at, (int, float, jax.Array, np.ndarray, np.generic)):
+            needs = "at is a count of past updates or the optimiser's state"
+            count = the_state(at, TypeError, needs).state["count"]
+        links = [_at(link, count) if isinstance(link, Stage) else link for link in links]
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
+
+
+def _at(stage: Stage, count: Any) -> Stage:
+    """The stage at a step; at a batch of steps, with batches in place of its schedules."""
+    if np.ndim(count) == 0:
+        return stage.at(count)
+    scheduled = [name for name in stage.definition.domains if callable(stage.arguments[name])]
+
+    def read(count: Any) -> dict[str, Any]:
+        now = stage.at(count).arguments
+        return {name: jnp.asarray(now[name]) for name in scheduled}
+
+    return stage.replace(**batched(read, np.ndim(count))(count)) if scheduled else stage
 
 
 def replace(links: Sequence[Link], changes: Mapping[str, Any]) -> tuple[Link, ...]:

@@ -25,6 +25,7 @@ from adamx.core.identity import Static
 from adamx.core.link import Link
 from adamx.core.naming import labels, names
 from adamx.core.observer import Observer, View
+from adamx.core.reading import remedy_for
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal, check_inexact
 from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
@@ -328,7 +329,8 @@ class _Row:
             except (ValueError, TypeError):
                 gradients = self.tree.unflatten(_only(here, self.gradients))
                 raise mismatch(
-                    "the gradients", gradients, "the state's slots", entry[slot]
+                    *("the gradients", gradients, "the state's slots", entry[slot]),
+                    remedy_for(gradients, entry[slot]),
                 ) from None
         rows = zip(*columns.values(), strict=True) if columns else [()] * len(self.gradients)
         slots = [dict(zip(columns, row, strict=True)) for row in rows]

@@ -27,7 +27,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core import hyper
-from adamx.core.errors import StageError
+from adamx.core.errors import StageError, described
 from adamx.core.foreign import Foreign
 from adamx.core.identity import fingerprint
 from adamx.core.link import Link
@@ -599,7 +599,7 @@ def explain(opt: Any) -> Explanation:
     if links is None:
         if not (callable(getattr(opt, "init", None)) and callable(getattr(opt, "update", None))):
             raise TypeError(
-                f"explain() takes a transformation, got {opt!r} of type {type(opt).__name__}; a "
+                f"explain() takes a transformation, got {described(opt)}; a "
                 "recipe is called first: explain(adam(1e-3)), not explain(adam)"
             )
         links = (Foreign(opt),)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+import inspect
+from collections.abc import Mapping
+from typing import Any, Self
 
-__all__ = ["StageError"]
+__all__ = ["StageError", "described"]
 
 
 class StageError(ValueError):
@@ -30,3 +32,21 @@ class StageError(ValueError):
         where = [f"stage {self.stage!r}"] if self.stage else []
         where += [f"parameter {self.parameter}"] if self.parameter else []
         return f"{', '.join(where)}: {self.message}" if where else self.message
+
+
+def described(x: Any) -> str:
+    """What something is, for an error: never with the values of arrays."""
+    name = type(x).__name__
+    if isinstance(x, (str, int, float, complex, type(None))) or inspect.isroutine(x):
+        shown = repr(x)
+        return f"{shown if len(shown) <= 80 else f'{shown[:79]}…'} of type {name}"
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"an array {x.dtype}[{','.join(map(str, x.shape))}]"
+    if isinstance(x, Mapping):
+        keys = [repr(key) for key in x][:8] + (["…"] if len(x) > 8 else [])
+        return f"a {name} of [{', '.join(keys)}]"
+    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
+        return f"a {name} of {len(x)}"
+    return f"a {name}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from adamx.core import (
 from adamx.core.arithmetic import decay_weight
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.core.reading import batched, filled, merged, stages_named
 from adamx.core.signal import statistics_dtype
 from adamx.core.types import PyTree, Values
 
@@ -44,7 +45,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
 
     Keeps ``slow`` (φ), a copy of the parameters, float32 at least, and a clock of the steps since
     θ was φ. The slow parameters, which the paper evaluates, are
-    ``state["lookahead"]["slow"]``; after every k-th step they are the parameters themselves.
+    ``adamx.decoded(state, "slow")``; after every k-th step they are the parameters themselves.
 
     Args:
         sync_period: k ≥ 1.
@@ -61,7 +62,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     >>> for _ in range(2):
     ...     u, state = opt.update(jnp.array([-3.0]), state, theta)
     ...     theta = adamx.apply_updates(theta, u)
-    >>> theta, state["lookahead"]["slow"]
+    >>> theta, adamx.decoded(state, "slow")
     (Array([3.], dtype=float32), Array([3.], dtype=float32))
     """
     steps = Clock(
@@ -151,37 +152,44 @@ def _(signal, decay):
     return signal
 
 
-def polyak_params(state: PyTree, name: str = "polyak_ema") -> PyTree:
+def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = None) -> PyTree:
     r"""The averaged parameters, debiased: :math:`\bar\theta_t / (1 - \prod_i d_i)`.
 
     Args:
         state: the state of a chain with :func:`polyak_ema`, or anything that holds one: an
-            ``optax.chain``'s state, a Flax ``TrainState``.
-        name: the stage's name in the state, ``"polyak_ema_2"`` for the second one.
+            ``optax.chain``'s state, a Flax ``TrainState``, an ``nnx.Optimizer``.
+        name: the stage's name in the state, ``"polyak_ema_2"`` for the second one. Where the stage
+            stands in :func:`adamx.where` or :func:`adamx.partition`, that is all groups of it;
+            ``"polyak_ema@group"`` is one of them.
+        params: the parameters. Those that no such stage is for are returned as they are; without
+            ``params`` they are None.
 
     Returns:
         A tree like the parameters, float32 at least. Before the first step nothing has been
         averaged yet and it is NaN.
 
     Raises:
-        ValueError: if the state holds no such stage, or more than one.
+        ValueError: if the state holds no such stage, or more than one for a parameter.
+        StageError: if the state is of other parameters than ``params``.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.where("!bias", adamx.polyak_ema()))
+    >>> params = {"bias": jnp.zeros(1), "kernel": jnp.zeros(1)}
+    >>> grads = {"bias": jnp.ones(1), "kernel": jnp.ones(1)}
+    >>> updates, state = opt.update(grads, opt.init(params), params)
+    >>> adamx.polyak_params(state)
+    {'bias': None, 'kernel': Array([-1.], dtype=float32)}
     """
-    kept = entry_of(state, name, "polyak_ema(decay)")
-    weight = decay_weight(kept["log_decay"])
+    found = stages_named(state, name, ("ema", "log_decay"), "polyak_ema(decay)")
 
-    def debias(ema: Values) -> Values:
-        return ema / weight.astype(jnp.finfo(ema.dtype).dtype)
+    def debias(log_decay: Values, ema: Values) -> Values:
+        return ema / decay_weight(log_decay).astype(jnp.finfo(ema.dtype).dtype)
 
-    return jax.tree.map(debias, kept["ema"])
-
-
-def entry_of(state: PyTree, name: str, stage: str) -> dict[str, Any]:
-    """What the one stage of this name keeps, wherever in the state it is."""
-    holds = lambda x: isinstance(x, dict) and name in x  # noqa: E731
-    found = [x[name] for x in jax.tree.leaves(state, is_leaf=holds) if holds(x)]
-    if len(found) != 1:
-        raise ValueError(
-            f"the state holds {len(found)} stages named {name!r}, one is needed; add "
-            f"{stage} as the last stage of the chain, or name the one you mean"
+    averages = {
+        full: jax.tree.map(
+            functools.partial(batched(debias, kept.axes), kept.entry["log_decay"]),
+            kept.entry["ema"],
         )
-    return found[0]
+        for full, kept in found.items()
+    }
+    average = merged(averages)
+    return average if params is None else filled(average, params)

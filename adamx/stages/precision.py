@@ -153,7 +153,7 @@ def master_weights():
     with another's): then w takes its value, and nothing is silently undone.
 
     Stands last. Keeps ``master`` (w), shaped like the parameter, float32: the best parameters to
-    store, ``state["master_weights"]["master"]``.
+    store, ``adamx.decoded(state, "master", params=params)``.
 
     Source: Micikevicius et al. 2018 (arXiv 1710.03740), Section 3.1.
 
@@ -166,7 +166,7 @@ def master_weights():
     >>> for _ in range(5):  # bfloat16 can hold 1.0078125 next
     ...     u, state = opt.update(jnp.full(2, -1e-3), state, theta)
     ...     theta = adamx.apply_updates(theta, u)
-    >>> theta, state["master_weights"]["master"]
+    >>> theta, adamx.decoded(state, "master")
     (Array([1.00781, 1.00781], dtype=bfloat16), Array([1.005, 1.005], dtype=float32))
     """
 

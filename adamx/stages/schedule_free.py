@@ -11,10 +11,10 @@ from adamx.core import Clock, Decay, NonNegative, Rule, Slot, StageError, divide
 from adamx.core.arithmetic import power
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.core.reading import Kept, batched, beside, merged, stages_named
 from adamx.core.signal import statistics_dtype
 from adamx.core.trees import Params
 from adamx.core.types import PyTree, Values
-from adamx.stages.averaging import entry_of
 
 __all__ = ["schedule_free", "schedule_free_eval_params"]
 
@@ -129,23 +129,41 @@ def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedu
 
     Args:
         state: the state of a chain with the stage, or anything that holds one: an
-            ``optax.chain``'s state, a Flax ``TrainState``.
+            ``optax.chain``'s state, a Flax ``TrainState``, an ``nnx.Optimizer``.
         params: the parameters y that were trained with it.
-        name: the stage's name in the state.
+        name: the stage's name in the state. Where the stage stands in :func:`adamx.where` or
+            :func:`adamx.partition`, that is all groups of it; ``"schedule_free@group"`` is one.
 
     Returns:
-        A tree like the parameters, in their dtypes; before the first step the parameters. For
-        β₁ = 0, where nothing of the average is left in y, it is not finite.
+        A tree like the parameters, in their dtypes; before the first step the parameters. Those
+        that no such stage is for (frozen ones, say) are returned as they are. For β₁ = 0, where
+        nothing of the average is left in y, it is not finite.
 
     Raises:
-        ValueError: if the state holds no such stage, or more than one.
-    """
-    kept = entry_of(state, name, "schedule_free(learning_rate)")
+        ValueError: if the state holds no such stage, or more than one for a parameter.
+        StageError: if the state is of other parameters.
 
-    def evaluated(y: Values, z: Values) -> Values:
-        y = jnp.asarray(y)
-        beta = kept["b1"][1].astype(jnp.finfo(z.dtype).dtype)
+    >>> opt = adamx.partition(
+    ...     {"backbone": adamx.freeze(), "*": adamx.schedule_free_adamw(1.0, weight_decay=0.0)}
+    ... )
+    >>> y = {"backbone": jnp.ones(1), "head": jnp.ones(1)}
+    >>> adamx.schedule_free_eval_params(opt.init(y), y)
+    {'backbone': Array([1.], dtype=float32), 'head': Array([1.], dtype=float32)}
+    """
+    found = stages_named(state, name, ("z", "b1"), "schedule_free(learning_rate)")
+    ys, tree = jax.tree.flatten(params)
+
+    def evaluated(b1: Values, y: Values, z: Values) -> Values:
+        beta = b1[1].astype(jnp.finfo(z.dtype).dtype)
         with jax.numpy_dtype_promotion("standard"):  # complex over real
             return (z + (y.astype(z.dtype) - z) / beta).astype(y.dtype)
 
-    return jax.tree.map(evaluated, params, kept["z"])
+    def of_stage(kept: Kept) -> list[Any]:
+        of_one = batched(evaluated, kept.axes)
+        return [
+            None if z is None else of_one(kept.entry["b1"], jnp.asarray(y), z)
+            for y, z in zip(ys, beside(params, kept.entry["z"]), strict=True)
+        ]
+
+    xs = merged({full: of_stage(kept) for full, kept in found.items()})
+    return tree.unflatten(y if x is None else x for x, y in zip(xs, ys, strict=True))

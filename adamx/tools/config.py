@@ -18,6 +18,7 @@ import optax
 from jax.core import Tracer
 
 from adamx.core import Transformation, chain
+from adamx.core.errors import described
 from adamx.core.foreign import Foreign
 from adamx.core.identity import fingerprint
 from adamx.core.link import Around, Link
@@ -95,7 +96,7 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
     """
     if not isinstance(opt, Transformation):
         raise TypeError(
-            f"to_config takes an adamx optimiser, got {opt!r} of type {type(opt).__name__}; an "
+            f"to_config takes an adamx optimiser, got {described(opt)}; an "
             "Optax transformation becomes one by adamx.chain(transformation)"
         )
     return {"format": _FORMAT, "chain": _Writer(Names(known)).chain(opt, "chain")}

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core import StageError, Transformation
+from adamx.core.errors import described
 from adamx.core.foreign import Foreign
 from adamx.core.hyper import clock_dtype
 from adamx.core.link import Link
 from adamx.core.naming import names
 from adamx.core.observer import Observer
-from adamx.core.selection import paths_of
+from adamx.core.reading import beside, copied, place_of, the_state, unwrapped
 from adamx.core.stage import Rule, Stage, kind
 from adamx.core.trees import is_encoded, mismatch, path_of
 from adamx.core.types import PyTree, State
@@ -70,7 +71,8 @@ def from_optax(
     encoded, rounded to the nearest.
 
     Args:
-        opt_state: Optax's state after some steps.
+        opt_state: Optax's state after some steps, or a Flax ``TrainState`` or ``nnx.Optimizer``
+            that holds it.
         opt: the chain that goes on, with the numbers that Optax had. Its clocks will be as after
             that many steps of its own, for schedules of β as well.
         params: the parameters, for their shapes, dtypes and placement; those of the arrays in the
@@ -82,7 +84,8 @@ def from_optax(
             0.1 + 1e-7``), so the sums differ by what they start with.
 
     Returns:
-        The state, as after ``count`` updates of ``opt``.
+        The state, as after ``count`` updates of ``opt``. It shares no memory with ``opt_state``,
+        which may go on and be donated.
 
     Raises:
         TypeError: for something that is no Optax state, or no adamx optimiser.
@@ -95,7 +98,7 @@ def from_optax(
     >>> opt.update(jnp.ones(2), state)[0]
     Array([-0.19, -0.19], dtype=float32)
     """
-    links, entries = _links(opt), list(_entries(opt_state))
+    links, entries = _links(opt), list(_entries(_of_optax(opt_state)))
     counts = {f"{x.path}.count": x.state.count for x in entries if "count" in x.state._fields}
     params = _shapes(entries) if params is None else params
     start = opt.init(params)
@@ -105,7 +108,9 @@ def from_optax(
                 f"it keeps a {type(own).__name__}, which the Optax state has not. {_REMEDY}"
             ).within(stage=name)
         start[name] = jax.tree.map(
-            lambda x, own=own, entry=entry: entry.state if x is own else x,
+            lambda x, own=own, entry=entry: (
+                jax.tree.map(copied, entry.state, own) if x is own else x
+            ),
             start[name],
             is_leaf=_is_entry,
         )
@@ -120,21 +125,21 @@ def from_optax(
     return slots.after(_steps(counts, count, "the Optax state"))
 
 
-def to_optax(state: Mapping[str, Any], opt: Transformation, target: PyTree) -> PyTree:
+def to_optax(state: PyTree, opt: Transformation, target: PyTree) -> PyTree:
     """The Optax state that continues a training begun with a chain.
 
     Args:
-        state: the chain's state after some steps.
+        state: the chain's state after some steps, or what holds it.
         opt: the chain.
         target: ``tx.init(params)`` of the Optax transformation that goes on, made with the numbers
             that the chain had. It stays as it is.
 
     Returns:
-        A state like ``target``, in its dtypes.
+        A state like ``target``, in its dtypes. It shares no memory with ``state`` and ``target``.
 
     Raises:
         TypeError: for something that is no Optax state, or no adamx optimiser.
-        StageError: as of :func:`adamx.convert.from_optax`.
+        StageError: as of :func:`adamx.convert.from_optax`; for a ``state`` that holds no chain's.
 
     >>> params, grads = jnp.zeros(2), jnp.array([0.1, -10.0])
     >>> tx, opt = optax.adam(1e-3), adamx.adam(1e-3)
@@ -142,9 +147,10 @@ def to_optax(state: Mapping[str, Any], opt: Transformation, target: PyTree) -> P
     >>> adamx.convert.to_optax(state, opt, tx.init(params))[0].count
     Array(1, dtype=int32)
     """
+    target = _of_optax(target)
     links, entries = _links(opt), list(_entries(target))
     params = _shapes(entries)
-    _check_state(state, opt, params)
+    state = _of_chain(state, opt, params)
     changed: dict[str, dict[str, Any]] = {
         x.path: {"count": jnp.asarray(state["count"], jnp.int32)}
         for x in entries
@@ -169,10 +175,11 @@ def to_optax(state: Mapping[str, Any], opt: Transformation, target: PyTree) -> P
         path, _, field = label.rpartition(".")
         changed.setdefault(path, {})[field] = tree.unflatten(column)
     states, around = jax.tree.flatten(target, is_leaf=_is_entry)
-    return around.unflatten(
+    new = around.unflatten(
         old._replace(**changed[x.path]) if x.path in changed else old
         for old, x in zip(states, _entries(target), strict=True)
     )
+    return jax.tree.map(copied, new, target)
 
 
 def from_torch(
@@ -191,6 +198,13 @@ def from_torch(
     parameter groups: averages and clocks rest on them. Another rate is given to the chain
     afterwards, by :meth:`adamx.Transformation.replace`; the state remains good.
 
+    A parameter that never had a gradient (frozen, or behind a gate) has no entry in the state
+    dict: its slots are as ``opt.init`` makes them. PyTorch would start its ``step`` with its first
+    gradient; a chain has one clock for all its parameters, which goes on. The first averages of
+    such a parameter are of zeros and few gradients, and are not debiased for it: with Adam's
+    defaults its first step is up to 3.2 times the learning rate. A group of its own
+    (:func:`adamx.partition`, :func:`adamx.freeze` until then) gives it a clock of its own.
+
     Args:
         state_dict: ``optimizer.state_dict()``, of tensors or NumPy arrays.
         opt: the chain that goes on, with the numbers that PyTorch had.
@@ -203,7 +217,8 @@ def from_torch(
         count: the steps taken, where PyTorch does not count them (``SGD``).
 
     Returns:
-        The state, as after ``count`` updates of ``opt``.
+        The state, as after ``count`` updates of ``opt``. It shares no memory with ``state_dict``:
+        PyTorch's optimiser may go on.
 
     Raises:
         TypeError: for something that is no state dict, or no adamx optimiser.
@@ -228,9 +243,13 @@ def from_torch(
         ).within(stage=name)
     slots = _Slots(links, params, start)
     counts: dict[str, Any] = {}
-    for i, index, group in _torch_order(state_dict, slots, names):
+    order = _torch_order(state_dict, slots, names)
+    _check_begun(order, state_dict["state"], slots)
+    for i, index, group in order:
         kept = dict(state_dict["state"].get(index, {}))
         homes, beside = _torch_homes(group, slots.paths[i])
+        if homes and not kept:  # it never had a gradient: its slots stay as they start
+            continue
         _check_kept(kept, {**homes, **dict.fromkeys(beside)}, index, slots.paths[i])
         if "step" in kept:
             counts[f"step of {slots.paths[i]}"] = kept["step"]
@@ -243,7 +262,7 @@ def from_torch(
 
 
 def to_torch(
-    state: Mapping[str, Any],
+    state: PyTree,
     opt: Transformation,
     target: Mapping[str, Any],
     params: PyTree,
@@ -253,8 +272,13 @@ def to_torch(
 ) -> dict[str, Any]:
     """The PyTorch state dict that continues a training begun with a chain.
 
+    A parameter that has no entry in the state dict has never had a gradient there. Here every
+    parameter has slots: one that never had a gradient is written as zeros with the chain's
+    ``step``, from which PyTorch goes on as the chain would. A parameter of which the chain keeps
+    nothing, as it is frozen, gets no entry.
+
     Args:
-        state: the chain's state after some steps.
+        state: the chain's state after some steps, or what holds it.
         opt: the chain.
         target: ``optimizer.state_dict()`` of the PyTorch optimiser that goes on, made with the
             numbers that the chain had. Its groups say which arrays it wants.
@@ -264,7 +288,8 @@ def to_torch(
             to PyTorch's.
 
     Returns:
-        What ``optimizer.load_state_dict`` takes, of tensors on the CPU.
+        What ``optimizer.load_state_dict`` takes, of tensors on the CPU that have memory of their
+        own.
 
     Raises:
         ImportError: without PyTorch.
@@ -276,7 +301,7 @@ def to_torch(
     except ImportError:
         raise ImportError("to_torch makes tensors of PyTorch: pip install torch") from None
     links = _links(opt)
-    _check_state(state, opt, params)
+    state = _of_chain(state, opt, params)
     for name, own, _ in _foreign(links, state, []):
         raise StageError(f"it keeps a {type(own).__name__}, for which PyTorch has no place").within(
             stage=name
@@ -286,6 +311,8 @@ def to_torch(
     found: dict[int, dict[str, Any]] = {}
     for i, index, group in _torch_order(target, slots, names):
         homes, beside = _torch_homes(group, slots.paths[i])
+        if homes and slots.are_only_of_others(i):
+            continue
         pairs = slots.pairs(i, homes, "PyTorch's state")
         _check_decays(group, pairs, slots)
         kept = found[index] = {}
@@ -319,7 +346,11 @@ class _Slots:
         leaves, self.tree = jax.tree.flatten(jax.eval_shape(lambda p: p, params))
         self.shapes = [leaf.shape for leaf in leaves]
         self.paths = [path_of(self.tree, i) for i in range(len(leaves))]
-        self.names = [path for path, _ in paths_of(self.tree, leaves)]
+        numbered = self.tree.unflatten(range(len(leaves)))
+        self.names = [
+            "/".join(place_of(path))
+            for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]
+        ]
         self.columns = {
             _Place(index, name, slot, f"{link.name}.{slot}"): self.tree.flatten_up_to(kept)
             for index, (name, link) in enumerate(links.items())
@@ -359,6 +390,11 @@ class _Slots:
             ).within(parameter=self.paths[i])
         return pairs
 
+    def are_only_of_others(self, i: int) -> bool:
+        """Whether the chain keeps nothing of this parameter, though it does of others."""
+        held = [[x is not None for x in column] for column in self.columns.values()]
+        return any(map(any, held)) and not any(row[i] for row in held)
+
     def read(self, place: _Place, i: int) -> np.ndarray:
         """A slot's values, decoded."""
         kept = self.columns[place][i]
@@ -377,7 +413,7 @@ class _Slots:
                 f"{list(value.shape)}{hint}"
             ).within(stage=place.stage, parameter=self.paths[i])
         if is_encoded(start):
-            link, wide = self.links[place.stage], jnp.asarray(value, jnp.float32)
+            link, wide = self.links[place.stage], jnp.array(value, jnp.float32, copy=True)
             assert isinstance(link, Stage)
             self.columns[place][i] = encoded_slot(link, place.slot, wide)
             return
@@ -386,8 +422,7 @@ class _Slots:
                 f"slot {place.slot!r} is {kind(start)}, and would get {kind(value)}: here |g|² is "
                 "the squared modulus, there real and imaginary parts are squared apart"
             ).within(stage=place.stage, parameter=self.paths[i])
-        array = jnp.asarray(value, start.dtype)
-        self.columns[place][i] = jax.device_put(array, start.sharding) if start.committed else array
+        self.columns[place][i] = copied(value.astype(start.dtype), start)
 
     def after(self, steps: int) -> dict[str, Any]:
         """The state, with the clocks as they are after so many steps."""
@@ -438,7 +473,7 @@ def _rule(link: Stage, count: Any = 0) -> Rule:
 def _links(opt: Any) -> dict[str, Link]:
     if not isinstance(opt, Transformation):
         raise TypeError(
-            f"opt is an adamx optimiser, got {opt!r} of type {type(opt).__name__}; "
+            f"opt is an adamx optimiser, got {described(opt)}; "
             "adamx.chain() makes one of any Optax transformation"
         )
     return dict(zip(names(opt.links), opt.links, strict=True))
@@ -447,18 +482,22 @@ def _links(opt: Any) -> dict[str, Link]:
 _MADE = "Pass the chain that made it, and the same parameters on both sides"
 
 
-def _check_state(state: Any, opt: Transformation, params: Any) -> None:
-    """The state is the chain's, of these parameters."""
+def _of_chain(given: Any, opt: Transformation, params: Any) -> State:
+    """The chain's state in what was given, which must be of these parameters."""
+    state = the_state(given, StageError, "state is the chain's, or what holds it").state
     wanted = jax.eval_shape(opt.init, params)
-    if jax.tree.structure(state) != jax.tree.structure(wanted):
+    leaves, tree = jax.tree_util.tree_flatten_with_path(wanted)
+    held = {place_of(path): x for path, x in jax.tree_util.tree_flatten_with_path(state)[0]}
+    if held.keys() != {place_of(path) for path, _ in leaves}:
         raise mismatch("the state", state, "this chain", wanted, _MADE)
-    shapes = jax.tree.leaves(wanted)
-    for (path, x), want in zip(jax.tree_util.tree_flatten_with_path(state)[0], shapes, strict=True):
-        if np.shape(x) != want.shape:
+    for path, want in leaves:
+        if np.shape(held[place_of(path)]) != want.shape:
             raise StageError(
-                f"the state's {jax.tree_util.keystr(path)} has the shape {list(np.shape(x))}, and "
-                f"{list(want.shape)} where training is to go on: not of the same parameters"
+                f"the state's {jax.tree_util.keystr(path)} has the shape "
+                f"{list(np.shape(held[place_of(path)]))}, and {list(want.shape)} where training is "
+                "to go on: not of the same parameters"
             )
+    return tree.unflatten(held[place_of(path)] for path, _ in leaves)
 
 
 def _steps(counts: Mapping[str, Any], given: int | None, other: str) -> int:
@@ -484,7 +523,8 @@ def _steps(counts: Mapping[str, Any], given: int | None, other: str) -> int:
 def _whole(label: str, x: Any) -> int:
     array = _numpy(x)
     if array.ndim or not np.isreal(array) or array < 0 or array != np.floor(array):
-        raise StageError(f"{label} is {array}, not a number of steps")
+        shown = described(x) if array.ndim else array
+        raise StageError(f"{label} is {shown}, not a number of steps")
     return int(array)
 
 
@@ -512,6 +552,11 @@ class _Entry(NamedTuple):
     last: bool
 
 
+def _of_optax(given: Any) -> Any:
+    """Optax's state in what was given, with plain arrays."""
+    return unwrapped(getattr(given, "opt_state", given))
+
+
 def _is_entry(x: Any) -> bool:
     return type(x) is not tuple
 
@@ -525,7 +570,7 @@ def _entries(node: Any, path: str = "", last: bool = True) -> Iterator[_Entry]:
         yield _Entry(path, node, last)
     else:
         raise TypeError(
-            f"at {path or 'its top'} the Optax state is {type(node).__name__}, where a state "
+            f"at {path or 'its top'} the Optax state is {described(node)}, where a state "
             "(a NamedTuple) or a tuple of states is expected; it is what tx.init() returns"
         )
 
@@ -576,13 +621,25 @@ def _arrays(
             raise _refused(path, state)
         for field, kinds in _OPTAX.get(name, {}).items():
             label, column = f"{path}.{field}", getattr(state, field)
-            try:
-                columns[label] = tree.flatten_up_to(column)
-            except (ValueError, TypeError):
-                raise mismatch(label, column, "the parameters", params, _REMEDY) from None
+            columns[label] = _column(label, column, tree, params)
             homes[label] = kinds
         _check_rule(name, path, last, links)
     return homes, columns
+
+
+def _column(label: str, arrays: Any, tree: Any, params: Any) -> list[Any]:
+    """A tree of arrays, one a parameter; containers may be others (``nnx.State`` for a dict)."""
+    try:
+        return tree.flatten_up_to(arrays)
+    except (ValueError, TypeError):
+        refusal = mismatch(label, arrays, "the parameters", params, _REMEDY)
+    try:
+        column = beside(params, arrays)
+    except StageError:
+        raise refusal from None
+    if any(x is None for x in column):
+        raise refusal
+    return column
 
 
 def _check_rule(name: str, path: str, last: bool, links: Mapping[str, Link]) -> None:
@@ -717,13 +774,25 @@ def _in_order(slots: _Slots) -> list[str]:
     return slots.names
 
 
+def _check_begun(order: Any, kept: Mapping[int, Any], slots: _Slots) -> None:
+    """Some parameter that should keep something has taken a step."""
+    empty = {
+        index: slots.paths[i] for i, index, group in order if _torch_homes(group, slots.paths[i])[0]
+    }
+    if empty and not any(kept.get(index) for index in empty):
+        raise StageError(
+            f"PyTorch's state holds nothing of {_listed(empty.values())}. Has this optimiser taken "
+            "a step? A chain that has taken none starts with opt.init(params)"
+        )
+
+
 def _check_kept(kept: Mapping[str, Any], wanted: Collection[str], index: int, path: str) -> None:
     """What PyTorch keeps of a parameter is what its group says."""
     kept = {name: x for name, x in kept.items() if x is not None}
     if missing := [name for name in wanted if name not in kept]:
         raise StageError(
-            f"PyTorch's state[{index}] has no {_listed(missing)}; it holds {_listed(kept)}. Has "
-            "this parameter taken a step?"
+            f"PyTorch's state[{index}] has no {_listed(missing)}; it holds {_listed(kept)}. A "
+            "parameter that never had a gradient has no entry at all, and others a whole one"
         ).within(parameter=path)
     if unknown := [name for name in kept if name not in wanted]:
         raise StageError(

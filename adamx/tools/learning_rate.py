@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation, apply_updates, chain, numbers
+from adamx.core.errors import described
 from adamx.core.types import Array, Float, PyTree, Scalar
 from adamx.recipes import adam
 from adamx.stages import scale_by_learning_rate
@@ -168,7 +169,7 @@ def _recipe(opt: Any) -> Callable[[Any], Transformation]:
         if not callable(opt) or isinstance(opt, type):
             raise TypeError(
                 "opt must be an adamx optimiser or a function of the learning rate, got "
-                f"{opt!r} of type {type(opt).__name__}"
+                f"{described(opt)}"
             )
         recipe: Callable[[Any], Any] = opt
         return lambda rate: chain(recipe(rate))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from adamx.core.errors import described
+from adamx.core.reading import filled, find, merged
 from adamx.core.trees import is_encoded
 from adamx.core.types import PyTree
 from adamx.wrappers.codecs import Codec
@@ -88,8 +90,8 @@ def memory(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> Memory:
 
     Args:
         state: the state of a chain, or anything that holds one: an ``optax.chain``'s state, a Flax
-            ``TrainState``. Of shapes, too: ``memory(jax.eval_shape(opt.init, params))`` tells
-            before anything is allocated.
+            ``TrainState``, an ``nnx.Optimizer``. Of shapes, too:
+            ``memory(jax.eval_shape(opt.init, params))`` tells before anything is allocated.
         codecs: your own ones that the state was stored by.
 
     Raises:
@@ -128,12 +130,22 @@ def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
     return jax.eval_shape(lambda x: decoded_array(x, codecs), x)
 
 
-def decoded(state: PyTree, slot: str, *, codecs: tuple[Codec, ...] = ()) -> PyTree:
+def decoded(
+    state: PyTree, slot: str, *, params: PyTree = None, codecs: tuple[Codec, ...] = ()
+) -> PyTree:
     """The values of a slot, whatever it is kept as.
+
+    That is how single slots are read: ``decoded(state, "slow")`` of :func:`adamx.lookahead`,
+    ``decoded(state, "master", params=params)`` of :func:`adamx.master_weights`.
 
     Args:
         state: the state of a chain, or anything that holds one.
         slot: the slot's name, ``"nu"``; or ``"scale_by_rms.nu"``, where several stages have it.
+            The groups of a :func:`adamx.partition` are put together, parameter by parameter;
+            ``"scale_by_rms@group.nu"`` is one of them.
+        params: the parameters. Those of which the slot keeps nothing are returned as they are;
+            without ``params`` there is None for them. Only for slots that keep one array a
+            parameter.
         codecs: your own ones that the state was stored by.
 
     Returns:
@@ -142,6 +154,7 @@ def decoded(state: PyTree, slot: str, *, codecs: tuple[Codec, ...] = ()) -> PyTr
     Raises:
         ValueError: for a slot that there is not, or that several stages have; if the state was
             stored by an unknown codec.
+        StageError: if the state is of other parameters than ``params``.
 
     >>> opt = adamx.store(adamx.adam(1e-3), "fp8")
     >>> params = jnp.zeros(5000)
@@ -151,39 +164,44 @@ def decoded(state: PyTree, slot: str, *, codecs: tuple[Codec, ...] = ()) -> PyTr
     ([0.09375, 0.1015625], '0.100')
     """
     found = [
-        (f"{stage}.{name}", entry[name])
+        (stage, name, entry[name])
         for chain in _states(state)
         for stage, entry in chain.items()
-        if isinstance(entry, dict)
+        if isinstance(entry, Mapping)
         for name in entry
-        if slot in (name, f"{stage}.{name}")
+        if slot in (name, f"{stage}.{name}", f"{_base(stage)}.{name}")
     ]
+    exact = [x for x in found if slot == f"{x[0]}.{x[1]}"]
+    found = exact or found
     if not found:
         there = dict.fromkeys(f"{stage}.{name}" for stage, name, _ in _arrays(state) if name)
         raise ValueError(f"the state has no slot {slot!r}; it has {', '.join(there) or 'none'}")
-    named = dict(found)
+    named = {f"{stage}.{name}": kept for stage, name, kept in found}
     if len(named) < len(found):
         raise ValueError(f"several states in it have a slot {slot!r}; pass one of the states")
-    if len(named) > 1:
+    if len({_base(stage) for stage, _, _ in found}) > 1:
         raise ValueError(f"several stages have a slot {slot!r}; name one of {', '.join(named)}")
-    (kept,) = named.values()
 
     def of_one(x: Any) -> Any:
         return decoded_array(x, codecs) if is_encoded(x) else x
 
-    return jax.tree.map(of_one, kept, is_leaf=is_encoded)
+    values = merged(
+        {label: jax.tree.map(of_one, kept, is_leaf=is_encoded) for label, kept in named.items()}
+    )
+    return values if params is None else filled(values, params)
+
+
+def _base(stage: str) -> str:
+    """A stage's name without its group."""
+    return stage.partition("@")[0]
 
 
 def _states(tree: PyTree) -> list[dict[str, Any]]:
     """The states of chains, wherever they are."""
-
-    def holds(x: Any) -> bool:
-        return isinstance(x, dict) and "count" in x
-
-    found = [x for x in jax.tree.leaves(tree, is_leaf=holds) if holds(x)]
+    found = [x.state for x in find(tree)]
     if not found:
         raise ValueError(
-            f"there is no state of a chain in {type(tree).__name__}; it is what init() returns"
+            f"there is no state of a chain in {described(tree)}; it is what init() returns"
         )
     return found
 
@@ -192,7 +210,7 @@ def _arrays(state: PyTree) -> Iterator[tuple[str, str, Any]]:
     """Stage, slot and array, encoded or not, of everything that is kept."""
     for chain in _states(state):
         for stage, entry in chain.items():
-            named = entry.items() if isinstance(entry, dict) else [("", entry)]
+            named = entry.items() if isinstance(entry, Mapping) else [("", entry)]
             for slot, kept in named:
                 for x in jax.tree.leaves(kept, is_leaf=is_encoded):
                     yield stage, slot, x

@@ -15,6 +15,7 @@ from adamx.core import Signal, Transformation, abs_sq
 from adamx.core.hyper import clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View
+from adamx.core.reading import find
 from adamx.core.selection import Leaf, Selector, checked, selects
 from adamx.core.types import Array, Int32, PyTree, Scalar, Values
 
@@ -211,7 +212,7 @@ def metrics(state: PyTree) -> dict[str, Any]:
 
     Args:
         state: the state of a chain with ``watch()`` in it, or anything that holds one: an
-            ``optax.chain``'s state, a Flax ``TrainState``.
+            ``optax.chain``'s state, a Flax ``TrainState``, an ``nnx.Optimizer``.
 
     Returns:
         A dict from ``grad_rms`` (of all parameters), ``kernels/grad_rms`` (of a group),
@@ -219,15 +220,28 @@ def metrics(state: PyTree) -> dict[str, Any]:
         of a batch of states. With several ``watch`` in the state their names stand in front, as
         in ``watch_2/grad_rms``.
 
+    ``optax.apply_if_finite`` around the chain (and ``optax.MultiSteps`` that skips steps) throws a
+    bad step away, and what was seen of it too. Under such a gate there is ``skipped``: 1 if the
+    last step was thrown away, and then everything else is NaN, ``nonfinite`` too; else 0. A step
+    that ``apply_if_finite`` let pass, as there were too many bad ones, is none that was skipped:
+    ``nonfinite`` says what was seen.
+
     Raises:
         ValueError: if the state holds no ``watch``.
+
+    >>> tx = optax.apply_if_finite(adamx.chain(adamx.sgd(0.1), adamx.watch()), 5)
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for grad in (1.0, float("nan")):
+    ...     _, state = tx.update(jnp.array([grad]), state)
+    ...     seen = adamx.metrics(state)
+    ...     print(seen["skipped"], seen["nonfinite"])
+    0.0 0.0
+    1.0 nan
     """
-    holds = lambda x: isinstance(x, dict) and any(map(_is_watch, x))  # noqa: E731
     entries = [
-        (name, entry)
-        for x in jax.tree.leaves(state, is_leaf=holds)
-        if holds(x)
-        for name, entry in x.items()
+        (name, entry, found.skipped)
+        for found in find(state)
+        for name, entry in found.state.items()
         if _is_watch(name)
     ]
     if not entries:
@@ -235,13 +249,29 @@ def metrics(state: PyTree) -> dict[str, Any]:
             "the state holds no stage 'watch'; add adamx.watch() to the chain: chain(opt, watch())"
         )
     found = {}
-    for name, entry in entries:
+    for name, entry, skipped in entries:
         front = f"{name}/" if len(entries) > 1 else ""
-        groups = {f"{label}/": readings for label, readings in entry["groups"].items()}
-        for label, readings in {"": entry["all"], **groups}.items():
-            found |= {f"{front}{label}{key}": _plain(x) for key, x in readings.items()}
-        found |= {f"{front}{key}": _plain(x) for key, x in entry["numbers"].items()}
+        seen = {f"{front}{key}": x for key, x in _flat(entry).items()}
+        if skipped is not None:
+            seen = _gated(seen, skipped & (entry["all"]["nonfinite"] == 0), f"{front}skipped")
+        found |= {key: _plain(x) for key, x in seen.items()}
     return found
+
+
+def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a watch keeps; a framework may have left out what was empty."""
+    seen = dict(entry["all"])
+    for label, readings in entry.get("groups", {}).items():
+        seen |= {f"{label}/{key}": x for key, x in readings.items()}
+    return seen | dict(entry.get("numbers", {}))
+
+
+def _gated(seen: Mapping[str, Any], skipped: Any, label: str) -> dict[str, Any]:
+    """The readings of a step that may have been thrown away."""
+    dtype = clock_dtype()
+    with jax.debug_nans(False):  # here NaN is meant
+        readings = {key: jnp.where(skipped, jnp.nan, x.astype(dtype)) for key, x in seen.items()}
+    return {**readings, label: jnp.asarray(skipped, dtype)}
 
 
 def _is_watch(name: Any) -> bool:

@@ -1,0 +1,336 @@
+"""Reading states: a chain's state is found in whatever holds it, and read as plain arrays.
+
+Training loops keep a chain's state inside something else: a Flax ``TrainState``, an
+``nnx.Optimizer`` with its variables, the states of ``optax.MultiSteps``, ``optax.chain`` or
+``optax.apply_if_finite``, or what a checkpoint gives back when it is read without a target. Every
+function that reads a state finds it here. No framework is imported: their parts are known by their
+names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core.errors import StageError, described
+from adamx.core.trees import is_encoded, plain
+from adamx.core.types import Array, PyTree, State
+
+__all__ = [
+    "Found",
+    "Kept",
+    "Place",
+    "batched",
+    "beside",
+    "copied",
+    "filled",
+    "find",
+    "is_variable",
+    "merged",
+    "place_of",
+    "remedy_for",
+    "stages_named",
+    "the_state",
+    "unwrapped",
+]
+
+Place = tuple[str, ...]
+"""Where an array is in its tree: the keys on the way to it, whatever the containers are."""
+
+
+class Found(NamedTuple):
+    """A chain's state, and where it was.
+
+    Attributes:
+        path: where it is in what was given, ``"['opt_state'][0]"``; empty if it was given itself.
+        state: the state, with plain arrays in place of a framework's variables.
+        skipped: whether a gate around the chain (``optax.apply_if_finite``) threw the last step
+            away; None without a gate.
+    """
+
+    path: str
+    state: State
+    skipped: Any
+
+
+_LEAVES = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, int, float, complex, str, bytes)
+
+
+def find(tree: PyTree) -> list[Found]:
+    """The states of chains in a tree, wherever they are."""
+    return list(_walk(tree, "", None))
+
+
+def the_state(tree: PyTree, error: type[Exception], needs: str) -> Found:
+    """The only state of a chain in a tree.
+
+    Args:
+        tree: a state, or anything that holds one.
+        error: what is raised if there is none, or more than one.
+        needs: what the caller takes, as the beginning of the error's message.
+    """
+    found = find(tree)
+    if len(found) > 1:  # a dict may hold a count of something else
+        found = [x for x in found if _is_whole(x.state)] or found
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise error(f"{needs}; got {described(tree)}, and there is no state of a chain in it")
+    where = ", ".join(x.path for x in found[:8]) + (", …" if len(found) > 8 else "")
+    raise error(
+        f"{needs}; got {described(tree)}, in which there are {len(found)}, at {where}: pass the "
+        "one that is meant"
+    )
+
+
+def _walk(x: Any, path: str, skipped: Any) -> Iterator[Found]:
+    if is_variable(x):
+        x = _held(x)
+    if x is None or isinstance(x, _LEAVES):
+        return
+    if (inside := _field(x, "opt_state")) is not None:  # beside it are parameters, and more
+        yield from _walk(inside, f"{path}['opt_state']", skipped)
+    elif _is_state(x):
+        yield Found(path, _read(x), skipped)
+    else:
+        skipped = _either(skipped, _skipped(x))
+        for key, child in _children(x):
+            yield from _walk(child, path + key, skipped)
+
+
+def _children(x: Any) -> list[tuple[str, Any]]:
+    if isinstance(x, Mapping):
+        return [(f"[{key!r}]", child) for key, child in x.items()]
+    pairs, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
+    return [(jax.tree_util.keystr(key), child) for key, child in pairs if key]
+
+
+def _field(x: Any, name: str) -> Any:
+    """An attribute, or what it has become in a dict."""
+    return x.get(name) if isinstance(x, Mapping) else getattr(x, name, None)
+
+
+def _is_state(x: Any) -> bool:
+    """Whether it is a dict with a count, and no wrapper of Optax that was made a dict."""
+    if not isinstance(x, Mapping) or "count" not in x or "inner_state" in x:
+        return False
+    count = x["count"]
+    return _is_box(count) or not isinstance(count, (Mapping, tuple, list))
+
+
+def _is_whole(state: State) -> bool:
+    """Whether it holds what stages keep, and nothing else."""
+    return len(state) > 1 and not any(
+        isinstance(entry, _LEAVES) for key, entry in state.items() if key != "count"
+    )
+
+
+def _skipped(x: Any) -> Any:
+    """Whether a gate of Optax threw the last step away; None if this is none."""
+    finite, inner = _field(x, "last_finite"), _field(x, "inner_state")
+    if finite is not None and inner is not None:
+        return jnp.logical_not(unwrapped(finite))
+    skip = _field(x, "skip_state")
+    if isinstance(skip, Mapping) and "should_skip" in skip:
+        return jnp.asarray(unwrapped(skip["should_skip"]))
+    return None
+
+
+def _either(one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return other if one is None else one
+    return jnp.logical_or(one, other)
+
+
+def _read(x: Mapping[str, Any]) -> State:
+    """A state in dicts and plain arrays; the containers of parameters are kept."""
+    read = functools.partial(unwrapped, boxes=_is_box(x["count"]))
+    return {
+        name: {key: read(kept) for key, kept in entry.items()}
+        if isinstance(entry, Mapping) and not _is_box(entry)
+        else read(entry)
+        for name, entry in x.items()
+    }
+
+
+# Variables of frameworks
+
+
+@functools.cache
+def _is_variable_type(kind: type) -> bool:
+    return any(
+        base.__module__.partition(".")[0] == "flax"
+        and base.__name__ in ("Variable", "VariableState")
+        for base in kind.__mro__
+    )
+
+
+def is_variable(x: Any) -> bool:
+    """Whether this is a variable of Flax NNX, which holds an array."""
+    return _is_variable_type(type(x))
+
+
+def _held(variable: Any) -> Any:
+    """What a variable holds: older ones say it by ``value``, which newer ones warn of."""
+    if hasattr(type(variable), "get_value"):
+        return variable.get_value()
+    return variable.value
+
+
+def _is_box(x: Any) -> bool:
+    """What a variable becomes in a checkpoint that is read without a target."""
+    return isinstance(x, Mapping) and set(x) == {"value"} and not isinstance(x["value"], Mapping)
+
+
+def unwrapped(tree: PyTree, boxes: bool = False) -> PyTree:
+    """The same tree with what its variables hold; with ``boxes``, their remains count as such."""
+
+    def stops(x: Any) -> bool:
+        return is_variable(x) or is_encoded(x) or (boxes and _is_box(x))
+
+    def read(x: Any) -> Any:
+        if is_variable(x):
+            return unwrapped(_held(x), boxes)
+        if is_encoded(x):
+            return {key: plain(unwrapped(codes, boxes)) for key, codes in x.items()}
+        return x["value"] if boxes and _is_box(x) else x
+
+    return jax.tree.map(read, tree, is_leaf=stops)
+
+
+# Stages and parameters
+
+
+class Kept(NamedTuple):
+    """What a stage keeps, and over how many axes its state is a batch."""
+
+    entry: dict[str, Any]
+    axes: int
+
+
+def stages_named(tree: PyTree, name: str, keys: Iterable[str], made_by: str) -> dict[str, Kept]:
+    """What the stage of this name keeps, or the stages of this name in all groups.
+
+    Args:
+        tree: a state, or anything that holds one.
+        name: the stage's name in the state; without ``@group`` all groups of it are meant, unless
+            there is one of exactly this name.
+        keys: what it must keep, to be the stage that is meant.
+        made_by: the stage's call, for the error.
+
+    Raises:
+        ValueError: if there is none, or several in different states, or it is another stage.
+    """
+    states = find(tree)
+    exact = [(name, x) for x in states if name in x.state]
+    grouped = [(key, x) for x in states for key in x.state if key.partition("@")[0] == name]
+    found = exact or grouped
+    if not found or len({id(x.state) for _, x in found}) > 1:
+        there = dict.fromkeys(key for x in states for key in x.state if key != "count")
+        raise ValueError(
+            f"the state holds {len(found)} stages named {name!r}, one is needed; add "
+            f"{made_by} as the last stage of the chain, or name the one you mean "
+            f"(there are {', '.join(there) or 'none'})"
+        )
+    kept: dict[str, Kept] = {}
+    for full, x in found:
+        entry = x.state[full]
+        if not isinstance(entry, Mapping) or not set(keys) <= set(entry):
+            held = ", ".join(entry) if isinstance(entry, Mapping) else f"a {type(entry).__name__}"
+            raise ValueError(
+                f"{full!r} in the state is not of {made_by}, which keeps {' and '.join(keys)}; it "
+                f"holds {held}"
+            )
+        kept[full] = Kept(dict(entry), np.ndim(x.state["count"]))
+    return kept
+
+
+def batched(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """The function over a batch with so many axes in front."""
+    return jax.vmap(batched(function, axes - 1)) if axes else function
+
+
+def merged(trees: Mapping[str, PyTree]) -> PyTree:
+    """One tree of the parts that groups of parameters have, each None where the others are.
+
+    Raises:
+        ValueError: naming the stages, if two have the same part.
+    """
+    present = {name: x for name, x in trees.items() if x is not None}
+    if len(present) <= 1:
+        return next(iter(present.values()), None)
+    names, parts = zip(*present.items(), strict=True)
+    levels = [jax.tree.flatten(x, is_leaf=lambda y, x=x: y is not x) for x in parts]
+    rows, containers = zip(*levels, strict=True)
+    if len({*containers}) > 1 or jax.tree_util.all_leaves(parts[:1]) or is_encoded(parts[0]):
+        raise ValueError(f"{' and '.join(names)} keep the same parameters; name one of them")
+    whole = [merged(dict(zip(names, row, strict=True))) for row in zip(*rows, strict=True)]
+    return containers[0].unflatten(whole)
+
+
+def beside(params: PyTree, tree: PyTree) -> list[Any]:
+    """What a tree like the parameters has for each of them, None where it has nothing.
+
+    Raises:
+        StageError: if it has something for a parameter that there is not.
+    """
+    held = {place_of(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    places = [place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    found = [held.pop(place if place in held else (*place, "value"), None) for place in places]
+    if held:
+        raise StageError(
+            f"the state is not of these parameters: it has {'/'.join(next(iter(held)))}, and they "
+            f"have {', '.join('/'.join(place) for place in places[:8]) or 'nothing'}"
+        )
+    return found
+
+
+def filled(tree: PyTree, params: PyTree) -> PyTree:
+    """A tree like the parameters, with the parameters themselves where it has nothing."""
+    thetas, structure = jax.tree.flatten(params)
+    pairs = zip(beside(params, tree), thetas, strict=True)
+    return structure.unflatten(theta if x is None else x for x, theta in pairs)
+
+
+def remedy_for(gradients: PyTree, kept: PyTree) -> str:
+    """What to do about a slot that is no tree like the gradients."""
+    wanted, held = (
+        {place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_encoded)[0]}
+        for tree in (gradients, kept)
+    )
+    begun = [{place[:length] for length in range(1, len(place) + 1)} for place in held]
+    same = wanted == held or (  # of a parameter a slot may keep several arrays
+        len(wanted) > 1 and all(wanted & each for each in begun) and wanted <= set().union(*begun)
+    )
+    if same:
+        return (
+            "The parameters are the same, and only containers differ, as in a state that was read "
+            "without a target (lists for tuples, dicts for lists). Bring it over: "
+            "adamx.restore_state(state, opt, params)"
+        )
+    return "Take gradients with respect to the parameters that init() was given"
+
+
+def place_of(path: Any) -> Place:
+    """Where something is: the same for lists, tuples, variables and the dicts that they become."""
+    return tuple(
+        jax.tree_util.keystr((key,), simple=True)
+        for key in path
+        if not (isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value")
+    )
+
+
+def copied(array: Any, like: Any = None) -> Array:
+    """An array of JAX with memory of its own, placed like another one.
+
+    Without a copy, JAX may use the memory of a NumPy array (or of a tensor of PyTorch), and an
+    array of JAX may be donated by whoever gave it.
+    """
+    own, sharding = jnp.array(array, copy=True), getattr(like, "sharding", None)
+    committed = sharding is not None and getattr(like, "committed", True)
+    return jax.device_put(own, sharding) if committed else own
