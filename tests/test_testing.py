@@ -276,6 +276,21 @@ def test_an_argument_that_is_no_hyperparameter_is_structure(make):
         make(lambda t: 0.1)
 
 
+@pytest.mark.parametrize(
+    "opt",
+    [
+        adamx.where("kernel", adamx.scale(2.0)),
+        adamx.where("!bias", optax.trace(0.9)),
+        adamx.partition({"kernel": adamx.scale(2.0), "*": adamx.freeze()}),
+    ],
+    ids=["where", "optax", "partition"],
+)
+def test_a_stage_for_some_parameters_is_checked_on_those(opt):
+    report = check_stage(opt, without=ELSEWHERE)
+    assert {"state", "scan", "bare"} <= set(report.held)
+    assert "for some of the parameters" in report.unchecked["shapes"]
+
+
 def test_an_annotation_may_be_a_string():
     opt = annotated_by_a_string(lambda t: 0.5 / (t + 1))
     np.testing.assert_allclose(opt.update(jnp.ones(2), opt.init(jnp.ones(2)))[0], [0.5, 0.5])

@@ -454,6 +454,8 @@ _SHAPES = {"scalar": (), "empty": (0, 3), "tensor": (2, 1, 3, 2)}
 
 @_promise("shapes", "scalars, empty arrays, arrays of four axes and None are parameters, too")
 def _(case: _Case) -> None:
+    if any(link.where for link in case.opt.links):
+        raise _DoesNotApply("it is for some of the parameters, which those here may not be")
     params = {name: jnp.ones(shape) for name, shape in _SHAPES.items()} | {"none": None}
     _keeps(case.opt, params, params, "of parameters of several shapes")
     state = case.opt.init(params)
