@@ -196,7 +196,7 @@ def test_a_predicate_that_means_nothing_is_no_error():
 def test_a_partition_has_groups():
     with pytest.raises(ValueError, match=r"partition\(\) of no groups"):
         adamx.partition({})
-    with pytest.raises(TypeError, match=r"(?s)partition.. takes a dict .* got .* of type list"):
+    with pytest.raises(TypeError, match=r"takes a dict .* got an object of type list"):
         adamx.partition([adamx.adam(0.1)])
 
 
@@ -251,23 +251,25 @@ def test_a_predicate_that_is_none(make):
 
 
 @pytest.mark.parametrize("bad", [1e6, jnp.nan])
-def test_a_clip_for_the_parameters_that_train_does_not_see_the_frozen(bad):
+@pytest.mark.parametrize("frozen", ["embedding", "layers/**/bias"])
+def test_a_clip_for_the_parameters_that_train_does_not_see_the_frozen(frozen, bad):
     """Expected: the clip of NumPy, of the trained gradients alone."""
-    frozen = "embedding"
     opt = adamx.chain(
         adamx.where(f"!{frozen}", adamx.clip_by_global_norm(0.5)),
         adamx.partition({frozen: adamx.freeze(), "*": adamx.sgd(0.1, momentum=0.9)}),
     )
-    grads = {**FIRST, frozen: jnp.full((3, 2), bad)}
+    apart = [path for path in paths(PARAMS) if path.endswith(frozen.rpartition("/")[2])]
+    tree = jax.tree.structure(FIRST)
+    grads = tree.unflatten(
+        jnp.full_like(g, bad) if path in apart else g for path, g in paths(FIRST).items()
+    )
     updates = paths(opt.update(grads, opt.init(PARAMS))[0])
-    trained = {
-        path: np.asarray(g, np.float64) for path, g in paths(FIRST).items() if path != frozen
-    }
-    norm = np.sqrt(sum(np.sum(g**2) for g in trained.values()))
+    trained = {path: np.asarray(g) for path, g in paths(FIRST).items() if path not in apart}
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in trained.values()))
     assert norm > 0.5
     for path, g in trained.items():
         np.testing.assert_allclose(updates[path], -0.1 * 0.5 / norm * g, rtol=1e-5)
-    assert not updates[frozen].any()
+    assert apart and not any(updates[path].any() for path in apart)
 
 
 def test_uncovered_parameters_are_an_error_that_says_who_got_what():
@@ -488,3 +490,5 @@ def test_assignments_are_the_chains_of_each_parameter():
     assert adamx.assignments(opt, jax.eval_shape(lambda: PARAMS)) == found
     with pytest.raises(StageError, match="does not cover"):
         adamx.assignments(adamx.partition({"kernel": adamx.sgd(0.1)}), PARAMS)
+    with pytest.raises(StageError, match=r"\['name'\]: it is 'mlp', not an array"):
+        adamx.assignments(opt, {**PARAMS, "name": "mlp"})

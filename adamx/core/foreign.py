@@ -137,8 +137,8 @@ def _arguments(name: str, factory: Any, captured: Mapping[str, Any]) -> Iterator
         if key in parameters:
             told = value is not _OWN and (_is_number(value) or value is not parameters[key].default)
         else:
-            is_part = type(value) is dict or _has_transformation(value)
-            told = _is_number(value) or (is_part and len(value) > 0)
+            told = _is_number(value) or _has_transformation(value)
+            told = told or (isinstance(value, dict) and value != {})
         if told:
             yield f"{key}={_shown(value)}"
 

@@ -29,6 +29,7 @@ from adamx.core.errors import StageError
 from adamx.core.hyper import origin
 from adamx.core.link import Around
 from adamx.core.signal import statistics_dtype
+from adamx.core.trees import described
 
 __all__ = ["Chosen", "Part", "Selector", "Where", "choose", "labelled", "paths_of", "shown"]
 
@@ -59,7 +60,7 @@ def checked(selector: Any) -> Selector:
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise TypeError(
             "a selector is a pattern like 'kernel' or 'encoder/*/bias', a tuple of patterns, or a "
-            f"predicate (path, shape) -> bool; got {selector!r} of type {type(selector).__name__}"
+            f"predicate (path, shape) -> bool; got {described(selector)}"
         )
     return patterns[0] if len(patterns) == 1 else tuple(patterns)
 

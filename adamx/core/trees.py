@@ -151,7 +151,9 @@ def path_of(tree: Any, index: int) -> str:
 
 def described(x: Any) -> str:
     """What something is, in a message; never the values of arrays."""
-    return repr(x) if isinstance(x, str) else f"an object of type {type(x).__qualname__}"
+    if x is None or isinstance(x, (str, int, float)):
+        return repr(x)
+    return f"an object of type {type(x).__qualname__}"
 
 
 def as_parameter(path: Any, leaf: Any) -> Any:

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from adamx.core import Transformation, chain
 from adamx.core.selection import Chosen, Part, Selector, Where, choose, paths_of
+from adamx.core.trees import as_parameter, described
 from adamx.core.types import PyTree
 
 __all__ = ["Assignments", "assignments", "partition", "where"]
@@ -106,7 +106,7 @@ def partition(
     if not isinstance(transformations, Mapping):
         raise TypeError(
             "partition() takes a dict from selectors to transformations, got "
-            f"{transformations!r} of type {type(transformations).__name__}"
+            f"{described(transformations)}"
         )
     if not transformations:
         raise ValueError(
@@ -162,8 +162,8 @@ def assignments(opt: Transformation, params: PyTree) -> Assignments:
     >>> adamx.assignments(opt, {"w": jnp.ones(2), "bias": jnp.ones(1)})["bias"]
     scale_by_learning_rate(learning_rate=0.1)
     """
-    arrays, tree = jax.tree.flatten(params)
-    leaves = paths_of(tree, [x if hasattr(x, "dtype") else jnp.asarray(x) for x in arrays])
+    found, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves = paths_of(tree, [as_parameter(path, x) for path, x in found])
     chosen = choose(opt.links, lambda: leaves)
     chains = {
         path: Transformation(

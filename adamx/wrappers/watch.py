@@ -16,6 +16,7 @@ from adamx.core.hyper import clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View
 from adamx.core.selection import Leaf, Selector, Where, called, check_call, checked
+from adamx.core.signal import statistics_dtype
 from adamx.core.types import Array, Int32, PyTree, Scalar, Values
 
 __all__ = ["metrics", "watch"]
@@ -118,7 +119,9 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
     """What the readings are made of, of one array: pairs (Σ|x|², how many), and scalars."""
 
     def squares(x: Any) -> Any:
-        return jnp.sum(abs_sq(jnp.asarray(x)).astype(clock_dtype())), x.size
+        x = jnp.asarray(x)
+        wide = x.astype(statistics_dtype(x.dtype))  # a parameter is as narrow as it is
+        return jnp.sum(abs_sq(wide).astype(clock_dtype())), x.size
 
     def nonfinite(x: Values) -> Int32[Array, ""]:
         return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
