@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import sys
+import types
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -114,7 +115,8 @@ def _written(transformation: Any) -> str:
 def _captured(function: Any) -> dict[str, Any]:
     """What a closure has captured; of a method, what its object keeps."""
     if inspect.isfunction(function):
-        return dict(inspect.getclosurevars(function).nonlocals)
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        return {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
     kept = vars(function.__self__) if inspect.ismethod(function) else {}
     return {name.lstrip("_"): x for name, x in kept.items()}
 

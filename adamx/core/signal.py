@@ -163,6 +163,7 @@ def wider(*dtypes: Any) -> Any:
         return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, different))
 
 
+@functools.cache
 def _is_tiny(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
 
