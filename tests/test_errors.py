@@ -1,11 +1,15 @@
 """What adamx says to bad input, and that it does not hide numbers that are not finite."""
 
+import dataclasses
 import math
 import re
+from typing import Any
 
 import equinox as eqx
+import flax
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -322,8 +326,52 @@ def test_gradients_of_another_tree(name, with_params, jit):
 @pytest.mark.parametrize("with_params", [False, True])
 def test_list_is_no_tuple(with_params):
     params = (jnp.ones(1), jnp.ones(2))
-    with pytest.raises(StageError, match=says("trees of the same parameters", "[*, *]", "(*, *)")):
+    named = says("trees of the same parameters", "gradients are a list", "a tuple", "restore_state")
+    with pytest.raises(StageError, match=named):
         ADAM.update(list(params), ADAM.init(params), params if with_params else None)
+
+
+def frozen(tree):
+    return flax.core.freeze(tree)
+
+
+@pytest.mark.parametrize("with_params", [False, True])
+def test_a_frozen_dict_against_a_dict_says_unfreeze(with_params):
+    params = {"w": W, "deep": {"b": B}}
+    for grads, own in ((frozen(params), params), (params, frozen(params))):
+        named = says("FrozenDict", "a dict", "flax.core.unfreeze", "flax.core.freeze")
+        with pytest.raises(StageError, match=named) as error:
+            ADAM.update(grads, ADAM.init(own), own if with_params else None)
+        assert "PyTreeDef" not in str(error.value)
+    inside = {"w": W, "deep": frozen({"b": B})}
+    with pytest.raises(StageError, match=says("updates have a FrozenDict at ['deep']", "a dict")):
+        adamx.apply_updates(params, inside)
+
+
+def test_trees_that_differ_in_a_static_field_or_a_class_say_where():
+    def made():
+        cls = dataclasses.make_dataclass("Layer", [("w", object), ("n", object)])
+        return jax.tree_util.register_dataclass(cls, ["w"], ["n"])
+
+    one, other = made(), made()
+    params = {"a": one(W, 1)}
+    with pytest.raises(StageError, match=says("a Layer at ['a']", "static field")):
+        ADAM.update({"a": one(W, 2)}, ADAM.init(params), params)
+    with pytest.raises(StageError, match=says("at ['a']", "Layer of another definition")):
+        ADAM.update({"a": other(W, 1)}, ADAM.init(params), params)
+
+
+@pytest.mark.parametrize("with_params", [False, True])
+def test_a_tree_of_one_array_has_no_path(with_params):
+    """It reads "an array", and not that something has no ''."""
+    for grads, own in ((W, {"w": W}), ({"w": W}, W), (None, W), (W, [W])):
+        with pytest.raises(StageError, match="trees of the same parameters") as error:
+            ADAM.update(grads, ADAM.init(own), own if with_params else None)
+        assert not re.search(r"have no *[.;]", str(error.value))
+    with pytest.raises(StageError, match=says("parameter (the only one)", "int32")):
+        ADAM.init(jnp.arange(2))
+    with pytest.raises(StageError, match=says("parameter (the only one)", "'name'")):
+        ADAM.init("name")
 
 
 # gradient of b, what the message names with parameters at hand, and without
@@ -354,10 +402,123 @@ def test_gradient_of_another_shape_or_dtype(name, with_params, jit):
         update({"w": W, "b": grad}, ADAM.init(PARAMS), PARAMS if with_params else None)
 
 
-@pytest.mark.parametrize("bad", ["gradient", object()], ids=["str", "object"])
-def test_gradient_that_is_no_array(bad):
-    with pytest.raises((StageError, TypeError), match=says("parameter ['b']", repr(bad))):
+@dataclasses.dataclass
+class Holder:
+    """A container that JAX does not know."""
+
+    w: Any
+
+
+class Opaque:
+    def __init__(self, w):
+        self.w = w
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"),
+    [
+        ("gradient", "'gradient'"),
+        (object(), "an object of type object"),
+        (Holder(jnp.full(2, 0.777)), "an object of type Holder"),
+    ],
+    ids=["str", "object", "dataclass"],
+)
+def test_gradient_that_is_no_array(bad, shown):
+    with pytest.raises((StageError, TypeError), match=says("parameter ['b']", shown)) as error:
         ADAM.update({"w": W, "b": bad}, ADAM.init(PARAMS), PARAMS)
+    assert "0.777" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [(Holder, "register_dataclass"), (Opaque, "register_pytree_node")],
+)
+def test_a_container_that_jax_does_not_know_is_to_be_registered(make, remedy):
+    for params in (make(jnp.full(2, 0.777)), {"a": [make(jnp.full(2, 0.777))]}):
+        with pytest.raises(StageError, match=says(make.__name__, remedy, "the arrays")) as error:
+            ADAM.init(params)
+        assert "equinox" not in str(error.value) and "0.777" not in str(error.value)
+
+
+def test_arrays_of_another_library_are_to_be_converted():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(StageError, match=says("['w']", "torch", "jnp.asarray")):
+        ADAM.init({"w": torch.ones(2)})
+    with pytest.raises(StageError, match=says("['w']", "Tensor")):
+        ADAM.update({"w": torch.ones(2)}, ADAM.init({"w": B}), {"w": B})
+
+
+# Floats of 8 bits and less ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grads_as", ["the parameters", "float32"])
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_parameters_of_8_bits_take_the_steps_of_float32(name, grads_as):
+    """Adam in NumPy; u is rounded to the wider dtype of gradient and parameter, θ + u to θ's."""
+    narrow = getattr(ml_dtypes, name)
+    theta = np.array([0.5, -1.5, 3.0, 288.0, 0.01], narrow)
+    dtype = narrow if grads_as == "the parameters" else np.float32
+    m = v = np.zeros(5)
+    params = jnp.asarray(theta)
+    opt = adamx.adam(0.25)
+    state = opt.init({"w": params})
+    assert {x.dtype.name for x in jax.tree.leaves(state)} == {"int32", "float32"}
+    for t, scale in enumerate((1.0, -0.25, 2.0), 1):
+        g = (np.array([0.25, -0.5, 1.0, 2.0, -0.125]) * scale).astype(dtype)
+        wide = g.astype(np.float64)
+        m, v = 0.9 * m + 0.1 * wide, 0.999 * v + 0.001 * wide**2
+        u = -0.25 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        u = u.astype(np.float32).astype(dtype).astype(np.float32)
+        theta = (theta.astype(np.float32) + u).astype(narrow)
+        updates, state = opt.update({"w": jnp.asarray(g)}, state, {"w": params})
+        params = adamx.apply_updates({"w": params}, updates)["w"]
+        assert updates["w"].dtype == jnp.dtype(dtype) and params.dtype == jnp.dtype(narrow)
+        np.testing.assert_array_equal(params.astype(jnp.float32), theta.astype(np.float32))
+
+
+def test_master_weights_keep_parameters_of_8_bits():
+    """Steps of a hundredth add up; without the master weights each is rounded away."""
+    opt = adamx.chain(adamx.sgd(1.0), adamx.master_weights())
+    theta = jnp.full(3, 300.0).astype(jnp.float8_e4m3fn)  # 288, and the next one is 320
+    state, grads = opt.init(theta), jnp.full(3, -4.0)
+    for _ in range(6):
+        updates, state = opt.update(grads, state, theta)
+        theta = adamx.apply_updates(theta, updates)
+    np.testing.assert_array_equal(theta.astype(jnp.float32), np.full(3, 320.0))  # 288 + 24 = 312
+
+
+@pytest.mark.parametrize("last", [adamx.stochastic_rounding, adamx.kahan_summation])
+def test_what_rounds_at_random_says_that_8_bits_are_too_few(last):
+    opt, theta = adamx.chain(adamx.sgd(1.0), last()), jnp.ones(3, jnp.float8_e4m3fn)
+    with pytest.raises(StageError, match=says(last.__name__, "float8_e4m3fn", "master_weights")):
+        opt.update(theta, opt.init(theta), theta)
+
+
+def test_a_dtype_without_negative_numbers_takes_no_step():
+    theta = jnp.ones(3, jnp.float8_e8m0fnu)
+    with pytest.raises(StageError, match=says("float8_e8m0fnu", "no negative numbers")):
+        ADAM.init(theta)
+
+
+# Complex gradients -----------------------------------------------------------------------------
+
+
+def test_complex_parameters_descend_along_the_conjugate():
+    """A gradient of JAX is that of x and −y: |z − c|² falls along its conjugate alone."""
+    target = np.complex64(2 - 3j)
+
+    def trained(turn):
+        opt, z = adamx.sgd(0.1), jnp.zeros((), jnp.complex64)
+        state = opt.init(z)
+        for _ in range(100):
+            grads = jax.grad(lambda z: jnp.abs(z - target) ** 2)(z)
+            updates, state = opt.update(turn(grads), state, z)
+            z = adamx.apply_updates(z, updates)
+        return z
+
+    np.testing.assert_allclose(trained(jnp.conj), target, rtol=1e-5)
+    assert abs(trained(lambda g: g) - target) > 1e3
+    assert "conj" in adamx.Transformation.update.__doc__
 
 
 def test_gradient_without_a_path_is_called_the_only_one():

@@ -517,12 +517,12 @@ def test_the_bias_passes_by_a_stage_without_equations_that_leaves_it_alone():
 
 def test_a_transformation_of_optax_is_a_line_with_its_name():
     assert lines(optax.clip(1.0), adamx.scale_by_momentum(), optax.trace(0.9))[1:] == [
-        "gₜ ← clip(max_delta=1.0)(gₜ)",
+        "gₜ ← optax.clip(max_delta=1.0)(gₜ)",
         "mₜ = 0.9 mₜ₋₁ + 0.1 gₜ",
-        "uₜ = trace(decay=0.9, nesterov=False)(mₜ)",
+        "uₜ = optax.trace(decay=0.9)(mₜ)",
         "θₜ = θₜ₋₁ + uₜ",
     ]
-    assert str(explain(optax.clip(1.0))).splitlines()[1] == "gₜ ← clip(max_delta=1.0)(gₜ)"
+    assert str(explain(optax.clip(1.0))).splitlines()[1] == "gₜ ← optax.clip(max_delta=1.0)(gₜ)"
 
 
 def test_anyone_can_write_equations():

@@ -3,6 +3,7 @@
 import pickle
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +52,7 @@ def paths(tree):
         (("bias", "scale"), ["a/bias", "b/a/scale", "b/scale"]),
         (lambda path, shape: len(path) == 6, ["a/bias", "kernel"]),
         ("ker", []),
+        ("[ab]", []),
     ],
 )
 def test_a_pattern_means_a_run_of_whole_segments_and_all_below(pattern, meant):
@@ -90,6 +92,184 @@ def test_a_pattern_that_means_nothing_is_an_error():
             opt.init(PARAMS)
         with pytest.raises(StageError, match="no parameter is meant by 'kernl'"):
             opt.update(FIRST, {"count": jnp.zeros((), jnp.int32)})
+
+
+def meant(pattern, tree=PARAMS):
+    opt = adamx.where(pattern, adamx.scale(2.0))
+    return [path for path, chain in adamx.assignments(opt, tree).items() if chain.links]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("layers[0]", ["layers/0/bias", "layers/0/kernel"]),
+        ("/layers[1]/kernel", ["layers/1/kernel"]),
+        ("layers[1].kernel", ["layers/1/kernel"]),
+        ("layers[*]", None),
+        ("layers[0-1]", None),
+        (".layers[0].bias", ["layers/0/bias"]),
+        ("['layers'][0]['bias']", ["layers/0/bias"]),
+        ('["layers"][0]', ["layers/0/bias", "layers/0/kernel"]),
+        ("!layers[0]", ["embedding", "layers/1/bias", "layers/1/kernel"]),
+        ("layers[2]", None),
+    ],
+)
+def test_brackets_are_an_index(pattern, expected):
+    if expected is None:
+        with pytest.raises(StageError, match="no parameter is meant by"):
+            meant(pattern)
+    else:
+        assert meant(pattern) == expected
+
+
+def test_every_path_that_an_error_shows_is_a_pattern():
+    model = {"layers": [eqx.nn.Linear(2, 2, key=jax.random.key(0))], "a/b.c": {"d[0]": jnp.ones(1)}}
+    for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]:
+        simple = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert meant(jax.tree_util.keystr(path), model) == [simple]
+        assert meant("/" + simple, model) == [simple]
+
+
+def test_a_key_with_brackets_or_dots_is_found_as_it_is_written():
+    tree = {"layers[0]": jnp.ones(1), "layers[1]": jnp.ones(1), "mlp.w": jnp.ones(1)}
+    assert meant("layers[0]", tree) == ["layers[0]"]
+    assert meant("layers*", tree) == ["layers[0]", "layers[1]"]
+    assert meant("mlp.w", tree) == ["mlp.w"]
+
+
+NORMS = {"dense": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "layer_norm": {"g": jnp.ones(2)}}
+
+
+@pytest.mark.parametrize("selector", [("bias", "LayerNorm"), ("LayerNorm", "*"), "!LayerNorm"])
+@pytest.mark.parametrize("wrapped", ["where", "partition", "watch"])
+def test_each_pattern_of_several_must_match(selector, wrapped):
+    opt = {
+        "where": lambda: adamx.where(selector, adamx.scale(2.0)),
+        "partition": lambda: adamx.partition({selector: adamx.scale(2.0), "*": adamx.sgd(0.1)}),
+        "watch": lambda: adamx.watch(groups={"norms": selector}),
+    }[wrapped]()
+    named = r"no parameter is meant by 'LayerNorm' \(of .*Did you mean 'layer_norm'\?.*dense/bias"
+    with pytest.raises(StageError, match=named):
+        opt.init(NORMS)
+    state = {"count": jnp.zeros((), jnp.int32), "watch": None}
+    with pytest.raises(StageError, match=named):
+        opt.update(NORMS, state if wrapped == "watch" else {"count": state["count"]})
+
+
+def test_a_near_match_is_named_and_a_far_one_is_not():
+    for pattern, near in [
+        ("kernl", "kernel"),
+        ("dense/Bias", "dense/bias"),
+        ("/layerNorm/*", None),
+    ]:
+        with pytest.raises(StageError) as error:
+            meant(pattern, NORMS)
+        assert f"Did you mean {near or '/layer_norm/*'!r}?" in str(error.value)
+    with pytest.raises(StageError) as error:
+        meant("attention", NORMS)
+    assert "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("back", ["layers/0", ("bias", "kernel"), lambda path, x: "layers" in path])
+def test_a_group_that_gets_nothing_is_an_error_that_says_who_has_it(back):
+    opt = adamx.partition({"*": adamx.adam(0.1), back: adamx.freeze()})
+    with pytest.raises(StageError, match=r"gets no parameter.*layers/0/bias.*taken by '\*'.*front"):
+        opt.init(PARAMS)
+    opt = adamx.partition({"layers": adamx.adam(0.1), back: adamx.freeze(), "*": adamx.sgd(0.1)})
+    with pytest.raises(
+        StageError, match=r"taken by 'layers', in front of it.*in front of 'layers'"
+    ):
+        opt.update(FIRST, {"count": jnp.zeros((), jnp.int32)})
+    opt = adamx.partition({back: adamx.freeze(), "*": adamx.adam(0.1)})
+    assert not opt.update(FIRST, opt.init(PARAMS))[0]["layers"][0]["kernel"].any()
+
+
+def test_a_predicate_that_means_nothing_is_no_error():
+    none = lambda path, x: x.ndim > 5  # noqa: E731
+    opt = adamx.partition({none: adamx.freeze(), "*": adamx.sgd(1.0)})
+    opt = adamx.chain(opt, adamx.where(none, adamx.scale(3.0)))
+    chex.assert_trees_all_equal(
+        opt.update(FIRST, opt.init(PARAMS))[0], jax.tree.map(jnp.negative, FIRST)
+    )
+
+
+def test_a_partition_has_groups():
+    with pytest.raises(ValueError, match=r"partition\(\) of no groups"):
+        adamx.partition({})
+    with pytest.raises(TypeError, match=r"takes a dict .* got an object of type list"):
+        adamx.partition([adamx.adam(0.1)])
+
+
+def test_a_selection_inside_a_selection_chooses_among_its_parameters():
+    inner = adamx.partition({"bias": adamx.scale(2.0), "kernel": adamx.scale(3.0)})
+    opt = adamx.partition({"layers": inner, "*": adamx.scale(5.0)})  # covers all that are inside
+    updates = paths(opt.update(FIRST, opt.init(PARAMS))[0])
+    for path, factor in {"layers/0/bias": 2, "layers/1/kernel": 3, "embedding": 5}.items():
+        np.testing.assert_array_equal(updates[path], factor * paths(FIRST)[path])
+    dead = adamx.chain(adamx.sgd(0.1), adamx.where("bias", adamx.add_decayed_weights(0.1)))
+    opt = adamx.partition({"embedding": dead, "*": adamx.sgd(0.1)})
+    with pytest.raises(StageError, match=r"inside 'embedding' is meant by 'bias'.*are embedding"):
+        opt.init(PARAMS)
+    opt = adamx.partition({"embedding": adamx.sgd(0.1), "layers": adamx.sgd(0.1), "*": dead})
+    opt.init(PARAMS)  # nothing is left
+
+
+def test_groups_to_watch_must_mean_something():
+    with pytest.raises(StageError, match=r"'watch': the group 'k': no parameter .* by 'kernl'"):
+        adamx.watch(groups={"k": "kernl"}).init(PARAMS)
+    with pytest.raises(StageError, match=r"parameter embedding: .* returned a NoneType"):
+        adamx.watch(groups=lambda path: None).init(PARAMS)
+    with pytest.raises(StageError, match=r"parameter embedding: .* raised IndexError") as error:
+        adamx.watch(groups=lambda path: path.split("/")[1]).init(PARAMS)
+    assert isinstance(error.value.__cause__, IndexError)
+    with pytest.raises(TypeError, match=r"path -> name, and .*<lambda> takes \(a, b\)"):
+        adamx.watch(groups=lambda a, b: a)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda predicate: adamx.where(predicate, adamx.sgd(0.1)),
+        lambda predicate: adamx.partition({predicate: adamx.sgd(0.1), "*": adamx.adam(0.1)}),
+        lambda predicate: adamx.watch(groups={"some": predicate}),
+    ],
+    ids=["where", "partition", "watch"],
+)
+def test_a_predicate_that_is_none(make):
+    with pytest.raises(
+        TypeError, match=r"called as \(path, shape\) -> bool, and .*<lambda> takes \(p"
+    ):
+        make(lambda p: True)
+    for answer, kind in [(None, "NoneType"), ("yes", "str"), (1, "int"), (np.ones(1), "ndarray")]:
+        with pytest.raises(StageError, match=rf"embedding: .*returned a {kind}, where True or"):
+            make(lambda path, x, answer=answer: answer).init(PARAMS)
+    for answer in (np.True_, True):
+        make(lambda path, x, answer=answer: path == "embedding" and answer).init(PARAMS)
+    with pytest.raises(StageError, match=r"embedding: .*raised AttributeError: .*'sice'") as error:
+        make(lambda path, x: x.sice > 1).init(PARAMS)
+    assert isinstance(error.value.__cause__, AttributeError)
+
+
+@pytest.mark.parametrize("bad", [1e6, jnp.nan])
+@pytest.mark.parametrize("frozen", ["embedding", "layers/**/bias"])
+def test_a_clip_for_the_parameters_that_train_does_not_see_the_frozen(frozen, bad):
+    """Expected: the clip of NumPy, of the trained gradients alone."""
+    opt = adamx.chain(
+        adamx.where(f"!{frozen}", adamx.clip_by_global_norm(0.5)),
+        adamx.partition({frozen: adamx.freeze(), "*": adamx.sgd(0.1, momentum=0.9)}),
+    )
+    apart = [path for path in paths(PARAMS) if path.endswith(frozen.rpartition("/")[2])]
+    tree = jax.tree.structure(FIRST)
+    grads = tree.unflatten(
+        jnp.full_like(g, bad) if path in apart else g for path, g in paths(FIRST).items()
+    )
+    updates = paths(opt.update(grads, opt.init(PARAMS))[0])
+    trained = {path: np.asarray(g) for path, g in paths(FIRST).items() if path not in apart}
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in trained.values()))
+    assert norm > 0.5
+    for path, g in trained.items():
+        np.testing.assert_allclose(updates[path], -0.1 * 0.5 / norm * g, rtol=1e-5)
+    assert apart and not any(updates[path].any() for path in apart)
 
 
 def test_uncovered_parameters_are_an_error_that_says_who_got_what():
@@ -310,3 +490,5 @@ def test_assignments_are_the_chains_of_each_parameter():
     assert adamx.assignments(opt, jax.eval_shape(lambda: PARAMS)) == found
     with pytest.raises(StageError, match="does not cover"):
         adamx.assignments(adamx.partition({"kernel": adamx.sgd(0.1)}), PARAMS)
+    with pytest.raises(StageError, match=r"\['name'\]: it is 'mlp', not an array"):
+        adamx.assignments(opt, {**PARAMS, "name": "mlp"})

@@ -1,6 +1,7 @@
 """adamx inside Optax's wrappers, and Optax's transformations inside an adamx chain."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -432,3 +433,173 @@ def test_anything_with_init_and_update_is_a_stage():
     opt = adamx.chain(steps, adamx.scale(0.5))
     expected = optax.chain(steps.gradient_transformation(), optax.scale(0.5))
     assert_same(trained(opt), trained(expected))
+
+
+# Optax's transformations for some of the parameters ---------------------------------------------
+
+MATRICES = {"a": jnp.array([[1.0, -2.0], [0.5, 3.0], [0.1, 0.2]]), "c": jnp.full((2, 3), 0.3)}
+VECTORS = {"b": jnp.array([0.2, -0.3])}
+
+
+def axes(tree):
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), tree)
+
+
+# Optax 0.2.5 orthogonalises every matrix of a tree, and has nothing to be told.
+TOLD = "weight_dimension_numbers" in inspect.signature(optax.contrib.scale_by_muon).parameters
+
+
+def as_transformation(steps):
+    return steps.gradient_transformation() if isinstance(steps, optax.MultiSteps) else steps
+
+
+RESTRICTED = {
+    "adam": lambda: optax.adam(0.1),
+    "muon": lambda: optax.contrib.muon(0.1),
+    "scale_by_muon": lambda: optax.contrib.scale_by_muon(
+        **{"weight_dimension_numbers": axes} if TOLD else {}
+    ),
+    "galore": lambda: optax.contrib.galore(0.1, rank=1),
+    "masked": lambda: optax.masked(
+        optax.adam(0.1), lambda tree: jax.tree.map(lambda _: True, tree)
+    ),
+    "adafactor": lambda: optax.adafactor(0.1, min_dim_size_to_factor=2),
+    "lamb": lambda: optax.lamb(0.1),
+    "adamw with a mask": lambda: optax.adamw(
+        0.1, weight_decay=0.3, mask=lambda tree: jax.tree.map(lambda x: x.shape[0] > 2, tree)
+    ),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2),
+    "add_noise": lambda: optax.add_noise(0.1, 0.5, 0),
+    "schedule_free": lambda: optax.contrib.schedule_free_adamw(0.1),
+    "prodigy": lambda: optax.contrib.prodigy(0.1),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(0.1),
+    "clip_by_global_norm": lambda: optax.clip_by_global_norm(0.5),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(0.1), 3),
+    "partition": lambda: optax.partition(
+        {"high": optax.adam(0.1), "wide": optax.sgd(0.1)},
+        lambda tree: jax.tree.map(lambda x: "high" if x.shape[0] > 2 else "wide", tree),
+    ),
+    "flatten": lambda: optax.flatten(optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", RESTRICTED)
+def test_a_transformation_in_a_group_does_what_optax_masked_does(name):
+    if name == "galore" and not hasattr(optax.contrib, "galore"):
+        pytest.skip("this Optax has no galore")
+    params = {**MATRICES, **VECTORS}
+    mask = {"a": True, "b": False, "c": True}
+    theirs = optax.chain(
+        optax.masked(as_transformation(RESTRICTED[name]()), mask),
+        optax.masked(optax.sgd(0.1), {k: not own for k, own in mask.items()}),
+    )
+    matrix = lambda path, x: x.ndim == 2  # noqa: E731
+    ours = adamx.partition({matrix: RESTRICTED[name](), "*": adamx.sgd(0.1)})
+    expected = trained(theirs, params, steps=3)
+    params, state = train(ours, params, steps=3)
+    assert_same(params, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours.init(params), state)
+
+
+@pytest.mark.skipif(not TOLD, reason="this Optax needs no axes")
+def test_muon_without_axes_is_told_to_have_some():
+    opt = adamx.partition({"w": optax.contrib.scale_by_muon(), "*": adamx.sgd(0.1)})
+    state = opt.init(PARAMS)
+    with pytest.raises(ValueError, match="pytree") as error:
+        opt.update(PARAMS, state, PARAMS)
+    assert not isinstance(error.value, adamx.StageError)
+    notes = "".join(error.value.__notes__)
+    for part in ("'scale_by_muon@w'", "optax.contrib.scale_by_muon(", "for w,", "MaskedNode"):
+        assert part in notes
+    assert "weight_dimension_numbers=lambda tree: jax.tree.map(" in notes
+
+
+def test_an_exception_of_optax_stays_what_it_is_and_names_the_stage():
+    class Mine(RuntimeError):
+        def __init__(self, one, two):
+            super().__init__(one)
+
+    def fails(*_):
+        raise Mine("mine", 2)
+
+    for broken in (
+        optax.GradientTransformation(fails, optax.identity().update),
+        optax.GradientTransformation(optax.identity().init, fails),
+    ):
+        opt = adamx.chain(adamx.adam(0.1), broken)
+        with pytest.raises(Mine) as error:
+            opt.update(PARAMS, opt.init(PARAMS))
+        assert "in stage " in error.value.__notes__[0]
+
+
+def test_a_tree_of_another_form_names_the_transformation_that_returned_it():
+    opt = adamx.chain(adamx.adam(0.1), optax.stateless(lambda updates, _: updates["w"]))
+    with pytest.raises(ValueError, match="dict") as error:
+        opt.update(PARAMS, opt.init(PARAMS))
+    assert "in stage 'stateless', optax.stateless(" in error.value.__notes__[0]
+
+
+ADAM = "optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0)"
+SHOWN = {
+    "adam": (lambda: optax.adam(1e-3), f"optax.chain({ADAM}, optax.scale(step_size=-0.001))"),
+    "scheduled": (
+        lambda: optax.sgd(optax.linear_schedule(0.1, 0.0, 9)),
+        "optax.chain(optax.identity(), optax.scale_by_schedule(step_size_fn=",
+    ),
+    "MultiSteps": (
+        lambda: optax.MultiSteps(optax.scale_by_adam(), 2),
+        f"optax.MultiSteps(opt={ADAM}, every_k_schedule=2",
+    ),
+    "masked": (
+        lambda: optax.masked(optax.scale_by_adam(), {"w": True, "b": False}),
+        f"optax.masked(inner={ADAM}, mask={{'w': True, 'b': False}})",
+    ),
+    "inject": (
+        lambda: optax.inject_hyperparams(optax.sgd)(0.5),
+        "optax.inject_hyperparams(inner_factory=<optax.sgd>, numeric_hps={'learning_rate': 0.5",
+    ),
+    "partition": (
+        lambda: optax.partition({"x": optax.scale(2.0)}, {"w": "x", "b": "x"}),
+        "optax.partition(transforms={'x': optax.scale(step_size=2.0)}, param_labels={'w': 'x', ",
+    ),
+    "named_chain": (
+        lambda: optax.named_chain(("first", optax.scale(2.0))),
+        "['first', optax.scale(step_size=2.0)]",
+    ),
+    "lookahead": (
+        lambda: optax.lookahead(optax.scale_by_adam(), 2, 0.5),
+        f"optax.lookahead(fast_optimizer={ADAM}, sync_period=2, slow_step_size=0.5)",
+    ),
+    "contrib": (
+        lambda: optax.contrib.schedule_free(optax.scale_by_adam(), 0.1),
+        f"optax.contrib.schedule_free(base_optimizer={ADAM}, learning_rate=0.1",
+    ),
+    "adamx": (
+        lambda: optax.chain(adamx.sgd(0.1, momentum=0.9), optax.scale(2.0)),
+        "optax.chain(chain(scale_by_heavy_ball(momentum=0.9), scale_by_learning_rate("
+        "learning_rate=0.1)), optax.scale(step_size=2.0))",
+    ),
+    "an array": (lambda: optax.scale(jnp.full(3, 0.7)), "optax.scale(step_size=<float32[3]>)"),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_transformation_of_optax_is_printed_with_what_made_it_and_its_parts(name):
+    make, expected = SHOWN[name]
+    printed = repr(adamx.chain(make()))
+    assert printed.startswith(expected) or (name == "named_chain" and expected in printed)
+    assert printed == repr(adamx.chain(make()))  # no addresses
+    inside = repr(adamx.partition({"w": make(), "*": adamx.sgd(0.1)}))
+    assert printed in inside
+
+
+def test_a_transformation_of_ones_own_is_printed_without_optax():
+    def halving(factor):
+        def update(updates, state, params=None):
+            return jax.tree.map(lambda u: factor * u, updates), state
+
+        return optax.GradientTransformation(optax.identity().init, update)
+
+    assert "halving(factor=0.5)" in repr(adamx.chain(halving(0.5))).replace(
+        "test_a_transformation_of_ones_own_is_printed_without_optax", "halving"
+    )

@@ -250,6 +250,88 @@ def test_a_transformation_of_optax_is_checked_as_far_as_it_goes():
     assert {"state", "scan", "bare", "size", "value"} <= set(report.held)
 
 
+@stage
+def unannotated(factor=0.5):
+    return shaped(lambda u: factor * u)
+
+
+@stage
+def annotated_as_a_float(factor: float = 0.5):
+    return shaped(lambda u: factor * u)
+
+
+@stage
+def annotated_by_a_string(factor: "Real" = 0.5):
+    return shaped(lambda u: factor * u)
+
+
+@pytest.mark.parametrize("make", [unannotated, annotated_as_a_float])
+def test_an_argument_that_is_no_hyperparameter_is_structure(make):
+    for factor in (0.25, 3):
+        report = check_stage(make(factor), oracle=lambda g, theta, x=factor: x * g)
+        assert {"config", "value", "oracle"} <= set(report.held)
+        assert "no argument that is annotated Real" in report.unchecked["schedules"]
+        assert jax.tree.leaves(make(factor)) == []
+    with pytest.raises(TypeError, match=r"factor can't be a schedule: it is not annotated .*Real"):
+        make(lambda t: 0.1)
+
+
+@pytest.mark.parametrize(
+    "opt",
+    [
+        adamx.where("kernel", adamx.scale(2.0)),
+        adamx.where("!bias", optax.trace(0.9)),
+        adamx.partition({"kernel": adamx.scale(2.0), "*": adamx.freeze()}),
+    ],
+    ids=["where", "optax", "partition"],
+)
+def test_a_stage_for_some_parameters_is_checked_on_those(opt):
+    report = check_stage(opt, without=ELSEWHERE)
+    assert {"state", "scan", "bare"} <= set(report.held)
+    assert "for some of the parameters" in report.unchecked["shapes"]
+
+
+def test_an_annotation_may_be_a_string():
+    opt = annotated_by_a_string(lambda t: 0.5 / (t + 1))
+    np.testing.assert_allclose(opt.update(jnp.ones(2), opt.init(jnp.ones(2)))[0], [0.5, 0.5])
+    assert jax.tree.leaves(annotated_by_a_string(0.3)) == [0.3]
+
+
+def optional(factor: Real | None = None):
+    return shaped(lambda u: u)
+
+
+def unreadable(factor: "Unheard" = 0.5):  # noqa: F821
+    return shaped(lambda u: u)
+
+
+def starred(*factors):
+    return shaped(lambda u: u)
+
+
+def double_starred(**factors):
+    return shaped(lambda u: u)
+
+
+def positional(factor: Real, /):
+    return shaped(lambda u: factor * u)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (optional, "optional: factor is annotated as a hyperparameter or something else"),
+        (unreadable, "unreadable: an annotation can't be read: name 'Unheard' is not defined"),
+        (starred, r"starred: a stage has its arguments by name, and \*factors has none"),
+        (double_starred, r"by name, and \*\*factors has none"),
+        (positional, "by name, and factor: .* has none"),
+    ],
+)
+def test_an_argument_that_no_stage_can_have_is_refused_at_its_definition(factory, message):
+    with pytest.raises(TypeError, match=message):
+        stage(factory)
+
+
 def test_arguments_that_can_not_be_meant():
     with pytest.raises(ValueError, match=r"no promise \['jitt'\]; there are .*jit"):
         check_stage(adamx.scale(1.0), without=["jitt"])

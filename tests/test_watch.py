@@ -251,3 +251,13 @@ def test_bad_arguments_are_errors():
         adamx.watch(groups={"kernels": 3})
     with pytest.raises(ValueError, match="the state holds no stage 'watch'"):
         adamx.metrics(adamx.adam(0.1).init(PARAMS))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float8_e4m3fn])
+def test_the_size_of_narrow_parameters_is_read_in_float32(dtype):
+    """Their squares leave the format: 400² is no float16, and 30² no float8."""
+    large = 400.0 if dtype == jnp.float16 else 28.0
+    params, grads = jnp.full(3, large, dtype), jnp.full(3, 2.0)
+    opt = adamx.chain(adamx.sgd(0.5), adamx.watch())
+    _, state = opt.update(grads, opt.init(params), params)
+    np.testing.assert_allclose(adamx.metrics(state)["update_ratio"], 1.0 / large, rtol=1e-3)

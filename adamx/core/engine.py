@@ -20,16 +20,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from adamx.core import hyper, random
 from adamx.core.errors import StageError
-from adamx.core.foreign import Foreign
+from adamx.core.foreign import ABSENT, Foreign
 from adamx.core.identity import Static
 from adamx.core.link import Link
 from adamx.core.naming import labels, names
 from adamx.core.observer import Observer, View
 from adamx.core.reading import remedy_for
 from adamx.core.selection import Leaf, choose, paths_of
-from adamx.core.signal import Signal, check_inexact
+from adamx.core.signal import Signal
 from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
-from adamx.core.trees import align, check_arrays, codecs_of, is_eager, mismatch, path_of, plain
+from adamx.core.trees import (
+    align,
+    as_parameter,
+    check_arrays,
+    codecs_of,
+    is_eager,
+    mismatch,
+    path_of,
+    plain,
+)
 from adamx.core.types import Array, PyTree, State
 
 __all__ = ["init", "update"]
@@ -38,13 +47,14 @@ __all__ = ["init", "update"]
 def init(links: Sequence[Link], params: PyTree) -> State:
     """The count, and under each link's name what it keeps."""
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    leaves = [_parameter(path, leaf) for path, leaf in paths]
+    leaves = [as_parameter(path, leaf) for path, leaf in paths]
     place = _beside(leaves)
     chosen = choose(links, functools.partial(paths_of, tree, leaves))
     state: State = {"count": place(jnp.zeros((), jnp.int32))}
     for name, link, here in zip(names(links), links, chosen, strict=True):
         if isinstance(link, Foreign):
-            state[name] = link.init(tree.unflatten(_only(here, leaves)))
+            with link.noted(name):
+                state[name] = link.init(tree.unflatten(_only(here, leaves, ABSENT)))
             for around in link.around:
                 around.admit(name, state[name])
         elif isinstance(link, Stage):
@@ -65,11 +75,11 @@ def init(links: Sequence[Link], params: PyTree) -> State:
     return state
 
 
-def _only(here: list[bool] | None, leaves: Sequence[Any]) -> list[Any]:
-    """The leaves, with None for those that are not chosen."""
+def _only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> list[Any]:
+    """The leaves, with None (or what else is absent) for those that are not chosen."""
     if here is None:
         return list(leaves)
-    return [leaf if chosen else None for leaf, chosen in zip(leaves, here, strict=True)]
+    return [leaf if chosen else absent for leaf, chosen in zip(leaves, here, strict=True)]
 
 
 def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
@@ -90,22 +100,6 @@ def _unseen(shape: Any) -> Array:
     """NaN, or 0 of what is counted."""
     inexact = jnp.issubdtype(shape.dtype, jnp.inexact)
     return jnp.full(shape.shape, jnp.nan if inexact else 0, shape.dtype)
-
-
-def _parameter(path: Any, leaf: Any) -> Any:
-    where = jax.tree_util.keystr(path)
-    if not hasattr(leaf, "dtype"):
-        if not isinstance(leaf, (int, float, complex)):
-            raise StageError(
-                f"it is {leaf!r}, not an array; keep it out of the optimiser, as "
-                "equinox.filter(model, equinox.is_inexact_array) does"
-            ).within(parameter=where)
-        leaf = jnp.asarray(leaf)
-    try:
-        check_inexact("parameter", leaf)
-    except StageError as error:
-        raise error.within(parameter=where) from None
-    return leaf
 
 
 def _beside(leaves: list[Any]) -> Callable[[Array], Array]:
@@ -376,12 +370,19 @@ class _Row:
         self, name: str, link: Foreign, here: list[bool] | None, extra: dict[str, Any]
     ) -> None:
         self.advance()
-        thetas = None if self.params is None else self.tree.unflatten(_only(here, self.params))
-        updates = self.tree.unflatten(_only(here, [signal.emitted for signal in self.signals]))
-        updates, self.after[name] = link.update(updates, self.kept(name), thetas, **extra)
+        kept, thetas = self.kept(name), None
+        if self.params is not None:
+            thetas = self.tree.unflatten(_only(here, self.params, ABSENT))
+        emitted = [signal.emitted for signal in self.signals]
+        updates = self.tree.unflatten(_only(here, emitted, ABSENT))
+        with link.noted(name):
+            updates, self.after[name] = link.update(updates, kept, thetas, **extra)
+            updates = self.tree.flatten_up_to(updates)
         self.signals = [
-            signal if u is None else signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
-            for signal, u in zip(self.signals, self.tree.flatten_up_to(updates), strict=True)
+            signal
+            if u is None or isinstance(u, type(ABSENT))
+            else signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
+            for signal, u in zip(self.signals, updates, strict=True)
         ]
 
     def finish(self) -> tuple[list[Any], State]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -42,15 +42,10 @@ NonNegative = Annotated[Hyper, Domain("finite and ≥ 0", lambda x: (x >= 0) & n
 Positive = Annotated[Hyper, Domain("> 0", lambda x: x > 0)]
 
 
-def domains(factory: Callable[..., Any]) -> dict[str, Domain]:
-    """The domain of every argument of ``factory`` that is a hyperparameter."""
-    hints = get_type_hints(factory, include_extras=True)
-    return {
-        name: extra
-        for name, hint in hints.items()
-        for extra in (hint.__metadata__ if get_origin(hint) is Annotated else ())
-        if isinstance(extra, Domain)
-    }
+def domain_of(hint: Any) -> Domain | None:
+    """The domain of an argument with this annotation; None if it is no hyperparameter."""
+    beside = hint.__metadata__ if get_origin(hint) is Annotated else ()
+    return next((x for x in beside if isinstance(x, Domain)), None)
 
 
 def canonical(name: str, given: Any, domain: Domain) -> Any:

@@ -5,18 +5,27 @@ wherever it stands, and everything below it: ``kernel`` is every kernel, ``encod
 an encoder, ``attention/*/bias`` the biases one level below an attention. In a segment ``*`` stands
 for any characters, ``?`` for one; the segment ``**`` is any number of segments; a slash in front
 ties the run to the root; an exclamation mark in front of it all means every other parameter.
+
+Brackets are an index, as in Python: ``layers[0]/kernel`` is ``layers/0/kernel``, and a path as JAX
+writes it in messages, ``.layers[0].kernel`` or ``['layers'][0]['kernel']``, can be used as it is.
+
+A pattern that matches nothing is an error, each pattern of a tuple by itself.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import functools
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 import jax
+import numpy as np
 
-from adamx.core.errors import StageError
+from adamx.core.errors import StageError, described
 from adamx.core.hyper import origin
 from adamx.core.link import Around
 from adamx.core.signal import statistics_dtype
@@ -45,40 +54,94 @@ def checked(selector: Any) -> Selector:
     """The selector, if it is one."""
     patterns = selector if isinstance(selector, (tuple, list)) else (selector,)
     if callable(selector):
+        check_call(selector, "a predicate", "(path, shape) -> bool", "", None)
         return cast(Selector, selector)
     if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise TypeError(
             "a selector is a pattern like 'kernel' or 'encoder/*/bias', a tuple of patterns, or a "
-            f"predicate (path, shape) -> bool; got {selector!r} of type {type(selector).__name__}"
+            f"predicate (path, shape) -> bool; got {described(selector)}"
         )
     return patterns[0] if len(patterns) == 1 else tuple(patterns)
+
+
+def check_call(function: Callable[..., Any], what: str, signature: str, *arguments: Any) -> None:
+    """Whether a function can be called with so many arguments."""
+    try:
+        taken = inspect.signature(function)
+    except (TypeError, ValueError):  # some that are written in C have no signature
+        return
+    try:
+        taken.bind(*arguments)
+    except TypeError:
+        raise TypeError(
+            f"{what} is called as {signature}, and {called(function)} takes {taken}"
+        ) from None
+
+
+def called(function: Callable[..., Any]) -> str:
+    """A function in a message, with those inside which it was made: ``train.<lambda>``."""
+    return getattr(function, "__qualname__", type(function).__name__).replace(".<locals>", "")
 
 
 def selects(selector: Selector, leaf: Leaf) -> bool:
     """Whether the selector means this parameter."""
     path, shape = leaf
+    if not callable(selector):
+        return any(_matches(pattern, path) for pattern in _patterns(selector))
+    try:
+        answer = selector(path, shape)
+    except Exception as error:
+        raise StageError(
+            f"the predicate {called(selector)} raised {type(error).__name__}: {error}. It is "
+            "called as (path, shape) -> bool, with a string and a jax.ShapeDtypeStruct"
+        ).within(parameter=path or "(the only one)") from error
+    if not isinstance(answer, (bool, np.bool_)):
+        raise StageError(
+            f"the predicate {called(selector)} returned a {type(answer).__name__}, where True or "
+            "False is needed; it is called as (path, shape) -> bool. Put bool(…) around what it "
+            "returns, and ask of path and shape in Python or NumPy: jax.numpy gives traced arrays"
+        ).within(parameter=path or "(the only one)")
+    return bool(answer)
+
+
+def _patterns(selector: Selector) -> tuple[str, ...]:
+    """The patterns of which one must match; none of a predicate."""
     if callable(selector):
-        return bool(selector(path, shape))
-    patterns = (selector,) if isinstance(selector, str) else selector
-    return any(_matches(pattern, path) for pattern in patterns)
+        return ()
+    return (selector,) if isinstance(selector, str) else selector
 
 
 def _matches(pattern: str, path: str) -> bool:
     if pattern.startswith("!"):
         return not _matches(pattern[1:], path)
-    segments, run = path.split("/"), pattern.strip("/").split("/")
+    segments = path.split("/")
     starts = range(1 if pattern.startswith("/") else len(segments))
-    return any(_begins(segments[start:], run) for start in starts)
+    return any(_begins(segments[start:], run) for run in _runs(pattern) for start in starts)
 
 
-def _begins(segments: list[str], run: list[str]) -> bool:
+_BRACKETS = r"""\[(?:(?:<flat index )?(\d+)>?|'([^']*)'|"([^"]*)")\]\.?"""
+_INDEX = re.compile(_BRACKETS)
+_INDEX_OR_DOT = re.compile(_BRACKETS + r"|\.(?=[^\W\d])")
+
+
+@functools.cache
+def _runs(pattern: str) -> tuple[tuple[str, ...], ...]:
+    """The segments that a pattern names: with brackets as they stand, and with them as indices."""
+    written = pattern.strip("/")
+    signs = _INDEX_OR_DOT if written.startswith((".", "[")) else _INDEX
+    indexed = signs.sub(lambda x: f"/{x[x.lastindex]}/" if x.lastindex else "/", written)
+    readings = (tuple(written.split("/")), tuple(filter(None, indexed.split("/"))))
+    return readings if indexed != written else readings[:1]
+
+
+def _begins(segments: Sequence[str], run: Sequence[str]) -> bool:
     if not run:
         return True
     if run[0] == "**":
         return any(_begins(segments[skipped:], run[1:]) for skipped in range(len(segments) + 1))
     return (
         bool(segments)
-        and fnmatch.fnmatchcase(segments[0], run[0])
+        and fnmatch.fnmatchcase(segments[0], run[0].replace("[", "[[]"))
         and _begins(segments[1:], run[1:])
     )
 
@@ -107,8 +170,16 @@ class Chosen(Around):
     value: Any
     label: str
 
-    def choose(self, leaves: Sequence[Leaf]) -> list[bool]:
-        """For every parameter, whether it is among the chosen."""
+    @property
+    def selector(self) -> Selector:
+        """The selector by which they are chosen."""
+        raise NotImplementedError
+
+    def choose(self, leaves: Sequence[Leaf], inside: str = "") -> list[bool]:
+        """For every parameter, whether it is among the chosen.
+
+        ``inside`` says in a message which of the parameters these are.
+        """
         raise NotImplementedError
 
 
@@ -121,10 +192,15 @@ class Where(Chosen):
         super().__init__(checked(selector))
         self.label: str = labelled(self.value)
 
-    def choose(self, leaves: Sequence[Leaf]) -> list[bool]:
+    @property
+    def selector(self) -> Selector:
+        return self.value
+
+    def choose(self, leaves: Sequence[Leaf], inside: str = "") -> list[bool]:
+        _check_alive(self.value, leaves, inside)
         chosen = [selects(self.value, leaf) for leaf in leaves]
         if leaves and not any(chosen) and not callable(self.value):
-            raise _nothing(self.value, leaves)
+            raise _nothing(shown(self.value), leaves, inside)
         return chosen
 
     def written(self, inside: str) -> str:
@@ -140,15 +216,23 @@ class Part(Chosen):
         super().__init__((tuple(map(checked, selectors)), index))
         self.label: str = labelled(self.value[0][index])
 
-    def choose(self, leaves: Sequence[Leaf]) -> list[bool]:
+    @property
+    def selector(self) -> Selector:
+        selectors, index = self.value
+        return selectors[index]
+
+    def choose(self, leaves: Sequence[Leaf], inside: str = "") -> list[bool]:
         selectors, index = self.value
         means = [[selects(selector, leaf) for selector in selectors] for leaf in leaves]
-        for selector, meant in zip(selectors, zip(*means, strict=True), strict=False):
-            if not any(meant) and not (callable(selector) or labelled(selector) == "rest"):
-                raise _nothing(selector, leaves)
         first = [row.index(True) if any(row) else None for row in means]
+        for i, selector in enumerate(selectors):
+            if callable(selector) or labelled(selector) != "rest":  # there may be no rest
+                _check_alive(selector, leaves, inside)
+                mine = [found for row, found in zip(means, first, strict=True) if row[i]]
+                if mine and i not in mine:
+                    raise _shadowed(selectors, leaves, means, first, i)
         if None in first:
-            raise _uncovered(selectors, leaves, first)
+            raise _uncovered(selectors, leaves, first, inside)
         return [found == index for found in first]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,34 +240,101 @@ class Part(Chosen):
 
 
 def choose(links: Sequence[Any], leaves: Callable[[], Sequence[Leaf]]) -> list[list[bool] | None]:
-    """For every link the parameters it is for; None for all of them."""
+    """For every link the parameters it is for; None for all of them.
+
+    A selection inside a selection chooses among the parameters that the outer one has chosen.
+    """
     known = leaves() if any(link.where for link in links) else ()
-    every = {chosen: chosen.choose(known) for link in links for chosen in link.where}
-    return [
-        [all(row) for row in zip(*(every[chosen] for chosen in link.where), strict=True)]
-        if link.where
-        else None
-        for link in links
-    ]
+
+    @functools.cache
+    def among(where: tuple[Chosen, ...]) -> list[bool]:
+        if not where:
+            return [True] * len(known)
+        *outer, inner = where
+        left = among(tuple(outer))
+        own = [leaf for leaf, is_left in zip(known, left, strict=True) if is_left]
+        place = " in ".join(shown(chosen.selector) for chosen in reversed(outer))
+        answers = iter(inner.choose(own, f" inside {place}" if place else ""))
+        return [is_left and next(answers) for is_left in left]
+
+    return [among(link.where) if link.where else None for link in links]
 
 
-def _nothing(selector: Selector, leaves: Sequence[Leaf]) -> StageError:
+def _check_alive(selector: Selector, leaves: Sequence[Leaf], inside: str) -> None:
+    """Each pattern must match something, also one of several, and one that leaves out."""
+    for pattern in _patterns(selector) if leaves else ():
+        bare = pattern.lstrip("!")
+        if not any(_matches(bare, path) for path, _ in leaves):
+            raise _nothing(repr(bare), leaves, inside, selector, _near(bare, leaves))
+
+
+def _near(pattern: str, leaves: Sequence[Leaf]) -> str | None:
+    """A pattern that differs in the spelling of its segments, and matches something."""
+    there = {_folded(segment): segment for path, _ in leaves for segment in path.split("/")}
+
+    def closest(segment: str) -> str:
+        if set(segment) & set("*?"):
+            return segment
+        near = difflib.get_close_matches(_folded(segment), list(there), 1, 0.75)
+        return there[near[0]] if near else segment
+
+    front = "/" if pattern.startswith("/") else ""
+    repaired = front + "/".join(map(closest, _runs(pattern)[-1]))
+    return repaired if any(_matches(repaired, path) for path, _ in leaves) else None
+
+
+def _folded(segment: str) -> str:
+    """A segment without what spellings differ in: ``LayerNorm`` and ``layer_norm`` are one."""
+    return re.sub(r"[\W_]+", "", segment.casefold())
+
+
+def _nothing(
+    pattern: str,
+    leaves: Sequence[Leaf],
+    inside: str,
+    selector: Selector | None = None,
+    near: str | None = None,
+) -> StageError:
+    whole = "" if selector is None or shown(selector) == pattern else f" (of {shown(selector)})"
+    hint = f" Did you mean {near!r}?" if near else ""
     return StageError(
-        f"no parameter is meant by {shown(selector)}; the parameters are {_listed(leaves)}. A "
-        "pattern names whole segments of a path: 'kernel' or '*kernel', 'encoder/*'"
+        f"no parameter{inside} is meant by {pattern}{whole}.{hint} The parameters{inside} are "
+        f"{_listed(leaves)}. A pattern names whole segments of a path: 'kernel' or '*kernel', "
+        "'encoder/*'"
+    )
+
+
+def _shadowed(
+    selectors: Sequence[Selector],
+    leaves: Sequence[Leaf],
+    means: Sequence[Sequence[bool]],
+    first: Sequence[int | None],
+    index: int,
+) -> StageError:
+    rows = zip(leaves, means, first, strict=True)
+    taken = [(leaf, found) for leaf, row, found in rows if row[index] and found is not None]
+    before = " and ".join(shown(selectors[i]) for i in sorted({found for _, found in taken}))
+    return StageError(
+        f"the group {shown(selectors[index])} gets no parameter: all that it means "
+        f"({_listed([leaf for leaf, _ in taken])}) are taken by {before}, in front of it. A "
+        "parameter goes to the first group that means it: put "
+        f"{shown(selectors[index])} in front of {before}, or leave it out"
     )
 
 
 def _uncovered(
-    selectors: Sequence[Selector], leaves: Sequence[Leaf], first: Sequence[int | None]
+    selectors: Sequence[Selector],
+    leaves: Sequence[Leaf],
+    first: Sequence[int | None],
+    inside: str,
 ) -> StageError:
     def those(index: int | None) -> str:
         return _listed([leaf for leaf, found in zip(leaves, first, strict=True) if found == index])
 
     rows = [f"{shown(selector)}: {those(i)}" for i, selector in enumerate(selectors)]
     return StageError(
-        f"the partition does not cover {those(None)}. It has {'; '.join(rows)}. Add a pattern for "
-        "them, or '*' as the last one for all that are left"
+        f"the partition{inside} does not cover {those(None)}. It has {'; '.join(rows)}. Add "
+        "a pattern for them, or '*' as the last one for all that are left"
     )
 
 

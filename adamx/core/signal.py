@@ -175,8 +175,16 @@ jax.tree_util.register_dataclass(
 
 def wider(*dtypes: Any) -> Any:
     """The dtype that holds all of these; an explicit question, so strict promotion allows it."""
+    different = {jnp.dtype(dtype) for dtype in dtypes}
+    if len(different) > 1:  # JAX promotes none of 8 bits or less; all others hold them
+        different = {x for x in different if not _is_tiny(x)} or {jnp.dtype(jnp.float32)}
     with jax.numpy_dtype_promotion("standard"):
-        return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, dtypes))
+        return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, different))
+
+
+@functools.cache
+def _is_tiny(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
 
 
 def statistics_dtype(*dtypes: Any) -> Any:
@@ -186,12 +194,21 @@ def statistics_dtype(*dtypes: Any) -> Any:
 
 def check_inexact(what: str, array: Any) -> None:
     """Only real and complex floating-point arrays can take a step."""
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
+    try:
+        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+    except TypeError:
+        raise StageError(
+            f"the {what} is an array of {type(array).__module__.partition('.')[0]}, which JAX does "
+            "not know; make a JAX array of it: jnp.asarray(…)"
+        ) from None
+    if not inexact:
         raise StageError(
             f"the {what} has dtype {array.dtype}; a step α·u needs a floating-point (or complex) "
             "array. Convert it, or keep it out of the optimiser: equinox.partition, "
             "optax.masked or a None leaf do"
         )
+    if _is_tiny(array.dtype) and float(jnp.finfo(array.dtype).min) >= 0:
+        raise StageError(f"the {what} has dtype {array.dtype}, which has no negative numbers")
 
 
 def limited(x: Values, terms: int = 1) -> Values:
@@ -242,6 +259,8 @@ def rounded(x: Values, dtype: Any) -> Values:
     narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
     if narrow.bits >= wide.bits:
         return x
+    if _is_tiny(dtype):  # their largest numbers are where others have infinity and NaN
+        return jax.lax.optimization_barrier(x.astype(dtype)).astype(x.dtype)
     near = jax.lax.reduce_precision(x, narrow.nexp, narrow.nmant)
     if narrow.nexp == wide.nexp:
         return near

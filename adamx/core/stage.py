@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -103,9 +103,33 @@ class Definition:
         self.name: str = factory.__name__
         self.factory = factory
         self.signature: inspect.Signature = inspect.signature(factory)
-        self.domains: dict[str, hyper.Domain] = hyper.domains(factory)
-        hints = get_type_hints(factory)
+        try:
+            hints = get_type_hints(factory, include_extras=True)
+        except (NameError, AttributeError) as error:
+            raise TypeError(
+                f"{self.name}: an annotation can't be read: {error}; what it names must be found "
+                "in the module of the stage"
+            ) from error
+        found = {name: hyper.domain_of(hint) for name, hint in hints.items()}
+        self.domains: dict[str, hyper.Domain] = {k: x for k, x in found.items() if x is not None}
+        for name, parameter in self.signature.parameters.items():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise TypeError(
+                    f"{self.name}: a stage has its arguments by name, and {parameter} has none"
+                )
+            hint = hints.get(name, type(parameter.default))
+            if name not in self.domains and any(map(hyper.domain_of, get_args(hint))):
+                raise TypeError(
+                    f"{self.name}: {name} is annotated as a hyperparameter or something else. A "
+                    "hyperparameter is a number in every step: let a number (0.0, say) switch it "
+                    "off, or write a stage for each"
+                )
         self.switches: list[str] = [name for name, hint in hints.items() if hint is bool]
+        self.plain: list[str] = [
+            name
+            for name, parameter in self.signature.parameters.items()
+            if hints.get(name, type(parameter.default)) is float
+        ]
         self.equations: Callable[..., Any] | None = None  # in symbols, see adamx.core.equations
 
     def bind(self, *args: Any, **kwargs: Any) -> Stage:
@@ -119,6 +143,13 @@ class Definition:
             for name in self.switches:
                 if not isinstance(arguments[name], bool):
                     raise TypeError(f"{name} must be True or False, got {arguments[name]!r}")
+            for name in self.plain:
+                if callable(arguments[name]):
+                    raise TypeError(
+                        f"{name} can't be a schedule: it is not annotated as a hyperparameter "
+                        "(adamx.core.Real, NonNegative, Positive, Decay), so it is a part of the "
+                        f"stage's structure, one number; got {hyper.show(arguments[name])}"
+                    )
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
         return Stage(self, arguments)

@@ -79,7 +79,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
         Args:
             updates: the gradients, a tree like the parameters'; ``None`` where a parameter has
-                none.
+                none. Of complex parameters, the conjugate of what ``jax.grad`` gives:
+                ``jax.tree.map(jnp.conj, grads)``; that is the direction in which a loss rises.
             state: what ``init`` or the last ``update`` returned.
             params: the parameters; needed by stages that use them (weight decay, averaging).
             **extra_args: handed to those Optax transformations in the chain that take them;
@@ -182,7 +183,12 @@ def stage(factory: Callable[P, Rule | Callable[[Signal], Signal]]) -> Callable[P
     The factory takes the stage's arguments and returns its :class:`~adamx.core.Rule`, or, for a
     stage that keeps nothing, a function ``signal -> signal``. It is called anew in every step,
     with numbers in place of schedules. Arguments annotated as hyperparameters
-    (:data:`~adamx.core.Decay`, :data:`~adamx.core.NonNegative`, …) are data and are checked.
+    (:data:`~adamx.core.Decay`, :data:`~adamx.core.NonNegative`, …) are data and are checked; all
+    others, and those without an annotation, are structure: they stay as they were given.
+
+    Raises:
+        TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
+            can't be read, and for one that allows something else beside a hyperparameter.
 
     >>> import adamx
     >>> from adamx.core import Real, stage
@@ -218,7 +224,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     >>> import adamx, optax
     >>> adamx.chain(optax.clip_by_global_norm(1.0), adamx.adam(1e-3))
     chain(
-        clip_by_global_norm(max_norm=1.0),
+        optax.clip_by_global_norm(max_norm=1.0),
         scale_by_momentum(b1=0.9),
         scale_by_rms(b2=0.999, eps=1e-08),
         bias_correction(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -10,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core.errors import StageError
-from adamx.core.signal import add
+from adamx.core.errors import StageError, described
+from adamx.core.signal import add, check_inexact
 from adamx.core.types import Array, PyTree
 
 __all__ = [
     "align",
     "apply_updates",
+    "as_parameter",
     "check_arrays",
     "codecs_of",
     "is_eager",
@@ -24,6 +27,7 @@ __all__ = [
     "mismatch",
     "path_of",
     "plain",
+    "written",
 ]
 
 
@@ -57,24 +61,119 @@ _UPDATES = "Pass what update() returned, with the parameters it was given"
 def mismatch(one: str, a: PyTree, other: str, b: PyTree, remedy: str = _GRADIENTS) -> StageError:
     """What two trees that should be alike do not share."""
     in_a, in_b = (
-        {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        {written(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]} - {_ALONE}
         for tree in (a, b)
     )
-    found = [f"{other} have no {path}" for path in sorted(in_a - in_b)]
+    unlike = list(_unlike(a, b))
+    found = [_containers(one, x, other, y, path) for path, x, y in unlike]
+    found += [f"{other} have no {path}" for path in sorted(in_a - in_b)]
     found += [f"{one} have no {path}" for path in sorted(in_b - in_a)]
     if not found:
-        found = [f"{jax.tree.structure(a)} is not {jax.tree.structure(b)}"]
+        found = [_static(a, b)]
     shown = "; ".join(found[:4]) + (f"; … ({len(found)} in all)" if len(found) > 4 else "")
+    for kinds, what in _SAME_CONTAINERS.items():
+        if any({type(x).__name__, type(y).__name__} == kinds for _, x, y in unlike):
+            remedy = what.format(one=one, other=other)
+            break
     return StageError(f"{one} and {other} are not trees of the same parameters: {shown}. {remedy}")
 
 
+_SAME_CONTAINERS: dict[frozenset[str], str] = {
+    frozenset({"FrozenDict", "dict"}): (
+        "flax.core.unfreeze makes dicts of FrozenDicts, flax.core.freeze the reverse; let {one} "
+        "and {other} be the same"
+    ),
+    frozenset({"list", "tuple"}): (
+        "Let {one} and {other} be of the same containers; a state that was read from a file, in "
+        "which tuples may have become lists, is brought over by adamx.restore_state"
+    ),
+}
+
+
+def _unlike(a: PyTree, b: PyTree, path: Any = ()) -> Iterator[tuple[Any, PyTree, PyTree]]:
+    """Where one has a container that the other has not: the path, and what each has there."""
+    alone = [jax.tree_util.all_leaves([x]) for x in (a, b)]
+    if all(alone) or (path and (a is None or b is None)):  # a missing array is told by its path
+        return
+    if any(alone) or type(a) is not type(b):
+        yield path, a, b
+        return
+    inside = dict(_children(b))
+    for key, child in _children(a):
+        if key in inside:
+            yield from _unlike(child, inside[key], (*path, *key))
+
+
+def _children(tree: PyTree) -> list[tuple[Any, PyTree]]:
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]
+
+
+def _containers(one: str, x: PyTree, other: str, y: PyTree, path: Any) -> str:
+    first, second = _container(x), _container(y)
+    if first == second:
+        second += " of another definition (was its class defined again?)"
+    if not path:
+        return f"{one} are {first}, {other} {second}"
+    return f"{one} have {first} at {written(path)}, {other} {second}"
+
+
+def _container(x: Any) -> str:
+    if x is None:
+        return "None"
+    name = "array" if isinstance(x, _ARRAYS) else type(x).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _static(a: PyTree, b: PyTree, path: Any = ()) -> str:
+    """Trees with the same arrays in the same places differ in what their containers keep beside."""
+    inside = dict(_children(b))
+    for key, child in _children(a):
+        if key in inside and jax.tree.structure(child) != jax.tree.structure(inside[key]):
+            return _static(child, inside[key], (*path, *key))
+    return f"{_container(a)} at {written(path)} differs in what is no array (a static field)"
+
+
 _ARRAYS = (jax.Array, np.ndarray, np.generic, float, int, complex)
+_ALONE = "(the only one)"
+
+
+def written(path: Any) -> str:
+    """A path of JAX as the user would write it."""
+    return jax.tree_util.keystr(path) or _ALONE
 
 
 def path_of(tree: Any, index: int) -> str:
     """Where in its tree a leaf is, as the user would write it."""
     paths = jax.tree_util.tree_flatten_with_path(tree.unflatten(range(tree.num_leaves)))[0]
-    return jax.tree_util.keystr(paths[index][0]) or "(the only one)"
+    return written(paths[index][0])
+
+
+def as_parameter(path: Any, leaf: Any) -> Any:
+    """A leaf of the parameters as an array, if it is one that can take a step."""
+    try:
+        if not hasattr(leaf, "dtype"):
+            if not isinstance(leaf, (int, float, complex)):
+                raise StageError(f"it is {described(leaf)}, not an array; {_instead_of(leaf)}")
+            leaf = jnp.asarray(leaf)
+        check_inexact("parameter", leaf)
+    except StageError as error:
+        raise error.within(parameter=written(path)) from None
+    return leaf
+
+
+def _instead_of(leaf: Any) -> str:
+    """What to do about parameters that JAX does not see as arrays."""
+    if any(kind.__module__.startswith("flax.nnx") for kind in type(leaf).__mro__):
+        return "pass the state of the module: flax.nnx.state(model, flax.nnx.Param)"
+    if isinstance(leaf, (str, bytes, functools.partial)) or hasattr(leaf, "__name__"):
+        return (
+            "keep it out of the optimiser, as equinox.filter(model, equinox.is_inexact_array) does"
+        )
+    register = "register_dataclass" if dataclasses.is_dataclass(leaf) else "register_pytree_node"
+    return (
+        "if its class is a container of parameters, JAX does not know it: register it with "
+        f"jax.tree_util.{register}, or pass the arrays it holds, in a dict"
+    )
 
 
 def check_arrays(tree: Any, gradients: list[Any]) -> None:
@@ -82,8 +181,8 @@ def check_arrays(tree: Any, gradients: list[Any]) -> None:
     for index, gradient in enumerate(gradients):
         if not isinstance(gradient, _ARRAYS):
             raise StageError(
-                f"its gradient is {gradient!r}, not an array; where a parameter has no gradient, "
-                "None says so"
+                f"its gradient is {described(gradient)}, not an array; where a parameter has no "
+                "gradient, None says so"
             ).within(parameter=path_of(tree, index))
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import Rule, Slot, random, stage, symbols, zeros
+from adamx.core import Rule, Slot, StageError, random, stage, symbols, zeros
 from adamx.core.equations import in_symbols
 from adamx.core.signal import rounded
 from adamx.core.types import Array, Reals, UInt32
@@ -209,6 +209,11 @@ def _dithered(x: Reals, bits: UInt32[Array, "*shape"], dtype: Any) -> Reals:
     The positive numbers of a format, read as integers, are counted in order, so neighbours are one
     apart: subnormal or not, and whatever the format.
     """
+    if jnp.finfo(dtype).bits < 16:
+        raise StageError(
+            f"it can't round to {jnp.dtype(dtype).name} at random, only to bfloat16 and float16; "
+            "master_weights() keeps parameters of 8 bits"
+        )
     size = jnp.abs(x)
     near = rounded(size, dtype)
     count = jax.lax.bitcast_convert_type(near.astype(dtype), jnp.uint16)

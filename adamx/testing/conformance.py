@@ -369,7 +369,12 @@ def _times(factor: Any, tree: Any) -> Any:
 
 def _need_numbers(case: _Case) -> None:
     if not jax.tree.leaves(case.opt):
-        raise _DoesNotApply("it has no numbers")
+        raise _DoesNotApply(_NO_NUMBERS)
+
+
+_NO_NUMBERS = (
+    "it has no numbers: no argument that is annotated Real, NonNegative, Positive or Decay"
+)
 
 
 @_promise("arrays", "numbers that are arrays do what floats do")
@@ -398,7 +403,7 @@ def _(case: _Case) -> None:
 def _(case: _Case) -> None:
     given = {name: x for name, x in numbers(case.opt).items() if not callable(x)}
     if not given:
-        raise _DoesNotApply("it has no numbers")
+        raise _DoesNotApply(_NO_NUMBERS)
     scheduled = case.opt.replace({name: _constant(x) for name, x in given.items()})
     params, gradients = case.narrowed()
     _same_avals("the state", jax.eval_shape(scheduled.init, params), case.opt.init(params))
@@ -449,6 +454,8 @@ _SHAPES = {"scalar": (), "empty": (0, 3), "tensor": (2, 1, 3, 2)}
 
 @_promise("shapes", "scalars, empty arrays, arrays of four axes and None are parameters, too")
 def _(case: _Case) -> None:
+    if any(link.where for link in case.opt.links):
+        raise _DoesNotApply("it is for some of the parameters, which those here may not be")
     params = {name: jnp.ones(shape) for name, shape in _SHAPES.items()} | {"none": None}
     _keeps(case.opt, params, params, "of parameters of several shapes")
     state = case.opt.init(params)

@@ -562,6 +562,8 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of JSON is of an annotated type, as far as a look at the outside tells."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
+    if hint is Any or (hint is float and type(value) is int):
+        return True
     kind = get_origin(hint) or hint
     if not isinstance(kind, type) or type(value) not in (type(None), bool, int, float, str, list):
         return True

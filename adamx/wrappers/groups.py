@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from adamx.core import Transformation, chain
+from adamx.core.errors import described
 from adamx.core.selection import Chosen, Part, Selector, Where, choose, paths_of
+from adamx.core.trees import as_parameter
 from adamx.core.types import PyTree
 
 __all__ = ["Assignments", "assignments", "partition", "where"]
@@ -19,8 +20,10 @@ __all__ = ["Assignments", "assignments", "partition", "where"]
 def where(selector: Selector, transformation: optax.GradientTransformation) -> Transformation:
     """Stages for some of the parameters only; the others pass as if the stages were not there.
 
-    ``where(s, chain(a, b))`` is ``chain(where(s, a), where(s, b))``, and selections inside
-    selections must all hold. Slots are kept for the chosen parameters, ``None`` for the others.
+    ``where(s, chain(a, b))`` is ``chain(where(s, a), where(s, b))``, and a selection inside a
+    selection chooses among what the outer one has chosen. Slots are kept for the chosen
+    parameters, ``None`` for the others; an Optax transformation gets and keeps
+    ``optax.MaskedNode()`` for them, as in ``optax.masked``.
     What a stage sums over "all parameters" (a global norm) it sums over those it is for. In the
     state and in :func:`adamx.numbers` the stages are called ``stage@group``.
 
@@ -31,11 +34,15 @@ def where(selector: Selector, transformation: optax.GradientTransformation) -> T
             wherever it stands, and all below: ``"kernel"``, ``"encoder"``,
             ``"attention/*/bias"``; ``*`` stands for any characters of a segment, ``**`` for any
             number of segments, a slash in front for the root, ``!`` in front for all others.
+            Brackets are an index: ``"layers[0]"`` is ``"layers/0"``, and a path out of an error,
+            ``"['layers'][0]['kernel']"``, is a pattern, too.
         transformation: stages, a recipe, or an Optax transformation.
 
     Raises:
-        TypeError: for something that is no selector.
-        StageError: from ``init`` and ``update``, if a pattern means no parameter at all.
+        TypeError: for something that is no selector, or a predicate that takes other arguments.
+        StageError: from ``init`` and ``update``, if a pattern (each of a tuple by itself, and
+            what stands behind an ``!``) means no parameter at all, or a predicate raises or
+            returns something else than True or False.
 
     >>> opt = adamx.chain(
     ...     adamx.scale_by_momentum(),
@@ -60,10 +67,16 @@ def partition(
             ``"*"`` as the last one is for all that are left, ``freeze()`` keeps parameters as
             they are. :func:`assignments` shows who gets what.
 
+    What stands in front of a partition is for all parameters, also those that a group freezes:
+    their gradients are in the norm of ``clip_by_global_norm`` unless it is given to the others,
+    ``chain(where("!encoder", clip_by_global_norm(1.0)), partition({"encoder": freeze(), …}))``.
+
     Raises:
         TypeError: for something that is no selector or no transformation.
-        StageError: from ``init`` and ``update``, for parameters that no selector means, and
-            for a pattern that means none.
+        ValueError: for a partition without groups.
+        StageError: from ``init`` and ``update``, for parameters that no selector means, for a
+            pattern that means none, and for a group that gets none because groups in front of it
+            take all that it means; of the last group, ``"*"``, nothing may be left.
 
     >>> opt = adamx.partition({
     ...     "embedding": adamx.sgd(0.1),
@@ -71,7 +84,7 @@ def partition(
     ...     "*": adamx.adam(1e-3),
     ... })
     >>> params = {"embedding": jnp.ones((5, 2)), "dense": {"kernel": jnp.ones((2, 2)),
-    ...           "bias": jnp.ones(2)}}
+    ...           "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
     >>> print(adamx.assignments(opt, params))
     dense/bias [2]:
         chain(
@@ -80,7 +93,7 @@ def partition(
             bias_correction(),
             scale_by_learning_rate(learning_rate=0.001),
         )
-    dense/kernel [2,2]:
+    dense/kernel [2,2], norm/scale [2]:
         chain(
             scale_by_momentum(b1=0.9),
             scale_by_rms(b2=0.999, eps=1e-08),
@@ -91,6 +104,16 @@ def partition(
     embedding [5,2]:
         scale_by_learning_rate(learning_rate=0.1)
     """
+    if not isinstance(transformations, Mapping):
+        raise TypeError(
+            "partition() takes a dict from selectors to transformations, got "
+            f"{described(transformations)}"
+        )
+    if not transformations:
+        raise ValueError(
+            "partition() of no groups would let the gradients pass as they are; name a group, or "
+            "give '*' a transformation for all parameters"
+        )
     selectors = tuple(transformations)
     return chain(
         *(
@@ -140,8 +163,8 @@ def assignments(opt: Transformation, params: PyTree) -> Assignments:
     >>> adamx.assignments(opt, {"w": jnp.ones(2), "bias": jnp.ones(1)})["bias"]
     scale_by_learning_rate(learning_rate=0.1)
     """
-    arrays, tree = jax.tree.flatten(params)
-    leaves = paths_of(tree, [x if hasattr(x, "dtype") else jnp.asarray(x) for x in arrays])
+    found, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves = paths_of(tree, [as_parameter(path, x) for path, x in found])
     chosen = choose(opt.links, lambda: leaves)
     chains = {
         path: Transformation(

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core import Signal, Transformation, abs_sq
+from adamx.core import Signal, StageError, Transformation, abs_sq
 from adamx.core.hyper import clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View
 from adamx.core.reading import find
-from adamx.core.selection import Leaf, Selector, checked, selects
+from adamx.core.selection import Leaf, Selector, Where, called, check_call, checked
+from adamx.core.signal import statistics_dtype
 from adamx.core.types import Array, Int32, PyTree, Scalar, Values
 
 __all__ = ["metrics", "watch"]
@@ -66,13 +67,37 @@ class Watch(Observer):
             return {}
         if isinstance(self.groups, Mapping):
             return {
-                label: [i for i, leaf in enumerate(leaves) if selects(selector, leaf)]
+                label: [i for i, own in enumerate(self.chosen(label, selector, leaves)) if own]
                 for label, selector in self.groups.items()
             }
         found: dict[str, list[int]] = {}
         for i, (path, _) in enumerate(leaves):
-            found.setdefault(self.groups(path), []).append(i)
+            found.setdefault(self.label(path), []).append(i)
         return found
+
+    def chosen(self, label: str, selector: Selector, leaves: Sequence[Leaf]) -> list[bool]:
+        try:
+            return Where(selector).choose(leaves)
+        except StageError as error:
+            error.message = f"the group {label!r}: {error.message}"
+            raise error.within(stage=self.name) from error.__cause__
+
+    def label(self, path: str) -> str:
+        """The name of a parameter's group, from the function."""
+        assert callable(self.groups)
+        try:
+            label = self.groups(path)
+        except Exception as error:
+            raise StageError(
+                f"the function {called(self.groups)} of its groups raised "
+                f"{type(error).__name__}: {error}. It is called with a path, a string"
+            ).within(stage=self.name, parameter=path or "(the only one)") from error
+        if not isinstance(label, str):
+            raise StageError(
+                f"the function {called(self.groups)} of its groups returned a "
+                f"{type(label).__name__}, where the name of a group is needed, a string"
+            ).within(stage=self.name, parameter=path or "(the only one)")
+        return label
 
     def __fingerprint__(self) -> Any:
         return self.structure.key, self.around
@@ -95,7 +120,9 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
     """What the readings are made of, of one array: pairs (Σ|x|², how many), and scalars."""
 
     def squares(x: Any) -> Any:
-        return jnp.sum(abs_sq(jnp.asarray(x)).astype(clock_dtype())), x.size
+        x = jnp.asarray(x)
+        wide = x.astype(statistics_dtype(x.dtype))  # a parameter is as narrow as it is
+        return jnp.sum(abs_sq(wide).astype(clock_dtype())), x.size
 
     def nonfinite(x: Values) -> Int32[Array, ""]:
         return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
@@ -182,6 +209,8 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
     Raises:
         TypeError: for groups that are none.
         ValueError: if ``every`` is less than 1.
+        StageError: from ``init`` and ``update``, for a group's pattern that means no parameter,
+            and a function of groups that raises or returns no name.
 
     >>> rate = optax.linear_schedule(0.1, 0.0, 10)
     >>> opt = adamx.chain(adamx.adam(rate), adamx.watch())
@@ -201,6 +230,8 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
             "groups must be a dict from names to selectors, or a function from a path to a name, "
             f"got {groups!r} of type {type(groups).__name__}"
         )
+    elif groups is not None:
+        check_call(groups, "the function of groups", "path -> name", "")
     return Transformation((Watch(groups, every),))
 
 
