@@ -6,6 +6,7 @@ while a step is traced, so it costs a compiled one nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.errors import StageError
-from adamx.core.stage import Clock, kind, kinds
+from adamx.core.stage import Clock, Slot, kind, kinds, shape_of_zeros, zeros
 from adamx.core.trees import codecs_of
 from adamx.core.types import PyTree
 
@@ -64,7 +65,7 @@ class Form:
         """The shapes with which the slot starts; _UNKNOWN if they rest on values."""
         if (shape, dtype) not in self.starts:
             param = jax.ShapeDtypeStruct(shape, dtype)
-            self.starts[shape, dtype] = _abstract(self.first, param, otherwise=_UNKNOWN)
+            self.starts[shape, dtype] = _start(self.first, param)
         return self.starts[shape, dtype]
 
     def check(self, param: Any, kept: Any) -> None:
@@ -139,6 +140,15 @@ class Form:
 
 
 _UNKNOWN = object()
+
+
+def _start(first: Callable[[Any], Any], param: jax.ShapeDtypeStruct) -> PyTree:
+    first = first.start if isinstance(first, Slot) else first
+    if first is zeros:  # nearly all slots are: that need not be traced
+        return shape_of_zeros(param)
+    if isinstance(first, functools.partial) and first.func is zeros:
+        return shape_of_zeros(param, *first.args, **first.keywords)
+    return _abstract(first, param, otherwise=_UNKNOWN)
 
 
 def _abstract(function: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
