@@ -810,7 +810,7 @@ SHARDED = OPTIMISERS | {
     "int8": lambda rate: adamx.store(adamx.adam(rate), "int8", min_size=2),
     "bf16": lambda rate: adamx.store(adamx.adam(rate), "bf16", min_size=2),
     "constant start": lambda rate: adamx.chain(counts_from_a_constant(), adamx.sgd(rate)),
-    "optax": lambda rate: adamx.chain(optax.trace(0.9), adamx.adam(rate)),
+    "optax": lambda rate: adamx.chain(optax.clip(0.5), adamx.adam(rate)),
 }
 
 

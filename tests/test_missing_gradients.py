@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 import adamx
 from adamx import StageError
@@ -91,6 +90,7 @@ def test_moments_are_those_of_its_own_gradients_and_the_bias_that_of_the_chain()
 
 
 def test_as_in_torch():
+    torch = pytest.importorskip("torch")
     theta = {name: torch.nn.Parameter(torch.tensor(np.asarray(x))) for name, x in PARAMS.items()}
     theirs = torch.optim.SGD(theta.values(), lr=0.1, momentum=0.9)
     opt, params = adamx.sgd(0.1, momentum=0.9), PARAMS

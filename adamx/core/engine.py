@@ -436,13 +436,13 @@ class _Row:
     ) -> None:
         self.advance()
         thetas = None if self.params is None else self.tree.unflatten(_only(here, self.params))
-        before = [None if signal is None else signal.emitted for signal in self.signals]
-        updates = self.tree.unflatten(_only(here, before))
+        emitted = [None if signal is None else signal.emitted for signal in self.signals]
+        updates = self.tree.unflatten(_only(here, emitted))
         before = self.kept(name)
         lacking = any(signal is None for signal in self.signals)
         try:
             updates, after = link.update(updates, before, thetas, **extra)
-            after_each = self.tree.flatten_up_to(updates)
+            shaped = self.tree.flatten_up_to(updates)
         except (TypeError, ValueError) as error:
             if lacking:
                 raise _needs_every_gradient(name) from error
@@ -450,7 +450,7 @@ class _Row:
         if lacking and jax.tree.structure(before) != jax.tree.structure(after):
             raise _needs_every_gradient(name)
         self.after[name] = after
-        for i, (u, signal) in enumerate(zip(after_each, self.signals, strict=True)):
+        for i, (u, signal) in enumerate(zip(shaped, self.signals, strict=True)):
             if u is not None and signal is not None:
                 self.at_leaf(i, _check_passed, name, u, signal)
                 self.signals[i] = signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
