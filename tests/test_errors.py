@@ -294,7 +294,16 @@ def test_missing_parameters_for_a_stage_of_optax():
 # gradients, what the message names with parameters at hand, and without
 BAD_TREES = {
     "missing": ({"w": W}, ["gradients have no ['b']"], ["gradients have no ['b']"]),
-    "None": ({"w": W, "b": None}, ["gradients have no ['b']"], ["gradients have no ['b']"]),
+    "None for a missing one": (
+        {"w": None},
+        ["gradients have no ['b']"],
+        ["gradients have no ['b']"],
+    ),
+    "None and an extra one": (
+        {"w": W, "b": None, "c": B},
+        ["parameters have no ['c']"],
+        ["state's slots have no ['c']"],
+    ),
     "extra": (
         {"w": W, "b": B, "c": B},
         ["parameters have no ['c']"],
@@ -307,7 +316,6 @@ BAD_TREES = {
     ),
     "list": ([B, W], ["gradients have no ['b']"], ["gradients have no ['b']"]),
     "deeper": ({"w": [W], "b": B}, ["['w'][0]"], ["['w'][0]"]),
-    "None alone": (None, ["gradients have no ['b']"], ["gradients have no ['b']"]),
     "array": (B, ["gradients", "parameters", "['b']"], ["gradients", "state's slots", "['b']"]),
 }
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import chex
 import jax
@@ -18,6 +19,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 import reference
+from adamx.core import Rule
+from catalog import OPTIMISERS
 
 RECIPES = {
     "sgd": lambda: adamx.sgd(0.1),
@@ -139,6 +142,75 @@ def test_jit_and_scan_do_what_the_plain_loop_does(recipe):
 def test_without_any_compilation():
     with jax.disable_jit():
         assert_same(loop(RECIPES["everything"]()), plain("everything"))
+
+
+STORED = {
+    "bf16": lambda: adamx.store(adamx.adam(0.1), "bf16", min_size=1),
+    "fp8": lambda: adamx.store(adamx.adam(0.1), "fp8", min_size=1),
+    "int8": lambda: adamx.store(adamx.adam(0.1), "int8", min_size=1),
+    "int8 nearest": lambda: adamx.store(
+        adamx.adam(0.1), adamx.int8(rounding="nearest"), min_size=1
+    ),
+}
+ROUNDED = {
+    "stochastic_rounding": lambda: adamx.chain(adamx.adam(0.1), adamx.stochastic_rounding()),
+    "kahan_summation": lambda: adamx.chain(adamx.adam(0.1), adamx.kahan_summation()),
+    "master_weights": lambda: adamx.chain(adamx.adam(0.1), adamx.master_weights()),
+}
+
+
+@pytest.mark.parametrize("name", STORED | ROUNDED)
+def test_random_bits_without_any_compilation(name):
+    """Their arithmetic wraps around, and NumPy warns where its own does."""
+    opt = (STORED | ROUNDED)[name]()
+    three = PARAMS | {"z": PARAMS["b"]}  # from the third one on they overflow
+    params = cast(three, "bfloat16") if name in ROUNDED else three
+    with jax.disable_jit(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = loop(opt, params)
+    assert_same(found, loop(opt, params))
+
+
+WATCHED = {
+    "watch": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch({"matrix": "w"})),
+    "watch every 2nd": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch(every=2)),
+}
+
+
+@pytest.mark.parametrize("name", [*OPTIMISERS, *WATCHED, *STORED])
+def test_nothing_is_nan_where_all_is_finite(name):
+    """JAX looks for NaN in whatever is computed: in init, in steps, also of zeros."""
+    opt = STORED[name]() if name in STORED else (OPTIMISERS | WATCHED)[name](0.05)
+    params = {"w": jnp.zeros((2, 2)), "b": jnp.array([0.2, -0.3])}
+    grads = {"w": jnp.ones((2, 2)), "b": jnp.array([1.0, 0.0])}
+    with jax.debug_nans(True):
+        state = opt.init(params)
+        for factor in (1.0, 0.0, -1.0):
+            slope = jax.tree.map(lambda x, factor=factor: factor * x, grads)
+            updates, state = jax.jit(opt.update)(slope, state, params)
+            params = adamx.apply_updates(params, updates)
+    assert all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax", *WATCHED, *STORED])
+def test_nothing_is_nan_without_any_compilation(name):
+    """So JAX goes through a step in which it has found a NaN, to tell where it came from."""
+    opt = STORED[name]() if name in STORED else (OPTIMISERS | WATCHED)[name](0.05)
+    with jax.debug_nans(True), jax.disable_jit():
+        loop(opt)
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_metrics_know_what_was_not_seen_where_nan_is_an_error(name):
+    opt = WATCHED[name](0.1)
+    with jax.debug_nans(True):
+        first = adamx.metrics(opt.init(PARAMS))
+        _, state = opt.update(PARAMS, opt.init(PARAMS))
+        _, unseen = opt.update(PARAMS, opt.init(PARAMS), PARAMS, observe=False)
+        later, unseen = adamx.metrics(state), adamx.metrics(unseen)
+    assert np.isnan(first["grad_rms"]) and np.isnan(first["learning_rate"])
+    assert np.isnan(later["update_ratio"]) and np.isfinite(later["update_rms"])
+    assert np.isnan(unseen["snr"]) and np.isfinite(unseen["learning_rate"])
 
 
 def test_cond_takes_a_step_or_none():
@@ -728,3 +800,109 @@ def test_device_of_the_whole_state_does_not_change(place):
 def test_device_sharding_of_parameters_is_that_of_slots_made_under_jit():
     params, shardings = sharded()
     assert_sharded(jax.jit(adamx.adam(0.1).init)(params), shardings)
+
+
+# Inside shard_map, where JAX checks along which axes of the mesh values differ
+
+SHARDED = OPTIMISERS | {
+    "watch": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch({"matrix": "w"})),
+    "watch every 2nd": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch(every=2)),
+    "int8": lambda rate: adamx.store(adamx.adam(rate), "int8", min_size=2),
+    "bf16": lambda rate: adamx.store(adamx.adam(rate), "bf16", min_size=2),
+    "constant start": lambda rate: adamx.chain(counts_from_a_constant(), adamx.sgd(rate)),
+    "optax": lambda rate: adamx.chain(optax.clip(0.5), adamx.adam(rate)),
+}
+
+
+@adamx.stage
+def counts_from_a_constant():
+    """A slot that does not start from the parameter, and comes to depend on it."""
+
+    def update(signal, slots, step):
+        return signal, {"sum": slots["sum"] + signal.update}
+
+    return Rule(update, slots={"sum": lambda param: jnp.zeros(param.shape)})
+
+
+def in_shards(function, given, returned):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=returned))
+
+
+ROWS = {"w": jnp.linspace(-1.0, 2.0, 16).reshape(8, 2), "b": jnp.linspace(0.5, 1.0, 4)}
+SLOPES = jax.tree.map(
+    lambda x: jnp.asarray(np.random.default_rng(1).normal(size=(STEPS, *x.shape)), x.dtype), ROWS
+)
+
+
+@needs_four_devices
+@pytest.mark.parametrize("name", SHARDED)
+def test_device_shards_of_parameters_train_in_shard_map(name):
+    opt, over = SHARDED[name](0.05), PartitionSpec("x")
+
+    def train(params, grads):
+        _, params, state = scanned(opt, params, grads)
+        alone, _ = opt.update(at(0, grads), state, params)
+        return params, alone, state["count"]  # which is the same on all devices
+
+    grads_over = PartitionSpec(None, "x")
+    sharded = in_shards(train, (over, grads_over), (over, over, PartitionSpec()))
+    if name not in ("adam", "lion", "lookahead", "watch every 2nd", "constant start"):
+        sharded.lower(ROWS, SLOPES)
+        return
+    found = sharded(ROWS, SLOPES)
+    assert_same(found, jax.jit(train)(ROWS, SLOPES), tol=1e-5)
+
+
+@needs_four_devices
+@pytest.mark.parametrize("name", SHARDED)
+def test_device_parameters_on_all_devices_train_in_shard_map(name):
+    """Data in shards, gradients averaged: parameters and state, clocks too, are all the same."""
+    opt = SHARDED[name](0.05)
+    everywhere = PartitionSpec()
+
+    def train(params, factors):
+        def loss(params):
+            sizes = [jnp.sum(x**2) for x in jax.tree.leaves(params)]
+            return jax.lax.pmean(jnp.mean(factors) * sum(sizes), "x")
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = opt.update(jax.grad(loss)(params), state, params)
+            return (adamx.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, opt.init(params)), length=STEPS)[0]
+
+    sharded = in_shards(train, (everywhere, PartitionSpec("x")), everywhere)
+    factors = jnp.linspace(0.5, 2.0, 8)
+    if name not in ("prodigy", "clipped", "lookahead", "watch", "int8", "optax"):
+        sharded.lower(ROWS, factors)
+        return
+    found, state = sharded(ROWS, factors)
+    mean = float(jnp.mean(factors))
+    params, own = ROWS, opt.init(ROWS)
+    for _ in range(STEPS):
+        grads = jax.tree.map(lambda x: 2 * mean * x, params)
+        updates, own = jax.jit(opt.update)(grads, own, params)
+        params = adamx.apply_updates(params, updates)
+    assert_same(jax.device_get(found), params, tol=1e-5)
+    if name == "watch":
+        assert_same(adamx.metrics(jax.device_get(state)), adamx.metrics(own), tol=1e-5)
+
+
+@needs_four_devices
+@pytest.mark.parametrize("every", [1, 2])
+def test_device_readings_of_shards_are_their_own(every):
+    opt = adamx.chain(adamx.adam(0.1), adamx.watch(every=every))
+
+    def train(params, grads):
+        seen = adamx.metrics(scanned(opt, params, grads)[2])
+        return seen["grad_rms"][None], seen["learning_rate"]
+
+    given = PartitionSpec("x"), PartitionSpec(None, "x")
+    rms, rate = in_shards(train, given, (PartitionSpec("x"), PartitionSpec()))(ROWS, SLOPES)
+    last = jax.tree.map(lambda x: x[STEPS - 1 if every == 1 else STEPS - 2], SLOPES)
+    for i in range(4):
+        own = np.concatenate([np.ravel(last["w"][2 * i : 2 * i + 2]), np.ravel(last["b"][i])])
+        np.testing.assert_allclose(rms[i], np.sqrt(np.mean(own**2)), rtol=1e-5)
+    np.testing.assert_allclose(rate, 0.1, rtol=1e-6)

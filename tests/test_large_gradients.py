@@ -223,6 +223,16 @@ def test_float32_and_float64_arrays_have_one_global_norm(double):
             np.testing.assert_allclose(updates[k], expected, rtol=1e-5, atol=1e-37)
 
 
+def test_watch_reads_what_float32_cannot_square():
+    opt = adamx.chain(adamx.sgd(1.0), adamx.watch())
+    grads = {"a": jnp.full(3, 1e20), "b": jnp.full(2, 2e20)}
+    _, state = opt.update(grads, opt.init(grads), jax.tree.map(jnp.ones_like, grads))
+    seen = adamx.metrics(state)
+    rms = np.sqrt((3 * 1e40 + 2 * 4e40) / 5)
+    np.testing.assert_allclose([seen["grad_rms"], seen["update_rms"]], rms, rtol=1e-6)
+    assert seen["nonfinite"] == 0
+
+
 def test_what_is_not_finite_stays_visible():
     x = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 1.0])
     np.testing.assert_array_equal(limited(x), x)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamx.core.hyper import clock_dtype
 from adamx.core.signal import limited
@@ -255,7 +256,8 @@ def decay_weight(pair: Float[Array, "pair=2"]) -> Scalar:
     value, and dividing it by a norm that has seen nothing must not look like a step.
     """
     weight = -expm1(pair[0] + pair[1])
-    return jnp.where(weight == 0, jnp.nan, weight)
+    # A constant of NumPy: jax_debug_nans would stop at one that JAX makes, used or not.
+    return jax.lax.select(weight == 0, np.full(weight.shape, np.nan, weight.dtype), weight)
 
 
 @dataclasses.dataclass(frozen=True)

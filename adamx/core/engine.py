@@ -21,25 +21,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from adamx.core import hyper, random
 from adamx.core.errors import StageError
 from adamx.core.foreign import ABSENT, Foreign
+from adamx.core.forms import Form, check_clock, check_count, check_scalars
 from adamx.core.identity import Static
 from adamx.core.link import Link
 from adamx.core.naming import labels, names
-from adamx.core.observer import Observer, View
+from adamx.core.observer import Observer, View, nothing
 from adamx.core.reading import remedy_for
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal
 from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
 from adamx.core.trees import (
+    Aligned,
     align,
     as_parameter,
     check_arrays,
-    codecs_of,
+    complete,
     is_eager,
+    is_missing,
     mismatch,
     path_of,
     plain,
 )
 from adamx.core.types import Array, PyTree, State
+from adamx.core.varying import axes_of, varying
 
 __all__ = ["init", "update"]
 
@@ -69,10 +73,15 @@ def init(links: Sequence[Link], params: PyTree) -> State:
             kept |= {key: place(clock.start()) for key, clock in rule.clocks.items()}
             if kept:
                 state[name] = kept
-    if any(isinstance(link, Observer) for link in links):
-        seen = jax.eval_shape(functools.partial(_glance, links, tree), leaves, state)
-        state |= jax.tree.map(lambda x: place(_unseen(x)), seen)
-    return state
+    observers = [
+        name for name, link in zip(names(links), links, strict=True) if isinstance(link, Observer)
+    ]
+    if observers:
+        blank = state | dict.fromkeys(observers)
+        after = jax.eval_shape(functools.partial(_glance, links, tree), leaves, blank)
+        seen = {name: after[name] for name in observers}
+        state |= jax.tree.map(lambda x: place(nothing(x.shape, x.dtype)), seen)
+    return _varying(links, tree, leaves, state)
 
 
 def _only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> list[Any]:
@@ -83,23 +92,32 @@ def _only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) ->
 
 
 def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
-    """What the observers would see of a step in which the parameters were the gradients."""
-    observers = [
-        name for name, link in zip(names(links), links, strict=True) if isinstance(link, Observer)
-    ]
-    row = _Row(links, tree, leaves, leaves, state | dict.fromkeys(observers))
+    """What stages and observers would keep after a step along the parameters."""
+    row = _Row(links, tree, leaves, Aligned(leaves, []), state)
     for name, link, here in row.links():
         if isinstance(link, Stage):
             row.append(name, link, here)
         elif isinstance(link, Observer):  # a foreign one may need more than a glance can give
             row.show(name, link, here, True)
-    return {name: row.after[name] for name in observers}
+    return row.finish()[1]
 
 
-def _unseen(shape: Any) -> Array:
-    """NaN, or 0 of what is counted."""
-    inexact = jnp.issubdtype(shape.dtype, jnp.inexact)
-    return jnp.full(shape.shape, jnp.nan if inexact else 0, shape.dtype)
+def _varying(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
+    """Inside ``shard_map``: the state, differing between devices wherever it will after a step."""
+    axes = jax.tree.map(axes_of, state)
+
+    def step(state: State) -> None:
+        nonlocal axes
+        after = state | _glance(links, tree, leaves, state)
+        axes = jax.tree.map(lambda old, new: axes_of((old, new)), state, after)
+
+    while axes_of(leaves):
+        before = axes
+        jax.eval_shape(step, state)
+        if axes == before:
+            break
+        state = jax.tree.map(varying, state, axes)
+    return state
 
 
 def _beside(leaves: list[Any]) -> Callable[[Array], Array]:
@@ -179,7 +197,7 @@ def _step(
     looks: bool,
     numbers: list[Any],
     gradients: list[Any],
-    params: list[Any] | None,
+    params: Aligned | None,
     state: State,
     extra: dict[str, Any],
 ) -> tuple[list[Any], State]:
@@ -203,8 +221,8 @@ class _Ready(NamedTuple):
     name: str
     stage: Stage
     step: Step
-    kept: tuple[str, ...]  # its slots' names
-    slots: list[Slots | None]  # of each parameter; None where it is not for it
+    kept: dict[str, list[Any]]  # what its slots hold of each parameter
+    slots: list[Slots | None]  # of each parameter; None where it does not run
 
 
 class _Row:
@@ -215,22 +233,39 @@ class _Row:
         links: Sequence[Link],
         tree: Any,
         gradients: list[Any],
-        params: list[Any] | None,
+        params: Aligned | None,
         state: State,
     ):
-        self.tree, self.gradients, self.params, self.state = tree, gradients, params, state
+        check_count(state["count"])
+        self.state = state
         self.named = dict(zip(names(links), links, strict=True))
+        self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
         self.chosen = choose(links, lambda: self.leaves)
-        thetas = [None] * len(gradients) if params is None else params
-        # (gradient, parameter) of each leaf at first; a Signal once a stage has run.
-        self.signals: list[Any] = list(zip(gradients, thetas, strict=True))
+        thetas = [None] * len(self.gradients) if self.params is None else self.params
+        # (gradient, parameter) of each leaf at first; a Signal once a stage has run. None of a
+        # parameter without a gradient: no stage runs on it, and what its slots hold stays.
+        self.signals: list[Any] = [
+            None if is_missing(pair[0]) else pair
+            for pair in zip(self.gradients, thetas, strict=True)
+        ]
         self.waiting: list[_Ready] = []
         self.after: State = {}
 
     @functools.cached_property
     def leaves(self) -> list[Leaf]:
-        arrays = self.gradients if self.params is None else self.params
-        return paths_of(self.tree, [jnp.asarray(array) for array in arrays])
+        pairs = zip(self.gradients, self.params or self.gradients, strict=True)
+        arrays = [g if is_missing(g) else jnp.asarray(theta) for g, theta in pairs]
+        return paths_of(self.tree, arrays)
+
+    def slots(self) -> list[PyTree]:
+        """What the stages keep of the parameters."""
+        found = []
+        for name, link in self.named.items():
+            kept = self.state.get(name)
+            if isinstance(link, Stage) and isinstance(kept, dict):
+                rule = link.at(self.state["count"]).rule(hyper.clock_dtype())
+                found += [kept[slot] for slot in rule.slots if slot in kept]
+        return found
 
     def links(self) -> Iterator[tuple[str, Link, list[bool] | None]]:
         """Every link's name, the link, and which parameters it is for."""
@@ -242,25 +277,29 @@ class _Row:
         stage = stage.at(self.state["count"])
         rule = stage.rule(hyper.clock_dtype())
         entry = self.entry(name, [*rule.slots, *rule.clocks])
-        slots = self.per_leaf(name, rule, entry, here)
+        for key, clock in rule.clocks.items():
+            check_clock(name, key, clock, entry[key])
+        kept, slots = self.per_leaf(name, rule, entry, here)
         values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
         step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()})
         if rule.measure is not None:
             self.advance()
             total = self.total(name, stage, step, slots)
             for k, clock in rule.clocks.items():
-                if clock.settle and any(kept is not None for kept in slots):
+                if clock.settle and any(own is not None for own in slots):
                     values[k] = clock.settle(values[k], total)
             step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()}, total)
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
-        self.waiting.append(_Ready(name, stage, step, tuple(rule.slots), slots))
+        self.waiting.append(_Ready(name, stage, step, kept, slots))
 
     def show(self, name: str, link: Observer, here: list[bool] | None, looks: bool) -> None:
         """Let an observer look, or not."""
         if looks:
             self.advance()
-        self.after[name] = link.observe(self.view(here), self.kept(name), looks)
+        before = self.kept(name)
+        check_scalars(name, before)
+        self.after[name] = link.observe(self.view(here), before, looks)
 
     def view(self, here: list[bool] | None) -> View:
         """What an observer sees."""
@@ -307,17 +346,23 @@ class _Row:
 
     def per_leaf(
         self, name: str, rule: Rule, entry: dict[str, Any], here: list[bool] | None
-    ) -> list[Slots | None]:
-        """The slots of each parameter, from slots that are trees of all parameters."""
+    ) -> tuple[dict[str, list[Any]], list[Slots | None]]:
+        """What the slots hold of each parameter; and the same of those on which the stage runs."""
         mine = [True] * len(self.gradients) if here is None else here
-        columns = {}
-        likes = self.gradients if self.params is None else self.params
+        columns: dict[str, list[Any]] = {}
         for slot, first in rule.slots.items():
+            form = Form(name, slot, first)
             try:
                 columns[slot] = [plain(x) for x in self.tree.flatten_up_to(entry[slot])]
-                for i, x in enumerate(columns[slot]):
-                    if mine[i] and not jax.tree_util.all_leaves([x]):
-                        self.at_leaf(i, _check_kept, name, slot, first, likes[i], x)
+                for i, (x, gradient) in enumerate(zip(columns[slot], self.gradients, strict=True)):
+                    if not mine[i]:
+                        self.at_leaf(i, form.check_nothing, x)
+                    elif is_missing(gradient):
+                        continue
+                    elif self.params is None:
+                        self.at_leaf(i, form.check_shape, gradient, x)
+                    else:
+                        self.at_leaf(i, form.check, self.params[i], x)
             except StageError:
                 raise
             except (ValueError, TypeError):
@@ -326,9 +371,12 @@ class _Row:
                     *("the gradients", gradients, "the state's slots", entry[slot]),
                     remedy_for(gradients, entry[slot]),
                 ) from None
-        rows = zip(*columns.values(), strict=True) if columns else [()] * len(self.gradients)
-        slots = [dict(zip(columns, row, strict=True)) for row in rows]
-        return [kept if chosen else None for kept, chosen in zip(slots, mine, strict=True)]
+        return columns, [
+            {slot: column[i] for slot, column in columns.items()}
+            if mine[i] and not is_missing(gradient)
+            else None
+            for i, gradient in enumerate(self.gradients)
+        ]
 
     def total(self, name: str, stage: Stage, step: Step, slots: list[Slots | None]) -> Any:
         static, numbers = Static.split(stage)
@@ -352,6 +400,8 @@ class _Row:
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
         draws = any("key" in ready.step.clock for ready in self.waiting)
         for i, signal in enumerate(self.signals):
+            if signal is None:
+                continue
             before = [ready.slots[i] for ready in self.waiting]
             mine = tuple(k for k, slots in enumerate(before) if slots is not None)
             index = np.uint32(i) if draws else None
@@ -361,8 +411,11 @@ class _Row:
             for k, slots in zip(mine, after, strict=True):
                 done[k][i] = slots
         for ready, slots in zip(self.waiting, done, strict=True):
-            for slot in ready.kept:
-                leaves = [None if kept is None else kept[slot] for kept in slots]
+            for slot, column in ready.kept.items():
+                leaves = [
+                    kept if new is None else new[slot]
+                    for kept, new in zip(column, slots, strict=True)
+                ]
                 self.after[ready.name][slot] = self.tree.unflatten(leaves)
         self.waiting = []
 
@@ -370,27 +423,34 @@ class _Row:
         self, name: str, link: Foreign, here: list[bool] | None, extra: dict[str, Any]
     ) -> None:
         self.advance()
-        kept, thetas = self.kept(name), None
+        before, thetas = self.kept(name), None
         if self.params is not None:
             thetas = self.tree.unflatten(_only(here, self.params, ABSENT))
-        emitted = [signal.emitted for signal in self.signals]
+        emitted = [None if signal is None else signal.emitted for signal in self.signals]
         updates = self.tree.unflatten(_only(here, emitted, ABSENT))
+        lacking = any(signal is None for signal in self.signals)
         with link.noted(name):
-            updates, self.after[name] = link.update(updates, kept, thetas, **extra)
-            updates = self.tree.flatten_up_to(updates)
-        self.signals = [
-            signal
-            if u is None or isinstance(u, type(ABSENT))
-            else signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
-            for signal, u in zip(self.signals, updates, strict=True)
-        ]
+            try:
+                updates, after = link.update(updates, before, thetas, **extra)
+                shaped = self.tree.flatten_up_to(updates)
+            except (TypeError, ValueError) as error:
+                if lacking:
+                    raise _needs_every_gradient(name) from error
+                raise
+        if lacking and jax.tree.structure(before) != jax.tree.structure(after):
+            raise _needs_every_gradient(name)
+        self.after[name] = after
+        for i, (u, signal) in enumerate(zip(shaped, self.signals, strict=True)):
+            if not (u is None or signal is None or isinstance(u, type(ABSENT))):
+                self.at_leaf(i, _check_passed, name, u, signal)
+                self.signals[i] = signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
 
     def finish(self) -> tuple[list[Any], State]:
         self.advance(last=True)
         count = self.state["count"]
         largest = jnp.iinfo(count.dtype).max
         self.after["count"] = jnp.where(count < largest, count + 1, count)
-        return self.signals, self.after
+        return [signal for signal in self.signals if signal is not None], self.after
 
     def at_leaf(self, i: int, function: Any, *args: Any) -> Any:
         """Call, and let an error say at which parameter it happened."""
@@ -471,30 +531,28 @@ def _promotion(signal: Signal) -> Any:
     return contextlib.nullcontext()
 
 
-def _check_kept(name: str, slot: str, first: Any, param: Any, kept: Any) -> None:
-    """What a slot keeps of one parameter is the tree of arrays with which it would start."""
-    param = jnp.asarray(param)
-    start = jax.eval_shape(first, jax.ShapeDtypeStruct(param.shape, param.dtype))
-    if jax.tree.structure(start) == jax.tree.structure(kept):
-        return
-    if not codecs_of(start) | codecs_of(kept):
-        raise ValueError
-    held, wanted = (
-        f"as {', '.join(codecs_of(x))}" if codecs_of(x) else "without a codec"
-        for x in (kept, start)
-    )
-    raise StageError(
-        f"slot {slot!r} is kept {held} in the state, and {wanted} by this chain. Bring it over: "
-        "adamx.restore_state(state, opt, params)"
+def _needs_every_gradient(name: str) -> StageError:
+    return StageError(
+        "it is no stage of adamx, and can't take a step in which a parameter has no gradient (None "
+        "among the gradients); pass zeros in place of None, or use a stage of adamx"
     ).within(stage=name)
+
+
+def _check_passed(name: str, update: Any, signal: Signal) -> None:
+    if np.shape(update) != signal.update.shape:
+        raise _reshaped(signal.update.shape, np.shape(update)).within(stage=name)
 
 
 def check_shape(signal: Signal) -> None:
     if signal.update.shape != signal.gradient.shape:
-        raise StageError(
-            f"it turned an update of shape {signal.gradient.shape} into one of "
-            f"{signal.update.shape}: the gradient and the state are not of the same parameters"
-        )
+        raise _reshaped(signal.gradient.shape, signal.update.shape)
+
+
+def _reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> StageError:
+    return StageError(
+        f"it turned an update of shape {before} into one of {after}: the gradient and the state "
+        "are not of the same parameters"
+    )
 
 
 def _like(after: Array, before: Array) -> Array:

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from adamx.core.link import Link
 from adamx.core.selection import Leaf
 from adamx.core.signal import Signal
 from adamx.core.types import Array, Int32, Values
 
-__all__ = ["Observer", "View"]
+__all__ = ["Observer", "View", "nothing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class View:
     Attributes:
         count: the updates before this one.
         leaves: path and shape of every parameter.
-        signals: what arrives at the observer's place.
+        signals: what arrives at the observer's place; None of a parameter without a gradient.
         params: the parameters, or None if ``update`` was called without them.
         numbers: every number of the chain at this step, by name.
         scheduled: the names of those that come from a schedule.
@@ -29,8 +31,8 @@ class View:
 
     count: Int32[Array, ""]
     leaves: Sequence[Leaf]
-    signals: Sequence[Signal]
-    params: Sequence[Values] | None
+    signals: Sequence[Signal | None]
+    params: Sequence[Values | None] | None
     numbers: dict[str, Any]
     scheduled: frozenset[str]
 
@@ -45,3 +47,12 @@ class Observer(Link):
         are not to be touched: they are those of another place.
         """
         raise NotImplementedError
+
+
+def nothing(shape: tuple[int, ...], dtype: Any) -> Array:
+    """What an observer keeps where it has seen nothing: the lowest number, or 0 of what it counts.
+
+    It stands for NaN, with which ``jax_debug_nans`` would stop every training.
+    """
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    return jnp.full(shape, jnp.finfo(dtype).min if inexact else 0, dtype)

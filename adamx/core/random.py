@@ -35,7 +35,8 @@ def after(key: Key) -> Key:
 
 def of_parameter(key: Key, index: Key, stage: str) -> Key:
     """The key of one parameter in one stage."""
-    return _mixed(_mixed(key ^ np.uint32(zlib.crc32(stage.encode()))) + index * _GOLDEN)
+    place = jnp.asarray(index) * _GOLDEN  # in JAX, where a product that overflows wraps around
+    return _mixed(_mixed(key ^ np.uint32(zlib.crc32(stage.encode()))) + place)
 
 
 def bits(key: Key, shape: tuple[int, ...], label: str = "") -> UInt32[Array, "*shape"]:

@@ -274,12 +274,18 @@ def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> Values:
         dtype: the parameter's, but float32 at least, if None.
         real: for a norm or a square of a complex parameter, which is real.
     """
-    if dtype is None:
-        dtype = statistics_dtype(param.dtype)
-        dtype = jnp.finfo(dtype).dtype if real else dtype
+    dtype = shape_of_zeros(param, dtype, real=real).dtype
     if isinstance(param, Tracer):  # under jit only what depends on it is placed like it
         return jnp.less(param.real, param.real).astype(dtype)
     return jax.lax.full_like(param, 0, dtype=dtype)
+
+
+def shape_of_zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.ShapeDtypeStruct:
+    """What :func:`zeros` would make."""
+    if dtype is None:
+        dtype = statistics_dtype(param.dtype)
+        dtype = jnp.finfo(dtype).dtype if real else dtype
+    return jax.ShapeDtypeStruct(param.shape, dtype)
 
 
 def keep(before: Slots, after: Slots) -> Slots:

@@ -78,17 +78,22 @@ class Transformation(optax.GradientTransformationExtraArgs):
         """One step; outside ``jit`` it compiles itself.
 
         Args:
-            updates: the gradients, a tree like the parameters'; ``None`` where a parameter has
-                none. Of complex parameters, the conjugate of what ``jax.grad`` gives:
-                ``jax.tree.map(jnp.conj, grads)``; that is the direction in which a loss rises.
+            updates: the gradients, a tree like the parameters'; ``None`` where a parameter (or a
+                tree of them) has none in this step. Such a parameter takes no step, and what is
+                kept of it stays as it is. Clocks go on for the others: a bias correction counts
+                the steps of the chain, so a parameter whose first gradient comes late is
+                corrected as if its gradients before had been zero. Of complex parameters, the
+                conjugate of what ``jax.grad`` gives: ``jax.tree.map(jnp.conj, grads)``; that is
+                the direction in which a loss rises.
             state: what ``init`` or the last ``update`` returned.
             params: the parameters; needed by stages that use them (weight decay, averaging).
             **extra_args: handed to those Optax transformations in the chain that take them;
                 ``observe=False`` lets :func:`adamx.watch` rest in this step.
 
         Returns:
-            The updates, to be *added* to the parameters (:func:`adamx.apply_updates`), and the
-            new state, alike in structure, shapes and dtypes to the old one.
+            The updates, to be *added* to the parameters (:func:`adamx.apply_updates`), ``None``
+            where the gradient is; and the new state, alike in structure, shapes and dtypes to the
+            old one.
 
         Raises:
             StageError: naming stage and parameter, if trees, shapes or dtypes do not match, or

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,16 @@ from adamx.core.signal import add, check_inexact
 from adamx.core.types import Array, PyTree
 
 __all__ = [
+    "Aligned",
     "align",
     "apply_updates",
     "as_parameter",
     "check_arrays",
     "codecs_of",
+    "complete",
     "is_eager",
     "is_encoded",
+    "is_missing",
     "mismatch",
     "path_of",
     "plain",
@@ -38,20 +41,85 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def align(updates: PyTree, tree: Any, params: PyTree) -> list[Any]:
-    """The parameters that have a gradient; others (``None`` as gradient) may be anything."""
+class Aligned(NamedTuple):
+    """Parameters beside their gradients."""
+
+    own: list[Any]  # of every gradient, its parameter
+    rest: list[Any]  # of every None among the gradients, the arrays that stand there
+
+
+def align(updates: PyTree, tree: Any, params: PyTree) -> Aligned:
+    """The parameters in the order of the gradients; where those are None, anything may stand."""
     try:
-        aligned = tree.flatten_up_to(params)
+        aligned = Aligned(tree.flatten_up_to(params), [])
     except (ValueError, TypeError):
         gradients, wide = jax.tree.flatten(updates, is_leaf=_is_none)
         try:
-            aligned = wide.flatten_up_to(params)
+            found = list(zip(gradients, wide.flatten_up_to(params), strict=True))
         except (ValueError, TypeError):
             raise mismatch("the gradients", updates, "the parameters", params) from None
-        aligned = [p for g, p in zip(gradients, aligned, strict=True) if g is not None]
-    if not jax.tree_util.all_leaves(aligned):
+        aligned = Aligned(
+            [p for g, p in found if g is not None],
+            [jax.tree.map(_if_inexact, p) for g, p in found if g is None],
+        )
+    if not jax.tree_util.all_leaves(aligned.own):
         raise mismatch("the gradients", updates, "the parameters", params)
     return aligned
+
+
+def _if_inexact(x: Any) -> Any:
+    is_array = isinstance(x, (jax.Array, np.ndarray))
+    return x if is_array and jnp.issubdtype(x.dtype, jnp.inexact) else None
+
+
+def complete(
+    tree: Any,
+    gradients: list[Any],
+    params: Aligned | None,
+    slots: Callable[[], Sequence[PyTree]],
+) -> tuple[Any, list[Any], list[Any] | None]:
+    """Gradients and parameters with those parameters that have no gradient in this step.
+
+    A parameter that has none is there if one of the ``slots`` keeps something of it; where no
+    slots are kept at all, if it is among ``params``. Whatever else is None in the gradients (a
+    function in an Equinox model, say) stays out.
+
+    Returns:
+        The tree of all parameters; their gradients, a ``jax.ShapeDtypeStruct`` in the place of
+        one that is missing; and the parameters, None in its place.
+    """
+    own = None if params is None else params.own
+    places, wide = jax.tree.flatten(tree.unflatten(gradients), is_leaf=_is_none)
+    if len(places) == len(gradients):
+        return tree, gradients, own
+    try:
+        columns = [wide.flatten_up_to(slot) for slot in slots()]
+    except (ValueError, TypeError):  # of other parameters, which is said where they are used
+        return tree, gradients, own
+    rest = iter(params.rest if params is not None else ())
+    for i, gradient in enumerate(places):
+        if gradient is None:
+            beside = next(rest, None)
+            kept = [x for x in (plain(column[i]) for column in columns) if jax.tree.leaves(x)]
+            if kept and not jax.tree.leaves(beside):
+                beside = min(kept, key=lambda x: len(jax.tree.leaves(x, is_leaf=is_encoded)))
+            is_known = kept or not columns
+            places[i] = jax.tree.map(_shape, beside, is_leaf=is_encoded) if is_known else None
+    found, tree = jax.tree.flatten(wide.unflatten(places))
+    if own is not None:
+        given = iter(own)
+        own = [None if is_missing(gradient) else next(given) for gradient in found]
+    return tree, found, own
+
+
+def is_missing(gradient: Any) -> bool:
+    """Whether there is only the shape of a parameter, which has no gradient in this step."""
+    return isinstance(gradient, jax.ShapeDtypeStruct)
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    array = jax.tree.leaves(x)[0]  # an encoded one's codes are shaped like it
+    return jax.ShapeDtypeStruct(np.shape(array), jnp.result_type(array))
 
 
 _GRADIENTS = "Take gradients with respect to the parameters that init() was given"

@@ -3,7 +3,9 @@
 A bfloat16 has 8 significant bits: a step of less than a 512th of the parameter is rounded away,
 in every step anew. Each stage here gives another answer to where it goes. All of them stand last,
 where the update is the step that will be taken, and replace it by the step to a parameter that its
-dtype can hold, in float32: ``apply_updates`` then adds without rounding.
+dtype can hold, in float32: ``adamx.apply_updates`` (or Optax's) then adds without rounding, and
+keeps the parameter's dtype. Equinox's ``apply_updates`` does not: p + u makes a float32 parameter
+of a bfloat16 one, and the next ``update`` raises an error that says so.
 
 float32 and wider parameters pass, and nothing is kept of them.
 """
@@ -38,9 +40,10 @@ def stochastic_rounding(seed: int = 0):
     last digit; its size is right in the mean. What the parameter's dtype can hold stays as it is,
     and what is beyond its largest number rounds as ever, to infinity.
 
-    Stands last. Costs no memory: it keeps only a ``key`` for random bits, so that a training that
-    is repeated, or resumed, takes the same steps. The noise it adds in a step is at most half of a
-    last digit in standard deviation, and :math:`\sqrt{p (1-p)}` of it for a step of the share p.
+    Stands last. Costs no memory: it keeps a ``key`` for random bits, so that a training that is
+    repeated, or resumed, takes the same steps, and of every parameter a zero of its ``dtype``, by
+    which it notices one that has been cast. The noise it adds in a step is at most half of a last
+    digit in standard deviation, and :math:`\sqrt{p (1-p)}` of it for a step of the share p.
 
     Args:
         seed: where the key starts.
@@ -48,7 +51,8 @@ def stochastic_rounding(seed: int = 0):
     Source: Gupta et al. 2015 (arXiv 1502.02551); Zamirai et al. 2020 (arXiv 2010.06192).
 
     Raises:
-        StageError: if ``update`` is called without parameters.
+        StageError: if ``update`` is called without parameters, or with one that has another dtype
+            than in ``init``.
         ValueError: from ``init``, for a seed that is no whole number.
 
     >>> opt = adamx.chain(adamx.sgd(1.0), adamx.stochastic_rounding())
@@ -60,6 +64,9 @@ def stochastic_rounding(seed: int = 0):
     """
     _check_seed(seed)
 
+    def start(param: Any) -> Any:
+        return jnp.sum(zeros(param, param.dtype)) if _is_narrow(param.dtype) else None
+
     def update(signal, slots, step):
         param = signal.param
         if not _is_narrow(signal.param_dtype):
@@ -67,7 +74,7 @@ def stochastic_rounding(seed: int = 0):
         bits = random.bits(step.clock["key"], param.shape, "parameter")
         return signal.lands(_dithered(param + signal.update, bits, signal.param_dtype)), slots
 
-    return Rule(update, seed=seed)
+    return Rule(update, slots={"dtype": Slot(start, exact=True)}, seed=seed)
 
 
 @in_symbols(stochastic_rounding)
@@ -100,7 +107,8 @@ def kahan_summation(seed: int = 0):
     Source: Kahan 1965; Zamirai et al. 2020 (arXiv 2010.06192), without SR.
 
     Raises:
-        StageError: if ``update`` is called without parameters.
+        StageError: if ``update`` is called without parameters, or with one that has another dtype
+            than in ``init``.
         ValueError: from ``init``, for a seed that is no whole number.
 
     >>> opt = adamx.chain(adamx.sgd(1.0), adamx.kahan_summation())
@@ -158,7 +166,8 @@ def master_weights():
     Source: Micikevicius et al. 2018 (arXiv 1710.03740), Section 3.1.
 
     Raises:
-        StageError: if ``update`` is called without parameters, or ``init`` with shapes only.
+        StageError: if ``update`` is called without parameters, or with one that has another dtype
+            than in ``init``; if ``init`` is called with shapes only.
 
     >>> opt = adamx.chain(adamx.sgd(1.0), adamx.master_weights())
     >>> theta = jnp.ones(2, jnp.bfloat16)

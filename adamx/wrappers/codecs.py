@@ -37,6 +37,7 @@ Decode: TypeAlias = Callable[[PyTree], Numbers]
 _MANTISSA = 23  # bits of float32 below its exponent
 _ONE = 1 << _MANTISSA  # one binade, in float32's bits
 _UNIT = 127 * _ONE  # 1.0, in float32's bits
+_NAN = 0x7FC00000  # NaN, in float32's bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -287,7 +288,7 @@ def _twice(magnitude: Numbers, fields: Patterns) -> Numbers:
 
 def _scaled(relative: Numbers, fields: Patterns) -> Numbers:
     """Times the block's power of two; NaN where the block is not finite."""
-    return relative * jnp.where(fields == 255, jnp.nan, _number(fields << _MANTISSA))
+    return relative * _number(jnp.where(fields == 255, _NAN, fields << _MANTISSA))
 
 
 def _sign_bit(x: Numbers) -> Patterns:

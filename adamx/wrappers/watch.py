@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core import Signal, StageError, Transformation, abs_sq
+from adamx.core import Signal, Squares, StageError, Transformation
 from adamx.core.hyper import clock_dtype
 from adamx.core.identity import ByValue
-from adamx.core.observer import Observer, View
+from adamx.core.observer import Observer, View, nothing
 from adamx.core.reading import find
 from adamx.core.selection import Leaf, Selector, Where, called, check_call, checked
-from adamx.core.signal import statistics_dtype
+from adamx.core.signal import statistics_dtype, wider
 from adamx.core.types import Array, Int32, PyTree, Scalar, Values
+from adamx.core.varying import axes_of, varying
 
 __all__ = ["metrics", "watch"]
 
@@ -38,22 +39,29 @@ class Watch(Observer):
     def observe(self, view: View, before: Any, looks: bool) -> Any:
         def look() -> Any:
             params = view.params or [None] * len(view.signals)
-            sums = [_sums(*of_one) for of_one in zip(view.signals, params, strict=True)]
+            sums = [
+                None if signal is None else _sums(signal, param)
+                for signal, param in zip(view.signals, params, strict=True)
+            ]
             groups = self.members(view.leaves).items()
-            return {
+            seen = {
                 "all": _readings(sums),
                 "groups": {label: _readings([sums[i] for i in own]) for label, own in groups},
             }
+            return seen if before is None else _as_kept(seen, kept)
 
         if before is None:
             readings = look()
         else:
-            readings = {"all": before["all"], "groups": before["groups"]}
+            readings = kept = {"all": before["all"], "groups": before["groups"]}
             due = view.count % self.every == 0
             if looks and self.every == 1:
                 readings = look()
             elif looks:
-                readings = jax.lax.cond(due, look, lambda: readings)
+                axes = axes_of((view.signals, view.params, kept))
+                readings = jax.lax.cond(
+                    due, lambda: varying(look(), axes), lambda: varying(kept, axes)
+                )
         numbers = {
             name: jnp.asarray(value, clock_dtype())
             for name, value in view.numbers.items()
@@ -117,47 +125,57 @@ jax.tree_util.register_pytree_node(
 
 @jax.jit
 def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
-    """What the readings are made of, of one array: pairs (Σ|x|², how many), and scalars."""
+    """What the readings are made of, of one array: pairs of squares and how many, and scalars."""
 
     def squares(x: Any) -> Any:
         x = jnp.asarray(x)
-        wide = x.astype(statistics_dtype(x.dtype))  # a parameter is as narrow as it is
-        return jnp.sum(abs_sq(wide).astype(clock_dtype())), x.size
+        wide = x.astype(wider(statistics_dtype(x.dtype), clock_dtype()))  # a parameter is narrow
+        return Squares.of(wide), x.size
 
     def nonfinite(x: Values) -> Int32[Array, ""]:
         return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
+
+    def none(x: Values) -> Int32[Array, ""]:
+        return varying(jnp.zeros((), jnp.int32), axes_of(x))
 
     grad, bias = signal.gradient, signal.bias
     if signal.correction is not None:
         bias = signal.correction
     of_grad = squares(grad)
     # A finite sum has no terms that are not: only where it is not finite is it worth counting.
-    finite = jnp.isfinite(of_grad[0])
+    finite = jnp.isfinite(of_grad[0].scaled)
     return {
         "grad_rms": of_grad,
         "update_rms": squares(signal.update),
         "param_rms": None if param is None else squares(param),
         "snr": None if signal.direction is None else squares(signal.direction),
         "bias": None if bias is None else bias.astype(clock_dtype()),
-        "nonfinite": jax.lax.cond(finite, lambda x: jnp.zeros((), jnp.int32), nonfinite, grad),
+        "nonfinite": jax.lax.cond(finite, none, nonfinite, grad),
     }
 
 
-def _readings(sums: Sequence[Mapping[str, Any]]) -> dict[str, Scalar | Int32[Array, ""]]:
-    """The readings of a group of parameters."""
+def _readings(sums: Sequence[Mapping[str, Any] | None]) -> dict[str, Scalar | Int32[Array, ""]]:
+    """The readings of a group of parameters, of those that have a gradient in this step."""
+    unseen = nothing((), clock_dtype())
 
     def known(name: str) -> list[Any]:
-        return [of_one[name] for of_one in sums if of_one[name] is not None]
+        return [of_one[name] for of_one in sums if of_one and of_one[name] is not None]
 
     def rms(name: str) -> Scalar:
-        squares, sizes = zip(*known(name), strict=True) if known(name) else ((jnp.nan,), (1,))
-        return jnp.sqrt(sum(squares) / jnp.maximum(sum(sizes), 1))
+        if not known(name):
+            return unseen
+        squares, sizes = zip(*known(name), strict=True)
+        size, unit = Squares(*map(sum, zip(*squares, strict=True))).norm()
+        return size * (unit / jnp.sqrt(jnp.maximum(sum(sizes), 1)).astype(size.dtype))
 
-    update, param = rms("update_rms"), rms("param_rms")
+    update, ratio = rms("update_rms"), unseen
+    if known("param_rms"):
+        param = rms("param_rms")
+        ratio = jnp.where(param == 0, unseen, update / jnp.where(param == 0, 1, param))
     readings = {
         "grad_rms": rms("grad_rms"),
         "update_rms": update,
-        "update_ratio": update / jnp.where(param == 0, jnp.nan, param),
+        "update_ratio": ratio,
         "nonfinite": sum(known("nonfinite"), jnp.zeros((), jnp.int32)),
     }
     if known("snr"):
@@ -168,6 +186,21 @@ def _readings(sums: Sequence[Mapping[str, Any]]) -> dict[str, Scalar | Int32[Arr
         name: x if name == "nonfinite" else jnp.asarray(x, clock_dtype())
         for name, x in readings.items()
     }
+
+
+def _as_kept(seen: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What was seen, in the form of what is kept: nothing where no gradient has shown it."""
+    if seen["groups"].keys() != kept["groups"].keys():
+        raise StageError(
+            f"the state holds readings of the groups {sorted(kept['groups'])}, and this chain has "
+            f"{sorted(seen['groups'])}. Bring it over: adamx.restore_state(state, opt, params)"
+        ).within(stage="watch")
+
+    def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+        return {**{key: nothing((), x.dtype) for key, x in old.items()}, **new}
+
+    groups = {label: merged(new, kept["groups"][label]) for label, new in seen["groups"].items()}
+    return {"all": merged(seen["all"], kept["all"]), "groups": groups}
 
 
 def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
@@ -198,7 +231,8 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
             numbers are read in every step.
 
     The slots and the updates are not touched; sums are taken in float32 (or JAX's float64).
-    It keeps scalars only: NaN before the first step.
+    It keeps scalars only. What has not been seen is NaN in the metrics: all before the first step,
+    and what only parameters without a gradient could show.
 
     Looking costs a few passes over the arrays. ``update(…, observe=False)`` leaves it out of a step
     altogether, and only keeps the numbers current: with ``observe`` a static argument of the
@@ -311,6 +345,9 @@ def _is_watch(name: Any) -> bool:
 
 def _plain(x: Any) -> Any:
     if isinstance(x, Tracer):
-        return x
+        lowest = nothing((), x.dtype)
+        return jnp.where(x == lowest, jnp.nan, x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
     values = np.asarray(x)
+    if np.issubdtype(values.dtype, np.inexact):
+        values = np.where(values == np.finfo(values.dtype).min, np.nan, values)
     return values.item() if values.ndim == 0 else values

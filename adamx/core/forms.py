@@ -1,0 +1,181 @@
+"""The form of a state: what a step finds in it is what ``init`` makes, or an error.
+
+Arrays of another shape would be broadcast, and the state would grow by it. All of this is asked
+while a step is traced, so it costs a compiled one nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core.errors import StageError
+from adamx.core.stage import Clock, Slot, kind, kinds, shape_of_zeros, zeros
+from adamx.core.trees import codecs_of
+from adamx.core.types import PyTree
+
+__all__ = ["Form", "check_clock", "check_count", "check_scalars"]
+
+_REMEDY = (
+    "The gradient and the state must be of the same parameters: a state that was made under "
+    "jax.vmap is updated under jax.vmap; one of another chain is brought over by "
+    "adamx.restore_state(state, opt, params)"
+)
+
+
+def check_count(count: Any) -> None:
+    """The count is one whole number."""
+    if np.shape(count) or not jnp.issubdtype(jnp.result_type(count), jnp.integer):
+        raise StageError(
+            f"the state's count is {kind(count)}, where init() makes int32[]. {_REMEDY}"
+        )
+
+
+def check_clock(stage: str, name: str, clock: Clock, kept: Any) -> None:
+    """A clock has the shape with which it starts. Its precision it keeps, whatever that is."""
+    start = _abstract(clock.start)
+    if start is not None and np.shape(kept) != np.shape(start):
+        raise StageError(
+            f"its clock {name!r} is {kinds(kept)} in the state, where init() makes {kinds(start)}. "
+            f"{_REMEDY}"
+        ).within(stage=stage)
+
+
+def check_scalars(stage: str, kept: PyTree) -> None:
+    """What an observer has seen are scalars."""
+    if any(np.shape(x) for x in jax.tree.leaves(kept)):
+        raise StageError(f"it keeps scalars, and the state holds {kinds(kept)}. {_REMEDY}").within(
+            stage=stage
+        )
+
+
+class Form:
+    """The form of a slot, which is that of its start for a parameter of this shape and dtype."""
+
+    def __init__(self, stage: str, slot: str, first: Callable[[Any], Any]):
+        self.stage, self.slot, self.first = stage, slot, first
+        self.starts: dict[Any, Any] = {}
+
+    def start(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """The shapes with which the slot starts; _UNKNOWN if they rest on values."""
+        if (shape, dtype) not in self.starts:
+            param = jax.ShapeDtypeStruct(shape, dtype)
+            self.starts[shape, dtype] = _start(self.first, param)
+        return self.starts[shape, dtype]
+
+    def check(self, param: Any, kept: Any) -> None:
+        """What is kept of a parameter is what the slot starts with."""
+        shape, dtype = np.shape(param), jax.typeof(param).dtype
+        start = self.start(shape, dtype)
+        if start is _UNKNOWN or _form(start) == _form(kept):
+            return
+        self._check_codecs(start, kept)
+        if not _is_plain(kept) and jax.tree.structure(start) != jax.tree.structure(kept):
+            raise ValueError  # not a slot of this parameter, but a tree of several
+        others = [
+            str(other)
+            for other in _of_one_kind(dtype)
+            if other != dtype and _form(self.start(shape, other)) == _form(kept)
+        ]
+        if others:
+            self._fail(
+                f"is {kinds(kept) or 'empty'} in the state, as for a parameter in "
+                f"{' or '.join(others)}, and the parameter is {dtype} now. "
+                "adamx.apply_updates(params, updates) keeps the dtype of every parameter; "
+                "p + u, which is what equinox.apply_updates does, takes that of the step. If the "
+                "parameters were cast on purpose, take this stage out of the state, and "
+                "adamx.restore_state(state, opt, params) starts it anew"
+            )
+        self._fail(
+            f"is {kinds(kept) or 'empty'} in the state, where init() makes "
+            f"{kinds(start) or 'nothing'}. {_REMEDY}"
+        )
+
+    def check_shape(self, gradient: Any, kept: Any) -> None:
+        """The same of a parameter that is not known: its dtype need not be the gradient's."""
+        start = self.start(np.shape(gradient), jax.typeof(gradient).dtype)
+        if start is _UNKNOWN:
+            return
+        if jax.tree.structure(start) == jax.tree.structure(kept):
+            if list(map(np.shape, jax.tree.leaves(start))) != list(
+                map(np.shape, jax.tree.leaves(kept))
+            ):
+                self._fail(
+                    f"is {kinds(kept)} in the state, where init() makes {kinds(start)}. {_REMEDY}"
+                )
+            return
+        self._check_codecs(start, kept)
+        if not _is_plain(kept):
+            raise ValueError
+
+    def check_nothing(self, kept: Any) -> None:
+        """Of a parameter that the stage is not for nothing is kept."""
+        if jax.tree.leaves(kept):
+            self._fail(
+                f"is {kinds(kept)} in the state, and the stage is not for this parameter. Was the "
+                "state made by another chain? Bring it over: "
+                "adamx.restore_state(state, opt, params)"
+            )
+
+    def _check_codecs(self, start: PyTree, kept: PyTree) -> None:
+        if jax.tree.structure(start) == jax.tree.structure(kept):
+            return
+        if codecs_of(start) | codecs_of(kept):
+            held, wanted = (
+                f"as {', '.join(codecs_of(x))}" if codecs_of(x) else "without a codec"
+                for x in (kept, start)
+            )
+            self._fail(
+                f"is kept {held} in the state, and {wanted} by this chain. Bring it over: "
+                "adamx.restore_state(state, opt, params)"
+            )
+
+    def _fail(self, message: str) -> NoReturn:
+        raise StageError(f"slot {self.slot!r} {message}").within(stage=self.stage)
+
+
+_UNKNOWN = object()
+
+
+def _start(first: Callable[[Any], Any], param: jax.ShapeDtypeStruct) -> PyTree:
+    first = first.start if isinstance(first, Slot) else first
+    if first is zeros:  # nearly all slots are: that need not be traced
+        return shape_of_zeros(param)
+    if isinstance(first, functools.partial) and first.func is zeros:
+        return shape_of_zeros(param, *first.args, **first.keywords)
+    return _abstract(first, param, otherwise=_UNKNOWN)
+
+
+def _abstract(function: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
+    """The shapes of what a function returns, if they can be told without values."""
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception:  # a stage of the user's own may ask anything of its parameter
+        return otherwise
+
+
+def _is_plain(kept: Any) -> bool:
+    return kept is None or jax.tree_util.all_leaves([kept])
+
+
+def _form(x: PyTree) -> Any:
+    leaves, tree = jax.tree.flatten(x)
+    return tree, [(np.shape(leaf), _dtype(leaf)) for leaf in leaves]
+
+
+def _dtype(x: Any) -> Any:
+    return x.dtype if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x).dtype
+
+
+def _of_one_kind(dtype: Any) -> list[Any]:
+    """The dtypes, all real or all complex, that a parameter may have."""
+    names = ["complex64", "complex128"]
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        names = ["bfloat16", "float16", "float32", "float64"]
+    known = [jnp.dtype(name) for name in names]
+    return [x for x in known if jax.dtypes.canonicalize_dtype(x) == x]
