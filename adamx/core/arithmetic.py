@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -100,6 +101,12 @@ class Squares(NamedTuple):
         """Of all elements, or along some axes, which stay with length 1."""
         both = x, x * (1 / _UNIT)
         return cls(*(jnp.sum(abs_sq(y), axis, keepdims=axis is not None) for y in both))
+
+    @classmethod
+    def total(cls, parts: Iterable[Squares]) -> Squares:
+        """Of several arrays together."""
+        plain, scaled = zip(*parts, strict=True)
+        return cls(jnp.sum(jnp.stack(plain)), jnp.sum(jnp.stack(scaled)))
 
     def norm(self) -> Norm:
         """√(Σ|x|²)."""

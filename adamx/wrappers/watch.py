@@ -165,7 +165,7 @@ def _readings(sums: Sequence[Mapping[str, Any] | None]) -> dict[str, Scalar | In
         if not known(name):
             return unseen
         squares, sizes = zip(*known(name), strict=True)
-        size, unit = Squares(*map(sum, zip(*squares, strict=True))).norm()
+        size, unit = Squares.total(squares).norm()
         return size * (unit / jnp.sqrt(jnp.maximum(sum(sizes), 1)).astype(size.dtype))
 
     update, ratio = rms("update_rms"), unseen
