@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
+from adamx.core.hyper import LARGEST_COUNT
 from adamx.core.link import Link
 from adamx.core.naming import Place, labels, names
 from adamx.core.stage import Stage
@@ -31,6 +32,9 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
 
     Raises:
         TypeError: for something that is no adamx optimiser, or neither a count nor a state.
+        ValueError: for a count below 0, or above 2³¹ − 1, where the count of a state stops.
+        StageError: if something that a schedule reads (a global, an attribute) has changed since
+            the optimiser was made or last used: a compiled step may still use the old value.
 
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
@@ -43,11 +47,24 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
         raise TypeError(f"numbers() takes an adamx optimiser, got {opt!r}")
     found = labels(links)
     if at is not None:
-        count = at.get("count") if isinstance(at, Mapping) else at
-        if not isinstance(count, (int, float, jax.Array, np.ndarray, np.generic)):
-            raise TypeError(f"at is a count of past updates or the optimiser's state, got {at!r}")
-        links = [link.at(count) if isinstance(link, Stage) else link for link in links]
+        count = _count(at)
+        links = [link.at(count) if isinstance(link, Stage) else link for link in opt.settled()]
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
+
+
+def _count(at: Any) -> Any:
+    """A count of past updates, as one or in a state."""
+    count = at.get("count") if isinstance(at, Mapping) else at
+    is_number = isinstance(count, (int, float, jax.Array, np.ndarray, np.generic))
+    if isinstance(count, (bool, np.bool_)) or not is_number:
+        raise TypeError(f"at is a count of past updates or the optimiser's state, got {at!r}")
+    is_one = isinstance(count, (int, float, np.generic))
+    if is_one and not 0 <= cast(float, count) <= LARGEST_COUNT:
+        raise ValueError(
+            f"at is a count of past updates, from 0 to {LARGEST_COUNT}, where a state's count "
+            f"stops; got {at!r}"
+        )
+    return count
 
 
 def replace(links: Sequence[Link], changes: Mapping[str, Any]) -> tuple[Link, ...]:

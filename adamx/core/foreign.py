@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -27,10 +26,17 @@ class Foreign(Link):
     def __init__(
         self, transformation: optax.GradientTransformation, around: tuple[Around, ...] = ()
     ):
-        self.transformation = transformation
         self.around = around
         self.structure: ByValue = ByValue(transformation)
-        self.name: str = hyper.origin(transformation.update)
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """What it is a link for."""
+        return self.structure.value
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hyper.origin(self.transformation.update)
 
     def init(self, params: PyTree) -> PyTree:
         return self.transformation.init(params)
@@ -41,8 +47,8 @@ class Foreign(Link):
         takes_extra = optax.with_extra_args_support(self.transformation)
         return takes_extra.update(updates, state, params, **extra)
 
-    def __fingerprint__(self) -> Hashable:
-        return self.structure.key, self.around
+    def __fingerprint__(self) -> Any:
+        return self.transformation, self.around
 
     def __repr__(self) -> str:
         captured: dict[str, Any] = {}
@@ -56,8 +62,7 @@ class Foreign(Link):
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[ByValue, tuple[Around, ...]], _: Any) -> Foreign:
-        structure, around = aux
-        return cls(structure.value, around)
+        return cls.of_records(*aux)
 
 
 jax.tree_util.register_pytree_node_class(Foreign)
