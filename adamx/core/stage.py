@@ -134,7 +134,8 @@ class Definition:
 
     def __fingerprint__(self) -> Any:
         module = self.factory.__globals__["__name__"]
-        return f"{module}.{self.factory.__qualname__}" if is_library(module) else self.factory
+        is_fixed = is_library(module) and self.factory.__closure__ is None
+        return f"{module}.{self.factory.__qualname__}" if is_fixed else self.factory
 
     def __repr__(self) -> str:
         return f"<stage {self.name}>"
