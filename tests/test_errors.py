@@ -1,6 +1,8 @@
 """What adamx says to bad input, and that it does not hide numbers that are not finite."""
 
 import dataclasses
+import decimal
+import fractions
 import math
 import re
 from typing import Any
@@ -222,6 +224,132 @@ def test_schedule_that_returns_what_it_must_not(value, error, parts, jit):
         (jax.jit(opt.update) if jit else opt.update)(PARAMS, state, PARAMS)
     with pytest.raises(error, match=says("scale_by_momentum", "schedule", "b1", *parts)):
         opt.init(PARAMS)
+
+
+TABLE = [0.1] * 20
+
+BRANCHING = {
+    "if": lambda t: 1e-3 if t < 10 else 1e-4,
+    "and": lambda t: 0.1 * (t > 2 and t < 5),
+    "min": lambda t: 0.1 * min(t, 3),
+    "math": lambda t: math.cos(t),
+    "numpy function": lambda t: np.cos(t),
+    "numpy where": lambda t: np.where(t < 10, 0.1, 0.2),
+    "list": lambda t: TABLE[t],
+    "numpy table": lambda t: np.array(TABLE)[t],
+    "int": lambda t: 0.1 * int(t),
+    "float": lambda t: 0.1 / float(t + 1),
+    "item": lambda t: 0.1 * t.item(),
+    "range": lambda t: 0.1 * len(range(t)),
+    "mask": lambda t: jnp.ones(3)[jnp.arange(3) > t][0],
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("how", BRANCHING)
+def test_schedule_that_branches_on_the_count(how, jit):
+    opt, state = adamx.sgd(BRANCHING[how]), {"count": jnp.zeros((), jnp.int32)}
+    said = says(
+        "scale_by_learning_rate: the schedule of learning_rate branches on the count, which is "
+        "traced; use jnp.where or optax.piecewise_constant_schedule"
+    )
+    with pytest.raises(TypeError, match=said) as caught:
+        (jax.jit(opt.update) if jit else opt.update)(PARAMS, state, PARAMS)
+    assert type(caught.value) is TypeError
+    assert type(caught.value.__cause__).__module__.startswith("jax")
+
+
+@pytest.mark.parametrize("how", BRANCHING)
+def test_schedule_that_branches_on_the_count_in_init(how):
+    """Outside jit the count is known there; under it the error is that of the step."""
+    opt = adamx.sgd(BRANCHING[how])
+    assert int(opt.init(PARAMS)["count"]) == 0
+    with pytest.raises(TypeError, match=says("learning_rate branches on the count")):
+        jax.jit(opt.init)(PARAMS)
+
+
+def test_schedule_that_branches_on_another_traced_number():
+    @jax.jit
+    def step(rate):
+        opt = adamx.sgd(lambda t: 0.1 if rate > 0 else 0.2)
+        return adamx.numbers(opt, 0)["learning_rate"]
+
+    with pytest.raises(TypeError, match=says("learning_rate branches on a number that is traced")):
+        step(0.1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cause", "part"),
+    [
+        (lambda t: 1 / 0, ZeroDivisionError, "ZeroDivisionError: division by zero"),
+        (lambda t: {}["rate"], KeyError, "KeyError: 'rate'"),
+        (lambda t: [][0], IndexError, "IndexError: list index out of range"),
+        (lambda t: t.rate, AttributeError, "AttributeError: "),
+        (lambda t: unknown_name, NameError, "NameError: name 'unknown_name'"),  # noqa: F821
+        (lambda t: int("x"), ValueError, "invalid literal"),
+        (optax.cosine_decay_schedule, TypeError, "decay_steps"),
+    ],
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_schedule_that_goes_wrong_says_where_and_keeps_the_cause(schedule, cause, part, jit):
+    opt, state = adamx.sgd(schedule), {"count": jnp.zeros((), jnp.int32)}
+    for call in (opt.init, lambda p: opt.update(p, state, p)):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            (jax.jit(call) if jit else call)(PARAMS)
+        assert says("scale_by_learning_rate", "schedule of learning_rate went wrong", part).match(
+            str(caught.value)
+        )
+        assert isinstance(caught.value.__cause__, cause)
+
+
+# Numbers of other kinds --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        (np.asarray(1e-3, jnp.bfloat16)[()], 0.00099945068359375),  # the nearest bfloat16
+        (jnp.bfloat16(1e-3), 0.00099945068359375),
+        (np.asarray(0.5, jnp.float8_e4m3fn)[()], 0.5),
+        (np.asarray(1, jnp.int4)[()], 1.0),
+        (np.float16(0.5), 0.5),
+        (fractions.Fraction(1, 4), 0.25),
+        (decimal.Decimal("0.25"), 0.25),
+        (2**70, 2.0**70),
+    ],
+    ids=repr,
+)
+def test_numbers_of_every_kind_are_a_rate(given, number):
+    opt = adamx.sgd(given)
+    assert float(adamx.numbers(opt)["learning_rate"]) == number
+    np.testing.assert_allclose(opt.update(W, opt.init(W), W)[0], -number * W, rtol=1e-6)
+    scheduled = adamx.sgd(lambda t: given)
+    np.testing.assert_allclose(scheduled.update(W, scheduled.init(W), W)[0], -number * W, rtol=1e-6)
+
+
+def test_a_whole_number_that_no_float_holds():
+    with pytest.raises(ValueError, match=says("scale_by_learning_rate: learning_rate", "float")):
+        adamx.sgd(10**400)
+    with pytest.raises(ValueError, match=says("schedule of learning_rate", "no float holds")):
+        adamx.sgd(lambda t: 10**400).init(PARAMS)
+
+
+@pytest.mark.parametrize("bad", [2**70, 2**31, -1, math.nan, np.int64(2**40)], ids=repr)
+def test_a_count_that_no_state_has(bad):
+    opt = adamx.sgd(lambda t: 0.1 / (1 + jnp.asarray(t)))
+    with pytest.raises(ValueError, match=says("count of past updates", "2147483647", repr(bad))):
+        adamx.numbers(opt, bad)
+
+
+@pytest.mark.parametrize("bad", [True, np.True_, "3", 1j], ids=repr)
+def test_what_is_no_count(bad):
+    with pytest.raises(TypeError, match=says("count of past updates", repr(bad))):
+        adamx.numbers(adamx.sgd(0.1), bad)
+
+
+def test_watching_less_often_than_steps_can_be_counted():
+    with pytest.raises(ValueError, match=says("every must be at most 2147483647")):
+        adamx.watch(every=2**70)
 
 
 def test_schedule_that_takes_no_count():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import fnmatch
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.errors import described
+from adamx.core.hyper import LARGEST_COUNT
 from adamx.core.link import Link
 from adamx.core.naming import Place, labels, names
 from adamx.core.reading import batched, the_state
@@ -37,6 +38,9 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
     Raises:
         TypeError: for something that is no adamx optimiser, or neither a count nor something that
             holds one state of a chain.
+        ValueError: for a count below 0, or above 2³¹ − 1, where the count of a state stops.
+        StageError: if something that a schedule reads (a global, an attribute) has changed since
+            the optimiser was made or last used: a compiled step may still use the old value.
 
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
@@ -49,12 +53,25 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
         raise TypeError(f"numbers() takes an adamx optimiser, got {described(opt)}")
     found = labels(links)
     if at is not None:
-        count = at
-        if not isinstance(at, (int, float, jax.Array, np.ndarray, np.generic)):
-            needs = "at is a count of past updates or the optimiser's state"
-            count = the_state(at, TypeError, needs).state["count"]
-        links = [_at(link, count) if isinstance(link, Stage) else link for link in links]
+        count = _count(at)
+        links = [_at(x, count) if isinstance(x, Stage) else x for x in opt.settled()]
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
+
+
+def _count(at: Any) -> Any:
+    """A count of past updates, or a batch of them, as such or in a state."""
+    needs = "at is a count of past updates or the optimiser's state"
+    if isinstance(at, (bool, np.bool_)):
+        raise TypeError(f"{needs}, got {described(at)}")
+    if not isinstance(at, (int, float, jax.Array, np.ndarray, np.generic)):
+        return the_state(at, TypeError, needs).state["count"]
+    is_one = isinstance(at, (int, float, np.generic))
+    if is_one and not 0 <= cast(float, at) <= LARGEST_COUNT:
+        raise ValueError(
+            f"at is a count of past updates, from 0 to {LARGEST_COUNT}, where a state's count "
+            f"stops; got {at!r}"
+        )
+    return at
 
 
 def _at(stage: Stage, count: Any) -> Stage:

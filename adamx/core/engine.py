@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from adamx.core import hyper, random
 from adamx.core.errors import StageError
 from adamx.core.foreign import ABSENT, Foreign
 from adamx.core.forms import Form, check_clock, check_count, check_scalars
-from adamx.core.identity import Static
+from adamx.core.identity import ByValue, Static, fingerprint
 from adamx.core.link import Link
 from adamx.core.naming import labels, names
 from adamx.core.observer import Observer, View, nothing
@@ -45,7 +45,7 @@ from adamx.core.trees import (
 from adamx.core.types import Array, PyTree, State
 from adamx.core.varying import axes_of, varying
 
-__all__ = ["init", "update"]
+__all__ = ["Program", "init", "update"]
 
 
 def init(links: Sequence[Link], params: PyTree) -> State:
@@ -142,24 +142,97 @@ def _started(first: Any, param: Any, tree: Any, index: int, stage: str) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, copy=True) if x is param else x, slot)
 
 
+class Program:
+    """A row of links, and what its steps are compiled for; equal by value.
+
+    Programs are compiled for what the links' functions read when the links were made. If that has
+    changed since, the row is made again for this step, and the old one equals only itself from now
+    on: a caller's ``jit`` may have compiled this step under its name.
+    """
+
+    def __init__(self, links: tuple[Link, ...]):
+        self.links = links
+        self.last: Program = self
+        self._compiled: list[Program] = []  # those that a caller's jit may have compiled
+
+    @functools.cached_property
+    def split(self) -> tuple[Static, list[Any]]:
+        """What a step is compiled for, and the arrays that it is given."""
+        return Static.split(self.links)
+
+    @functools.cached_property
+    def open(self) -> tuple[ByValue, ...]:
+        """The records of what may change."""
+        return tuple(x for link in self.links for x in link.records if x.is_open)
+
+    @functools.cached_property
+    def lasts(self) -> bool:
+        """Whether what is compiled for it stays right."""
+        return all(record.lasts for link in self.links for record in link.records)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether anything that its functions read has changed since it was made."""
+        return any(x.is_stale for x in self.open)
+
+    def now(self, *, compiles: bool = True) -> Program:
+        """What runs in this step: this, or the same made again.
+
+        Args:
+            compiles: whether the step compiles itself; else the caller may be compiling it.
+        """
+        if self.open:
+            if self.last.is_stale:
+                self.last = self if not self.is_stale else Program(self._renewed())
+            if self.last is not self:
+                for record in self.open:
+                    record.strayed = record.strayed or record.is_stale
+            if not compiles and self.last not in self._compiled:
+                self._compiled.append(self.last)
+        return self.last
+
+    def _renewed(self) -> tuple[Link, ...]:
+        return tuple(link.renewed() for link in self.links)
+
+    def settled(self) -> tuple[Link, ...]:
+        """The links, if their functions give what the compiled steps use."""
+        for program in (self.last, *self._compiled):
+            for link in program.links:
+                link.settled()
+        return self.last.links
+
+    def __fingerprint__(self) -> Any:
+        return self.last.links
+
+    @functools.cached_property
+    def _key(self) -> Hashable:
+        records = tuple(link.records for link in self.links)
+        static, numbers = self.split
+        return records, static.leaves, *map(fingerprint, numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Program) and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
 def update(
-    links: Sequence[Link],
-    split: tuple[Static, list[Any]],
-    updates: PyTree,
-    state: State,
-    params: PyTree,
-    extra: dict[str, Any],
+    program: Program, updates: PyTree, state: State, params: PyTree, extra: dict[str, Any]
 ) -> tuple[PyTree, State]:
     """One step."""
+    links = program.links
     gradients, tree = jax.tree.flatten(updates)
     check_state(links, state)
     check_arrays(tree, gradients)
     aligned = None if params is None else align(updates, tree, params)
     looks, extra = _looking(links, extra)
     seen = extra if any(isinstance(link, Foreign) for link in links) else {}
-    compiles = is_eager(gradients, state, seen) and not any(x.structure.traced for x in links)
+    compiles = is_eager(gradients, state, seen) and program.lasts
+    program = program.now(compiles=compiles)
+    static, numbers = program.split
     step = _compiled_step if compiles else _step
-    emitted, state = step(split[0], tree, looks, split[1], gradients, aligned, state, seen)
+    emitted, state = step(static, tree, looks, numbers, gradients, aligned, state, seen)
     return tree.unflatten(emitted), state
 
 

@@ -595,14 +595,15 @@ def explain(opt: Any) -> Explanation:
     v̂ₜ = vₜ / (1 − 0.999ᵗ)
     θₜ = θₜ₋₁ − 0.001 (m̂ₜ / (√v̂ₜ + 1e-08) + 0.01 θₜ₋₁)
     """
-    links = getattr(opt, "links", None)
-    if links is None:
+    if not hasattr(opt, "links"):
         if not (callable(getattr(opt, "init", None)) and callable(getattr(opt, "update", None))):
             raise TypeError(
                 f"explain() takes a transformation, got {described(opt)}; a "
                 "recipe is called first: explain(adam(1e-3)), not explain(adam)"
             )
         links = (Foreign(opt),)
+    else:
+        links = opt.settled()
     rows = groups(links)
     if len(rows) == 1:
         return compose(links)

@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Self
 
-__all__ = ["StageError", "described"]
+import jax
+
+__all__ = ["StageError", "described", "failed_schedule"]
 
 
 class StageError(ValueError):
@@ -50,3 +52,41 @@ def described(x: Any) -> str:
     if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
         return f"a {name} of {len(x)}"
     return f"a {name}"
+
+
+_NEEDS_THE_VALUE = (
+    jax.errors.ConcretizationTypeError,  # `if t < 10`, math.cos(t)
+    jax.errors.TracerArrayConversionError,  # np.where
+    jax.errors.TracerIntegerConversionError,  # table[t]
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def failed_schedule(
+    stage: str, argument: str, error: Exception, *, traced: bool
+) -> TypeError | ValueError:
+    """What went wrong in the schedule of a stage's argument, to be raised from the error.
+
+    Args:
+        stage: the stage's name.
+        argument: the argument's.
+        error: what was raised.
+        traced: whether the count was.
+
+    Returns:
+        A TypeError where the error is one, else a :class:`StageError`, which is a ValueError.
+    """
+    if isinstance(error, _NEEDS_THE_VALUE):
+        what = "the count, which is traced" if traced else "a number that is traced"
+        return TypeError(
+            f"{stage}: the schedule of {argument} branches on {what}; use jnp.where or "
+            "optax.piecewise_constant_schedule. The step is compiled once for all counts, so "
+            "Python's if, int(), math and NumPy can't see which one it is: jax.numpy takes the "
+            "place of math and NumPy, and jnp.asarray(table)[t] that of table[t]"
+        )
+    named = isinstance(error, (TypeError, ValueError)) and str(error)
+    said = str(error) if named else f"{type(error).__name__}: {error}".removesuffix(": ")
+    said = f"the schedule of {argument} went wrong: {said}"
+    if isinstance(error, TypeError):
+        return TypeError(f"{stage}: {said}")
+    return StageError(said).within(stage=stage)

@@ -7,7 +7,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,10 +41,17 @@ class Foreign(Link):
     def __init__(
         self, transformation: optax.GradientTransformation, around: tuple[Around, ...] = ()
     ):
-        self.transformation = transformation
         self.around = around
         self.structure: ByValue = ByValue(transformation)
-        self.name: str = hyper.origin(transformation.update)
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """What it is a link for."""
+        return self.structure.value
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hyper.origin(self.transformation.update)
 
     def init(self, params: PyTree) -> PyTree:
         return self.transformation.init(params)
@@ -71,8 +78,8 @@ class Foreign(Link):
             error.add_note(". ".join([note, *needed]))
             raise
 
-    def __fingerprint__(self) -> Hashable:
-        return self.structure.key, self.around
+    def __fingerprint__(self) -> Any:
+        return self.transformation, self.around
 
     def __repr__(self) -> str:
         return _written(self.transformation)
@@ -82,8 +89,7 @@ class Foreign(Link):
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[ByValue, tuple[Around, ...]], _: Any) -> Foreign:
-        structure, around = aux
-        return cls(structure.value, around)
+        return cls.of_records(*aux)
 
 
 jax.tree_util.register_pytree_node_class(Foreign)

@@ -10,6 +10,7 @@ as it is known; traced ones are taken as they are. An argument without such an a
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias, get_origin
@@ -55,11 +56,18 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
     value: Any = None
     if isinstance(given, (np.ndarray, jax.Array)):
         if jnp.issubdtype(given.dtype, jnp.floating):
-            value = given
+            value = given.copy() if isinstance(given, np.ndarray) else given  # it may be changed
         elif jnp.issubdtype(given.dtype, jnp.integer):
             value = given.astype(clock_dtype())
-    elif isinstance(given, numbers.Real) and not isinstance(given, bool):
-        value = float(given)
+    elif _is_real(given):
+        number: Any = given
+        try:
+            value = float(number)
+        except OverflowError:
+            raise ValueError(
+                f"{name} must be {domain.meaning}, got a whole number of more than 308 digits, "
+                "which no float holds"
+            ) from None
     if value is None:
         raise TypeError(
             f"{name} must be a number, a real array or a schedule (count -> value), "
@@ -69,6 +77,18 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
     if known and not np.all(domain.holds(np.asarray(value, np.float64))):
         raise ValueError(f"{name} must be {domain.meaning}, got {given}")
     return value
+
+
+def _is_real(given: Any) -> bool:
+    """Whether it is one real number; of NumPy's also bfloat16 and the like, which are no Real."""
+    if isinstance(given, np.generic):
+        dtype = given.dtype
+        return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return isinstance(given, (numbers.Real, decimal.Decimal)) and not isinstance(given, bool)
+
+
+LARGEST_COUNT: int = 2**31 - 1
+"""Where the count of past updates stops."""
 
 
 def clock_dtype() -> Any:

@@ -2,25 +2,51 @@
 
 JAX keys its compiled programs by ``hash`` and ``==`` of static arguments. Two schedules made by
 the same call are two closures, unequal to Python though they compute the same; comparing their
-code and what they captured makes an optimiser that is built again find the program compiled for
+code and all that they read makes an optimiser that is built again find the program compiled for
 the first one.
+
+Equal means equal in behaviour. So a fingerprint holds the values of the globals, attributes and
+captured variables that a function reads, and those of the functions that it calls; what can't be
+resolved equals nothing. A fingerprint is taken once, as JAX compares later optimisers with those
+it has compiled for. If the world has changed since, an optimiser equals only itself.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
+import operator
+import sys
 import types
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
+from adamx.core.reads import Path, code_key, is_library, reads, rebinds
 from adamx.core.types import PyTree
 
-__all__ = ["ByValue", "Static", "fingerprint"]
+__all__ = ["ByValue", "Static", "alike", "fingerprint"]
+
+
+def fingerprint(thing: Any) -> Hashable:
+    """A hashable value, equal for things that behave the same.
+
+    Numbers, strings and arrays count by type and value; containers by what they hold; functions
+    by their code, defaults, and the values of all that they read, and a function of JAX, NumPy,
+    Optax or the like by what it captured; objects and classes by their attributes; what has a
+    ``__fingerprint__`` by what that returns. What can't be resolved, as a generator, equals
+    nothing; tracers equal themselves.
+    """
+    return _Reader().read(thing)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two things behave the same; what can't be resolved is like itself alone."""
+    reader = _Reader()
+    key = reader.read(one)
+    return key == _Reader(reader.tokens).read(other)
 
 
 class _Itself:
@@ -36,109 +62,498 @@ class _Itself:
         return id(self.thing)
 
 
-def fingerprint(thing: Any, _inside: tuple[int, ...] = ()) -> Hashable:
-    """A hashable value, equal for things that behave the same.
+class _Unresolved:
+    """Stands for something that can't be resolved; equals nothing but itself."""
 
-    Numbers, strings and arrays count by type and value; functions by their code, defaults and
-    what they captured; containers and pytrees by what they hold; what has a ``__fingerprint__``
-    by that; anything else hashable by itself, and the rest (tracers among them) by identity.
+
+class _Watch(NamedTuple):
+    """Something that may change: what it is called, and whether it is as it was."""
+
+    label: str
+    still: Callable[[], bool]
+
+
+class _TooLarge(Exception):
+    """More is read than is worth comparing."""
+
+
+_MISSING: Any = object()
+_LARGEST = 2000  # functions, classes and objects in one fingerprint
+_PLAIN = frozenset({bool, int, str, bytes, type(None), type(...), type(NotImplemented)})
+_IMPURE = frozenset({"os", "posix", "nt", "random", "_random", "secrets", "time", "datetime"})
+_REFLECTING = frozenset({"eval", "exec", "globals", "__import__", "input", "open", "import_module"})
+
+
+class _Reader:
+    """Takes a fingerprint, and notes on the way what may change later.
+
+    Args:
+        tokens: by id, the stand-ins of what could not be resolved when the fingerprint was taken
+            before: they are as they were.
     """
-    if thing is None or isinstance(thing, (bool, int, float, str)):
-        return (type(thing), thing)
-    if id(thing) in _inside:
-        return ("recursion", _inside.index(id(thing)))
-    inside = (*_inside, id(thing))
 
-    def of(part: Any) -> Hashable:
-        return fingerprint(part, inside)
+    def __init__(self, tokens: Mapping[int, tuple[Any, _Unresolved]] | None = None):
+        self.tokens: dict[int, tuple[Any, _Unresolved]] = dict(tokens or {})
+        self.watches: list[_Watch] = []
+        self._inside: list[Hashable] = []
+        self._known: dict[Hashable, tuple[Any, Hashable]] = {}
+        self._outermost = sys.maxsize  # the depth of the outermost thing that was met again
 
-    if isinstance(thing, Tracer):
-        return _Itself(thing)
-    if hasattr(thing, "__fingerprint__"):
-        return (type(thing), thing.__fingerprint__())
-    if isinstance(thing, (np.ndarray, jax.Array)) and getattr(thing, "is_fully_addressable", True):
+    def read(self, thing: Any) -> Hashable:
+        """The fingerprint."""
+        try:
+            return self.of(thing, called=True)
+        except (_TooLarge, RecursionError):
+            return self.unresolved(thing)
+
+    def of(self, thing: Any, called: bool = False, label: str = "") -> Hashable:
+        """The fingerprint of a part, which is only ``called``, or may be used in any way."""
+        kind = type(thing)
+        if kind in _PLAIN:
+            return (kind, thing)
+        if kind is float:
+            return (float, thing if thing else str(thing))  # 0.0 is not −0.0
+        if kind is tuple:
+            return (tuple, *[self.of(part, called, label) for part in thing])
+        if isinstance(thing, Tracer):
+            return _Itself(thing)
+        if hasattr(kind, "__fingerprint__"):
+            return (kind, self.of(thing.__fingerprint__(), True, label))
+        return self.once((id(thing), called), thing, lambda: self.made_of(thing, called, label))
+
+    def once(self, key: Hashable, thing: Any, read: Callable[[], Hashable]) -> Hashable:
+        """What ``read`` gives, read once; where it is met inside itself, how far out it is."""
+        if key in self._known:
+            return self._known[key][1]
+        depth = len(self._inside)
+        if key in self._inside:
+            met = self._inside.index(key)
+            self._outermost = min(self._outermost, met)
+            return ("recursion", depth - met)
+        if len(self._known) > _LARGEST:
+            raise _TooLarge
+        before, self._outermost = self._outermost, sys.maxsize
+        self._inside.append(key)
+        try:
+            found = read()
+        finally:
+            self._inside.pop()
+        if self._outermost >= depth:  # nothing in it refers to what is outside
+            self._known[key] = thing, found
+        self._outermost = min(self._outermost, before)
+        return found
+
+    def watch(self, label: str, still: Callable[[], bool]) -> None:
+        self.watches.append(_Watch(label, still))
+
+    def unresolved(self, thing: Any) -> Hashable:
+        """A stand-in that equals nothing."""
+        return self.tokens.setdefault(id(thing), (thing, _Unresolved()))[1]
+
+    def made_of(self, thing: Any, called: bool, label: str) -> Hashable:
+        kind = type(thing)
+        if isinstance(thing, types.FunctionType):
+            return self.function(thing)
+        if isinstance(thing, types.MethodType):
+            return self.method(thing.__func__, thing.__self__)
+        if isinstance(thing, type):
+            return self.a_class(thing)
+        if isinstance(thing, types.ModuleType):
+            return _Itself(thing) if is_library(thing.__name__) else self.unresolved(thing)
+        if isinstance(thing, (np.ndarray, np.generic, jax.Array)):
+            return self.array(thing, label)
+        if isinstance(thing, functools.partial):
+            parts = (thing.args, thing.keywords)
+            return ("partial", kind, self.of(thing.func, called), self.of(parts, False, label))
+        if isinstance(thing, (tuple, list)):
+            self.contents(label, thing, list)
+            return (*self.kind(thing), *[self.of(part, called, label) for part in thing])
+        if isinstance(thing, Mapping):
+            self.contents(label, thing, lambda x: [*x.keys(), *x.values()])
+            keys, values = list(thing.keys()), list(thing.values())
+            parts = zip(keys, values, strict=True)
+            pairs = [(self.of(k), self.of(x, called, label)) for k, x in parts]
+            return (*self.kind(thing), *pairs)
+        if isinstance(thing, (set, frozenset)):
+            self.contents(label, thing, lambda x: sorted(x, key=id))
+            return (*self.kind(thing), frozenset(map(self.of, thing)))
+        if isinstance(thing, (int, float, complex, str, bytes)):
+            return (*self.kind(thing), hash(thing), repr(thing))
+        if isinstance(thing, (types.BuiltinFunctionType, types.MethodWrapperType)):
+            return self.builtin(thing)
+        if isinstance(thing, (property, functools.cached_property, staticmethod, classmethod)):
+            return (kind, self.of(_inner(thing)))
+        return self.an_object(thing, called, label)
+
+    def kind(self, thing: Any) -> tuple[Hashable, ...]:
+        """The type of a container; a user's own counts by what it adds."""
+        kind = type(thing)
+        if is_library(kind.__module__):
+            return (kind,)
+        return (self.of(kind), *[(k, self.of(x)) for k, x in sorted((_state(thing) or {}).items())])
+
+    def contents(self, label: str, thing: Any, listed: Callable[[Any], list[Any]]) -> None:
+        """Watch a container: the same things must stay in it."""
+        if isinstance(thing, (tuple, frozenset)):
+            return
+        held = listed(thing)
+
+        def still() -> bool:
+            now = listed(thing)
+            return len(now) == len(held) and all(map(operator.is_, now, held))
+
+        self.watch(label or f"a {type(thing).__name__} that it holds", still)
+
+    def array(self, thing: Any, label: str) -> Hashable:
+        if not getattr(thing, "is_fully_addressable", True):
+            return _Itself(thing)
         try:
             values = np.asarray(thing)
         except TypeError:  # typed PRNG keys hold no plain numbers
             return _Itself(thing)
-        return ("array", values.shape, str(values.dtype), values.tobytes())
-    if isinstance(thing, types.FunctionType):
-        cells = zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True)
-        found = tuple(
-            _Rebound(x) if name in _rebinds(thing.__code__) and isinstance(x, (int, float)) else x
-            for name, x in ((name, _contents(cell)) for name, cell in cells)
-        )
-        captured = of(found), of(thing.__defaults__), of(thing.__kwdefaults__)
-        return ("function", thing.__code__, id(thing.__globals__), *captured)
-    if isinstance(thing, types.MethodType):
-        return ("method", of(thing.__func__), of(thing.__self__))
-    if isinstance(thing, functools.partial):
-        return ("partial", of(thing.func), of(thing.args), of(thing.keywords))
-    if isinstance(thing, Mapping):
-        return (type(thing), frozenset((of(key), of(value)) for key, value in thing.items()))
-    if isinstance(thing, (tuple, list)):
-        return (type(thing), *map(of, thing))
-    if not jax.tree_util.all_leaves([thing]):
-        leaves, structure = jax.tree.flatten(thing)
-        return ("tree", structure, *map(of, leaves))
-    try:
-        hash(thing)
-    except TypeError:
-        return _Itself(thing)
-    return (type(thing), thing)
+        if values.dtype == object:
+            return ("array", values.shape, self.of(values.ravel().tolist(), False, label))
+        held = values.tobytes()
+        if isinstance(thing, np.ndarray):
+            self.watch(label or "an array that it holds", lambda: thing.tobytes() == held)
+        return ("array", values.shape, str(values.dtype), held)
+
+    def builtin(self, thing: Any) -> Hashable:
+        """A function written in C, or a method of a C type."""
+        owner = getattr(thing, "__self__", None)
+        if owner is None or isinstance(owner, types.ModuleType):
+            module = getattr(thing, "__module__", None)
+            if module in _IMPURE or thing.__name__ in _REFLECTING:
+                return self.unresolved(thing)
+            return _Itself(thing)
+        return ("builtin", thing.__name__, self.of(owner))
+
+    # Functions
+
+    def function(self, thing: types.FunctionType, first: Any = _MISSING) -> Hashable:
+        """A function, whose first argument may be known, as that of a method is."""
+        code, defaults, keywords = thing.__code__, thing.__defaults__, thing.__kwdefaults__
+        module = thing.__globals__.get("__name__")
+        parts = code_key(code), self.of(defaults), self.of(keywords)
+        cells = dict(zip(code.co_freevars, thing.__closure__ or (), strict=True))
+        if is_library(module):
+            if str(module).partition(".")[0] in _IMPURE or code.co_name in _REFLECTING:
+                return self.unresolved(thing)
+            captured = [self.captured(code, name, cell, ()) for name, cell in cells.items()]
+            known = () if first is _MISSING else (self.of(first),)
+            return ("function", module, *parts, *captured, *known)
+
+        def still() -> bool:
+            same = thing.__code__ is code and thing.__defaults__ is defaults
+            return same and thing.__kwdefaults__ is keywords
+
+        self.watch(f"the function {thing.__qualname__}", still)
+        found = reads(code)
+        values = [self.of(vars(thing))] if vars(thing) else []
+        values += [self.variable(thing, path) for path in found.globals]
+        for name, *attributes in found.captured:
+            cell = cells[name]
+            held = _contents(cell)
+            self.watch(name, lambda cell=cell, held=held: _contents(cell) is held)
+            values.append(self.captured(code, name, cell, tuple(attributes)))
+        values += [self.imported(thing, path) for path in found.imported]
+        if first is not _MISSING:
+            name = code.co_varnames[0] if code.co_argcount else "self"
+            values += [self.along(first, path, name) for path in found.first]
+        return ("function", *parts, *values)
+
+    def captured(
+        self, code: types.CodeType, name: str, cell: types.CellType, path: Path
+    ) -> Hashable:
+        held = _contents(cell)
+        if name in rebinds(code) and isinstance(held, (int, float)):
+            # Optax's cosine_decay_schedule makes its number of steps a float when it is called.
+            return ("rebound", held)
+        return self.along(held, path, name)
+
+    def variable(self, function: types.FunctionType, path: Path) -> Hashable:
+        """What a global name stands for, and its attributes."""
+        name, *attributes = path
+        scope = function.__globals__
+        held = scope.get(name, _MISSING)
+        self.watch(name, lambda: scope.get(name, _MISSING) is held)
+        if held is not _MISSING:
+            return self.along(held, tuple(attributes), name)
+        builtins: Any = scope.get("__builtins__", {})
+        builtins = vars(builtins) if isinstance(builtins, types.ModuleType) else builtins
+        found = builtins.get(name, _MISSING)
+        self.watch(name, lambda: builtins.get(name, _MISSING) is found)
+        return self.along(found, tuple(attributes), name)
+
+    def imported(self, function: types.FunctionType, path: Path) -> Hashable:
+        """What a function imports when it is called."""
+        name, *attributes = path
+        module = sys.modules.get(name)
+        if is_library(name):
+            return (name, *attributes)
+        if module is None or not attributes:
+            return self.unresolved(function)
+        return self.along(module, tuple(attributes), name)
+
+    def along(self, thing: Any, path: Path, label: str) -> Hashable:
+        """What is found along a path of attributes; no more than that of objects and modules."""
+        if thing is _MISSING:
+            return ("missing",)
+        for depth, attribute in enumerate(path):
+            found = _attribute(thing, attribute)
+            if found is None:
+                return self.of(thing, label=label)
+            owner, raw = found
+            label = f"{label}.{attribute}"
+            self.watch(
+                label,
+                lambda thing=thing, attribute=attribute, raw=raw: (
+                    (now := _attribute(thing, attribute)) is not None and now[1] is raw
+                ),
+            )
+            if isinstance(thing, types.ModuleType) and is_library(thing.__name__) and callable(raw):
+                return self.of(raw) if _is_impure(raw) else _Itself(raw)
+            if owner is not None and isinstance(raw, _DESCRIPTORS):
+                # The rest of the path is of what it returns, which follows from what it reads.
+                bound = owner if isinstance(raw, classmethod) else thing
+                inner = _inner(raw)
+                return (
+                    self.of(inner) if isinstance(raw, staticmethod) else self.method(inner, bound)
+                )
+            if owner is not None and isinstance(raw, types.FunctionType) and owner is not thing:
+                rest = path[depth + 1 :]
+                return self.method(raw, thing) if not rest else self.of(thing, label=label)
+            if owner is not None and not isinstance(thing, type) and hasattr(raw, "__get__"):
+                return self.of(thing, label=label)  # a descriptor that may do anything
+            if isinstance(thing, list) and attribute in ("append", "extend"):
+                return (attribute, _Itself(thing))  # what is in it is not read
+            thing = raw
+        return self.of(thing, label=label)
+
+    def method(self, function: Any, owner: Any) -> Hashable:
+        """A function whose first argument is the owner."""
+        if not isinstance(function, types.FunctionType):
+            return ("method", self.of(function), self.of(owner))
+        key = (id(function), id(owner), "method")
+        return self.once(key, (function, owner), lambda: ("method", self.function(function, owner)))
+
+    # Objects and classes
+
+    def an_object(self, thing: Any, called: bool, label: str) -> Hashable:
+        kind = type(thing)
+        if is_library(kind.__module__):
+            if kind.__module__ in _IMPURE:
+                return self.unresolved(thing)
+            named = getattr(thing, "__dict__", {}).get("__module__")
+            if kind is object or (named is not None and is_library(named)):
+                return _Itself(thing)  # has no attributes, or is a wrapped function of a library
+            if kind.__hash__ not in (None, object.__hash__) and not hasattr(thing, "__wrapped__"):
+                try:
+                    hash(thing)
+                except TypeError:
+                    return self.unresolved(thing)
+                return (kind, thing)
+        elif called and (found := _attribute(kind, "__call__")) is not None:
+            call = found[1]
+            self.watch(
+                label or kind.__name__, lambda: (_attribute(kind, "__call__") or found)[1] is call
+            )
+            return ("called", self.method(call, thing))
+        held = _state(thing)
+        if held is None:
+            if type(thing).__module__ == "numpy" and callable(thing):  # a ufunc
+                return _Itself(thing)
+            return self.unresolved(thing)
+
+        def still() -> bool:
+            now = _state(thing) or {}
+            return now.keys() == held.keys() and all(now[k] is x for k, x in held.items())
+
+        self.watch(label or f"a {kind.__name__} that it holds", still)
+        front = f"{label or kind.__name__}."
+        parts = [(k, self.of(x, label=front + k)) for k, x in sorted(held.items())]
+        return ("object", self.of(kind), *parts)
+
+    def a_class(self, kind: type) -> Hashable:
+        if is_library(kind.__module__):
+            return self.unresolved(kind) if kind.__module__ in _IMPURE else _Itself(kind)
+        held = {k: x for k, x in vars(kind).items() if _counts(k, x)}
+
+        def still() -> bool:
+            return all(vars(kind).get(k) is x for k, x in held.items())
+
+        self.watch(f"the class {kind.__qualname__}", still)
+        front = f"{kind.__name__}."
+        members = [(k, self.of(x, label=front + k)) for k, x in sorted(held.items())]
+        return ("class", kind.__qualname__, self.of(kind.__bases__), *members)
 
 
-class _Rebound(NamedTuple):
-    """A captured number that the function rebinds when it is called: it counts without its type.
-
-    Optax's cosine_decay_schedule makes its number of steps a float.
-    """
-
-    number: float
-
-    def __fingerprint__(self) -> Hashable:
-        return self.number
+_DESCRIPTORS = (property, functools.cached_property, staticmethod, classmethod)
 
 
-@functools.cache
-def _rebinds(code: types.CodeType) -> frozenset[str]:
-    stored = {x.argval for x in dis.get_instructions(code) if x.opname == "STORE_DEREF"}
-    return frozenset(stored.intersection(code.co_freevars))
+def _inner(descriptor: Any) -> Any:
+    if isinstance(descriptor, property):
+        return descriptor.fget
+    if isinstance(descriptor, functools.cached_property):
+        return descriptor.func
+    return descriptor.__func__
+
+
+def _is_impure(thing: Any) -> bool:
+    module = str(getattr(thing, "__module__", None) or type(thing).__module__)
+    named = getattr(thing, "__name__", "")
+    return module.partition(".")[0] in _IMPURE or named in _REFLECTING
+
+
+def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
+    """Who holds the attribute (None for the thing itself), and it; None if none is sure to do."""
+    if isinstance(thing, types.ModuleType):
+        held = vars(thing).get(name, _MISSING)
+        if held is _MISSING and is_library(thing.__name__):
+            held = getattr(thing, name, _MISSING)
+        return None if held is _MISSING else (None, held)
+    if isinstance(thing, type):
+        for kind in thing.__mro__:
+            if name in vars(kind):
+                raw = vars(kind)[name]
+                return (thing, raw) if isinstance(raw, _DESCRIPTORS) else (None, raw)
+        return None
+    kind = type(thing)
+    if isinstance(thing, list) and name in ("append", "extend"):
+        return None, name
+    if kind.__getattribute__ is not object.__getattribute__ and not isinstance(
+        thing, types.FunctionType
+    ):
+        return None
+    own = getattr(thing, "__dict__", None)
+    if own is None and not any("__slots__" in vars(k) for k in kind.__mro__):
+        return None
+    if isinstance(thing, (Mapping, Sequence, Set)):
+        return None
+    raw = next((vars(k)[name] for k in kind.__mro__ if name in vars(k)), _MISSING)
+    if isinstance(raw, types.MemberDescriptorType):  # a slot
+        value = getattr(thing, name, _MISSING)
+        return None if value is _MISSING else (None, value)
+    if isinstance(raw, property):
+        return kind, raw
+    if own is not None and name in own:
+        return None, own[name]
+    return None if raw is _MISSING else (kind, raw)
+
+
+def _state(thing: Any) -> dict[str, Any] | None:
+    """The attributes of an object; None if it may have others that can't be seen."""
+    kind = type(thing)
+    own = getattr(thing, "__dict__", None)
+    slots = {
+        name: value
+        for k in kind.__mro__
+        for name, raw in vars(k).items()
+        if isinstance(raw, types.MemberDescriptorType)
+        and (value := getattr(thing, name, _MISSING)) is not _MISSING
+    }
+    if own is None and not any("__slots__" in vars(k) for k in kind.__mro__):
+        return None
+    return {**slots, **{str(k): x for k, x in (own or {}).items() if k != "__doc__"}}
+
+
+def _counts(name: str, member: Any) -> bool:
+    """Whether a member of a class says how its objects behave."""
+    is_special = name.startswith("__") and name.endswith("__")
+    return isinstance(member, types.FunctionType) if is_special else name != "_abc_impl"
 
 
 def _contents(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # a name that the enclosing function has not bound (yet)
-        return types.CellType
+        return _MISSING
 
 
-def _holds_tracer(key: Hashable) -> bool:
+def _lasts(key: Hashable) -> bool:
     if isinstance(key, _Itself):
-        return isinstance(key.thing, Tracer)
-    return isinstance(key, (tuple, frozenset)) and any(map(_holds_tracer, key))
+        return not isinstance(key.thing, Tracer)
+    return not isinstance(key, (tuple, frozenset)) or all(map(_lasts, key))
 
 
 class ByValue:
-    """Anything, compared by its fingerprint.
+    """Anything, compared by its fingerprint as it was when this was made.
 
     >>> halving = lambda start: lambda t: start * 0.5**t
     >>> ByValue(halving(0.1)) == ByValue(halving(0.1)), ByValue(1.0) == ByValue(1)
     (True, False)
+
+    If what its functions read has changed since, it equals only itself.
+
+    >>> rate = 0.1
+    >>> old, equal = ByValue(lambda t: rate), ByValue(lambda t: rate)
+    >>> rate = 0.2
+    >>> old.is_stale, old == old, old == equal, old == ByValue(lambda t: rate)
+    (True, True, False, False)
     """
 
     def __init__(self, value: Any):
         self.value = value
-        self.key: Hashable = fingerprint(value)
+        # Whether a program may have been compiled for it when it was stale: with other values.
+        self.strayed: bool = False
+        reader = _Reader()
+        self.key: Hashable = reader.read(value)
         self._hash = hash(self.key)
+        self._tokens = reader.tokens
+        self._watches: list[_Watch] = reader.watches
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it reads anything that may change."""
+        return bool(self._watches)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what it reads has changed since it was made."""
+        for _, still in self._watches:
+            if not still():
+                break
+        else:
+            return False
+        reader = _Reader(self._tokens)
+        if reader.read(self.value) != self.key:
+            return True
+        self._watches = reader.watches  # other objects of equal values
+        return False
+
+    def changes(self) -> list[str]:
+        """The names of what has changed since it was made."""
+        return list(dict.fromkeys(label for label, still in self._watches if not still()))
 
     @functools.cached_property
-    def traced(self) -> bool:
-        """Whether it rests on a value that lives only while some function is being traced."""
-        return _holds_tracer(self.key)
+    def lasts(self) -> bool:
+        """Whether a program that is compiled for it stays right.
+
+        Not if it rests on a value that lives only while some function is being traced, or on what
+        can't be resolved, which may change unnoticed.
+        """
+        return not self._tokens and _lasts(self.key)
+
+    def renewed(self) -> Self:
+        """The same, with the fingerprint as it is now."""
+        again = object.__new__(type(self))
+        again.__dict__.update(self.__dict__)
+        again.__dict__.pop("lasts", None)
+        ByValue.__init__(again, self.value)
+        return again
+
+    def __fingerprint__(self) -> Any:
+        return self.value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.value,)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, ByValue) and self.key == other.key)
+        if self is other:
+            return True
+        if not (type(other) is type(self) and self.key == other.key):
+            return False
+        return not any(x.strayed or x.is_stale for x in (self, other))
 
     def __hash__(self) -> int:
         return self._hash

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Self
 
+from adamx.core.errors import StageError
 from adamx.core.identity import ByValue
 
 if TYPE_CHECKING:
@@ -29,19 +29,14 @@ class Around(ByValue):
         """The code that puts it around links, from theirs."""
         raise NotImplementedError
 
-    def __fingerprint__(self) -> Hashable:
-        return self.key
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.value,)
-
 
 class Link:
     """One place of a chain.
 
     Attributes:
         name: what it is called in the state.
-        structure: what programs are compiled for, apart from its numbers.
+        structure: what programs are compiled for, apart from its numbers; with ``around`` all that
+            may read what can change.
         around: what is put around it, the outermost first.
     """
 
@@ -55,6 +50,46 @@ class Link:
         from adamx.core.selection import Chosen  # a selection is put around links
 
         return tuple(x for x in self.around if isinstance(x, Chosen))
+
+    @property
+    def records(self) -> tuple[ByValue, ...]:
+        """What its functions read, as it was when they were given."""
+        return (self.structure, *self.around)
+
+    def renewed(self) -> Self:
+        """The same, made again: with what its functions read as it is now."""
+        link = copy.copy(self)
+        link.structure = self.structure.renewed()
+        link.around = tuple(around.renewed() for around in self.around)
+        return link
+
+    @classmethod
+    def of_records(cls, structure: ByValue, around: tuple[Around, ...]) -> Self:
+        """A link that is known by its records alone."""
+        link = object.__new__(cls)
+        link.structure, link.around = structure, around
+        return link
+
+    def settled(self) -> Self:
+        """Itself, if its functions still give what they gave when it was made or last used.
+
+        Raises:
+            StageError: if something that they read has changed.
+        """
+        changed = [what for x in self.records if x.is_stale for what in x.changes()]
+        if changed:
+            raise StageError(
+                f"{self.functions} reads {', '.join(dict.fromkeys(changed))}, which has changed "
+                "since the optimiser was made or last used: a step that is compiled may still "
+                "use the old value. Make the optimiser again, or give the function the value as "
+                "an argument, as in lambda t, lr=lr: …"
+            ).within(stage=self.name)
+        return self
+
+    @property
+    def functions(self) -> str:
+        """Its functions, as an error calls them."""
+        return "a function that it holds"
 
     def within(self, around: Around) -> Self:
         """The same, with this around it."""

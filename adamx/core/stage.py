@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core import hyper, random
-from adamx.core.errors import StageError
-from adamx.core.identity import ByValue, fingerprint
+from adamx.core.errors import StageError, failed_schedule
+from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
+from adamx.core.reads import is_library
 from adamx.core.signal import Signal, statistics_dtype
 from adamx.core.types import Values
 
@@ -132,6 +133,12 @@ class Definition:
         ]
         self.equations: Callable[..., Any] | None = None  # in symbols, see adamx.core.equations
 
+    @functools.cached_property
+    def bare(self) -> ByValue | None:
+        """What it is compiled for with numbers alone; None if the factory reads what may change."""
+        record = ByValue((self, (), ()))
+        return None if record.is_open else record
+
     def bind(self, *args: Any, **kwargs: Any) -> Stage:
         """A stage with these arguments, checked."""
         try:
@@ -150,9 +157,16 @@ class Definition:
                         "(adamx.core.Real, NonNegative, Positive, Decay), so it is a part of the "
                         f"stage's structure, one number; got {hyper.show(arguments[name])}"
                     )
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{self.name}: {error}") from None
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
         return Stage(self, arguments)
+
+    def __fingerprint__(self) -> Any:
+        module = self.factory.__globals__["__name__"]
+        is_fixed = is_library(module) and self.factory.__closure__ is None
+        return f"{module}.{self.factory.__qualname__}" if is_fixed else self.factory
 
     def __repr__(self) -> str:
         return f"<stage {self.name}>"
@@ -180,13 +194,19 @@ class Stage(Link):
             for name in definition.domains
             if not (callable(arguments[name]) and jax.tree_util.all_leaves([arguments[name]]))
         )
-        self.structure: ByValue = ByValue(
-            {k: x for k, x in arguments.items() if k not in self.data}
-        )
+        kept = tuple((k, x) for k, x in arguments.items() if k not in self.data)
+        hollow = tuple(_hollow(arguments[k]) for k in self.data if callable(arguments[k]))
+        bare = definition.bare if not kept and not hollow else None
+        self.structure: ByValue = bare or ByValue((definition, kept, hollow))
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.definition.name
+
+    @property
+    def functions(self) -> str:
+        names = [k for k in self.definition.domains if callable(self.arguments[k])]
+        return f"the schedule of {' or '.join(names)}" if names else super().functions
 
     def replace(self, **changes: Any) -> Stage:
         """The stage with other values of these arguments."""
@@ -202,10 +222,9 @@ class Stage(Link):
                     with jax.numpy_dtype_promotion("standard"):  # the count meets floats there
                         value = now[name](count)
                     now[name] = hyper.canonical(name, value, domain)
-                except (TypeError, ValueError) as error:
-                    raise type(error)(
-                        f"{self.name}: the schedule of {name} went wrong: {error}"
-                    ) from error
+                except Exception as error:
+                    traced = isinstance(count, Tracer)
+                    raise failed_schedule(self.name, name, error, traced=traced) from error
             if np.ndim(now[name]) > 0:
                 raise StageError(
                     f"{name} has the shape {np.shape(now[name])}, where one number is needed; a "
@@ -227,8 +246,8 @@ class Stage(Link):
             return rule
         return dataclasses.replace(rule, clocks={**rule.clocks, "key": _key(rule.seed)})
 
-    def __fingerprint__(self) -> Hashable:
-        return self.definition, fingerprint(self.arguments), self.around
+    def __fingerprint__(self) -> Any:
+        return self.definition, tuple(self.arguments.items()), self.around
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Stage, (self.definition, self.arguments, self.around)
@@ -244,18 +263,26 @@ class Stage(Link):
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         numbers = [(jax.tree_util.DictKey(name), self.arguments[name]) for name in self.data]
-        return numbers, (self.definition, self.data, self.structure, self.around)
+        return numbers, (self.data, self.structure, self.around)
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[Any, ...], numbers: Any) -> Stage:
         stage = object.__new__(cls)
-        stage.definition, stage.data, stage.structure, stage.around = aux
-        known = {**stage.structure.value, **dict(zip(stage.data, numbers, strict=True))}
+        stage.data, stage.structure, stage.around = aux
+        stage.definition, kept, _ = stage.structure.value
+        known = {**dict(kept), **dict(zip(stage.data, numbers, strict=True))}
         stage.arguments = {name: known[name] for name in stage.definition.signature.parameters}
         return stage
 
 
 jax.tree_util.register_pytree_with_keys_class(Stage)
+
+
+def _hollow(schedule: Any) -> Any:
+    """A schedule that is a pytree, without the numbers that are its leaves."""
+    return jax.tree.map(
+        lambda x: None if isinstance(x, (jax.Array, np.ndarray, float)) else x, schedule
+    )
 
 
 def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal, Slots]]:

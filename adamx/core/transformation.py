@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ParamSpec, Self
 
@@ -12,7 +12,6 @@ import optax
 
 from adamx.core import editing, engine
 from adamx.core.foreign import Foreign
-from adamx.core.identity import ByValue, Static
 from adamx.core.link import Link
 from adamx.core.naming import names, written
 from adamx.core.signal import Signal
@@ -44,16 +43,20 @@ class Transformation(optax.GradientTransformationExtraArgs):
     )
     """
 
-    links: tuple[Link, ...]
-    _split: tuple[Static, list[Any]]
+    _program: engine.Program
 
     def __new__(cls, links: tuple[Link, ...]) -> Transformation:
-        split = Static.split(links)
-        init = functools.partial(_init, links)
-        update = functools.partial(_update, links, split)
+        program = engine.Program(links)
+        init = functools.partial(_init, program)
+        update = functools.partial(_update, program)
         self = super().__new__(cls, init, update)
-        self.links, self._split = links, split
+        self._program = program
         return self
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Its places, in their order."""
+        return self._program.last.links
 
     def init(self, params: PyTree) -> State:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The state before the first step.
@@ -70,7 +73,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         Raises:
             StageError: for a leaf that is no array, or an array of integers.
         """
-        return _init(self.links, params)
+        return _init(self._program, params)
 
     def update(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, updates: Params, state: State, params: PyTree = None, **extra_args: Any
@@ -99,7 +102,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
             StageError: naming stage and parameter, if trees, shapes or dtypes do not match, or
                 a stage lacks what it needs.
         """
-        return _update(self.links, self._split, updates, state, params, **extra_args)
+        return _update(self._program, updates, state, params, **extra_args)
 
     def replace(self, changes: Mapping[str, Any] = MappingProxyType({}), /, **named: Any) -> Self:
         """The same chain with other values of some arguments; this one stays as it is.
@@ -121,20 +124,25 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return type(self)(editing.replace(self.links, {**changes, **named}))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Transformation) and self._value == other._value
+        return isinstance(other, Transformation) and self._program == other._program
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(self._value)
+        return hash(self._program)
 
-    def __fingerprint__(self) -> Hashable:
-        return self._value.key
+    def __fingerprint__(self) -> Any:
+        return self.links
 
-    @functools.cached_property
-    def _value(self) -> ByValue:
-        return ByValue(self.links)
+    def settled(self) -> tuple[Link, ...]:
+        """Its links, if their functions still give what the last step that was compiled uses.
+
+        Raises:
+            StageError: if something that they read has changed since; what is read of them outside
+                a step would not be what the step uses.
+        """
+        return self._program.settled()
 
     def __repr__(self) -> str:
         return written(self.links)
@@ -154,19 +162,18 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return type(self), (self.links,)
 
 
-def _init(links: tuple[Link, ...], params: PyTree) -> State:
-    return engine.init(links, params)
+def _init(program: engine.Program, params: PyTree) -> State:
+    return engine.init(program.now().links, params)
 
 
 def _update(
-    links: tuple[Link, ...],
-    split: tuple[Static, list[Any]],
+    program: engine.Program,
     updates: PyTree,
     state: Any,
     params: PyTree = None,
     **extra_args: Any,
 ) -> tuple[PyTree, State]:
-    return engine.update(links, split, updates, state, params, extra_args)
+    return engine.update(program, updates, state, params, extra_args)
 
 
 jax.tree_util.register_pytree_with_keys(

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from adamx.core import Transformation, chain
 from adamx.core.errors import described
 from adamx.core.foreign import Foreign
-from adamx.core.identity import fingerprint
+from adamx.core.identity import alike
 from adamx.core.link import Around, Link
 from adamx.core.selection import Part, Where
 from adamx.core.stage import Stage
@@ -150,7 +150,7 @@ class _Writer:
         self.reader = _Reader(names)
 
     def chain(self, opt: Transformation, place: str) -> list[Any]:
-        return [self.link(link, f"{place}[{i}]") for i, link in enumerate(opt.links)]
+        return [self.link(link, f"{place}[{i}]") for i, link in enumerate(opt.settled())]
 
     def link(self, link: Link, place: str) -> dict[str, Any]:
         around = [self.around(x, f"{place}.around[{i}]") for i, x in enumerate(link.around)]
@@ -184,7 +184,7 @@ class _Writer:
     def proved(self, value: Any, place: str) -> Any:
         """What is written, if it is the same when it is read."""
         written = self.value(value, place)
-        if fingerprint(self.reader.value(written, place)) != fingerprint(value):
+        if not alike(self.reader.value(written, place), value):
             raise ValueError(f"{place}: {value!r} would not come back from JSON as it is")
         return written
 

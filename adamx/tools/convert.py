@@ -476,7 +476,7 @@ def _links(opt: Any) -> dict[str, Link]:
             f"opt is an adamx optimiser, got {described(opt)}; "
             "adamx.chain() makes one of any Optax transformation"
         )
-    return dict(zip(names(opt.links), opt.links, strict=True))
+    return dict(zip(names(opt.links), opt.settled(), strict=True))
 
 
 _MADE = "Pass the chain that made it, and the same parameters on both sides"

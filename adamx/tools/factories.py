@@ -12,7 +12,7 @@ from typing import Any
 import optax
 
 from adamx import stages
-from adamx.core.identity import fingerprint
+from adamx.core.identity import alike
 from adamx.core.stage import Definition
 
 __all__ = ["Names", "call", "calls", "default_of"]
@@ -55,8 +55,7 @@ class Names:
 
     def own(self, thing: Any) -> str | None:
         """The user's name for it."""
-        key = fingerprint(thing)
-        return next((name for name, x in self.known.items() if fingerprint(x) == key), None)
+        return next((name for name, x in self.known.items() if alike(x, thing)), None)
 
     def function(self, function: Callable[..., Any]) -> str | None:
         """The name by which a function itself is found."""
@@ -88,7 +87,6 @@ def _package(function: Callable[..., Any]) -> str:
 
 def calls(thing: Any, names: Names) -> Iterator[tuple[str, dict[str, Any]]]:
     """Calls that give this very thing: factory and arguments, guessed, and proved by doing it."""
-    key = fingerprint(thing)
     captured: dict[str, dict[str, Any]] = {}
     for function in _functions(thing):
         for name, _ in names.factories(function):
@@ -97,7 +95,7 @@ def calls(thing: Any, names: Names) -> Iterator[tuple[str, dict[str, Any]]]:
         factory = names.find(name)
         for arguments in itertools.islice(_guesses(factory, variables), 64):
             try:
-                proved = fingerprint(call(factory, arguments)) == key
+                proved = alike(call(factory, arguments), thing)
             except Exception:  # a wrong guess may go wrong in any way
                 continue
             if proved:

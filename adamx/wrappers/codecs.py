@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.identity import fingerprint
+from adamx.core.identity import ByValue
 from adamx.core.types import Array, BFloat16, Float32, Int8, Int32, PyTree, UInt8, UInt32
 
 __all__ = ["CODECS", "Codec", "as_codec", "bf16", "fp8", "int8"]
@@ -75,25 +75,23 @@ class Codec:
     decode: Decode
     rounding: str = "stochastic"
     arguments: tuple[tuple[str, Any], ...] = ()
+    _record: ByValue = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.rounding not in ("stochastic", "nearest"):
             raise ValueError(
                 f"{self.name}: rounding must be 'stochastic' or 'nearest', got {self.rounding!r}"
             )
+        object.__setattr__(self, "_record", ByValue(self.__fingerprint__()))
 
-    def __fingerprint__(self) -> Hashable:
-        return self._key
-
-    @functools.cached_property
-    def _key(self) -> Hashable:
-        return self.name, fingerprint(self.encode), fingerprint(self.decode), self.rounding
+    def __fingerprint__(self) -> Any:
+        return self.name, self.encode, self.decode, self.rounding
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Codec) and self._key == other._key
+        return isinstance(other, Codec) and self._record == other._record
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash(self._record)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Codec, (self.name, self.encode, self.decode, self.rounding, self.arguments)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core import Signal, Squares, StageError, Transformation
-from adamx.core.hyper import clock_dtype
+from adamx.core.hyper import LARGEST_COUNT, clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View, nothing
 from adamx.core.reading import find
@@ -32,9 +32,17 @@ class Watch(Observer):
     name = "watch"
 
     def __init__(self, groups: Groups, every: int):
-        self.groups: Groups = groups
-        self.every: int = every
         self.structure: ByValue = ByValue((groups, every))
+
+    @property
+    def groups(self) -> Groups:
+        """The groups that are measured too."""
+        return self.structure.value[0]
+
+    @property
+    def every(self) -> int:
+        """In which steps it looks."""
+        return self.structure.value[1]
 
     def observe(self, view: View, before: Any, looks: bool) -> Any:
         def look() -> Any:
@@ -108,7 +116,7 @@ class Watch(Observer):
         return label
 
     def __fingerprint__(self) -> Any:
-        return self.structure.key, self.around
+        return self.groups, self.every, self.around
 
     def __repr__(self) -> str:
         groups = f"groups={self.groups!r}" if self.groups is not None else ""
@@ -119,7 +127,7 @@ class Watch(Observer):
 jax.tree_util.register_pytree_node(
     Watch,
     lambda link: ((), (link.structure, link.around)),
-    lambda aux, _: Watch(*aux[0].value).surrounded(aux[1]),
+    lambda aux, _: Watch.of_records(*aux),
 )
 
 
@@ -242,7 +250,7 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
 
     Raises:
         TypeError: for groups that are none.
-        ValueError: if ``every`` is less than 1.
+        ValueError: if ``every`` is less than 1, or more than the count of steps can be.
         StageError: from ``init`` and ``update``, for a group's pattern that means no parameter,
             and a function of groups that raises or returns no name.
 
@@ -257,6 +265,8 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be a whole number of steps, at least 1, got {every!r}")
+    if every > LARGEST_COUNT:
+        raise ValueError(f"every must be at most {LARGEST_COUNT}, where the count stops")
     if isinstance(groups, Mapping):
         groups = {str(label): checked(selector) for label, selector in groups.items()}
     elif groups is not None and not callable(groups):
