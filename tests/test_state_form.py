@@ -70,6 +70,17 @@ def test_every_optimiser_refuses_it_and_takes_it_under_vmap(name):
     assert after == jax.eval_shape(lambda x: x, state)
 
 
+@pytest.mark.parametrize("codec", ["bf16", "fp8", "int8"])
+@pytest.mark.parametrize("with_params", [False, True])
+def test_a_stored_state_made_under_vmap(codec, with_params):
+    opt = adamx.store(adamx.sgd(0.1, momentum=0.9), codec, min_size=1)
+    state = batched(opt, PARAMS) | {"count": jnp.zeros((), jnp.int32)}
+    state["scale_by_heavy_ball"]["key"] = jnp.zeros((), jnp.uint32)
+    named = says("'scale_by_heavy_ball'", "['b']", "'trace'", "[4,2]", f"'{codec}' makes", "vmap")
+    with pytest.raises(StageError, match=named):
+        opt.update(PARAMS, state, PARAMS if with_params else None)
+
+
 @pytest.mark.parametrize(
     "count", [jnp.zeros(()), jnp.zeros(4, jnp.int32), np.zeros(1, int), True], ids=repr
 )

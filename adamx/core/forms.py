@@ -101,15 +101,14 @@ class Form:
         start = self.start(np.shape(gradient), jax.typeof(gradient).dtype)
         if start is _UNKNOWN:
             return
-        if jax.tree.structure(start) == jax.tree.structure(kept):
-            if list(map(np.shape, jax.tree.leaves(start))) != list(
-                map(np.shape, jax.tree.leaves(kept))
-            ):
-                self._fail(
-                    f"is {kinds(kept)} in the state, where init() makes {kinds(start)}. {_REMEDY}"
-                )
+        same = jax.tree.structure(start) == jax.tree.structure(kept)
+        if same and _shapes(start) == _shapes(kept):
             return
         self._check_codecs(start, kept)
+        if same:
+            self._fail(
+                f"is {kinds(kept)} in the state, where init() makes {kinds(start)}. {_REMEDY}"
+            )
         if not _is_plain(kept):
             raise ValueError
 
@@ -123,9 +122,10 @@ class Form:
             )
 
     def _check_codecs(self, start: PyTree, kept: PyTree) -> None:
-        if jax.tree.structure(start) == jax.tree.structure(kept):
+        """Two forms that differ do so for another reason than a codec."""
+        if not codecs_of(start) | codecs_of(kept):
             return
-        if codecs_of(start) | codecs_of(kept):
+        if jax.tree.structure(start) != jax.tree.structure(kept):
             held, wanted = (
                 f"as {', '.join(codecs_of(x))}" if codecs_of(x) else "without a codec"
                 for x in (kept, start)
@@ -134,6 +134,11 @@ class Form:
                 f"is kept {held} in the state, and {wanted} by this chain. Bring it over: "
                 "adamx.restore_state(state, opt, params)"
             )
+        codec = self.first.codec if isinstance(self.first, Slot) else ""
+        self._fail(
+            f"is {kinds(kept)} in the state, where {codec or 'init()'} makes {kinds(start)}: the "
+            f"state was stored with other arguments, or is not of this parameter. {_REMEDY}"
+        )
 
     def _fail(self, message: str) -> NoReturn:
         raise StageError(f"slot {self.slot!r} {message}").within(stage=self.stage)
@@ -166,6 +171,10 @@ def _is_plain(kept: Any) -> bool:
 def _form(x: PyTree) -> Any:
     leaves, tree = jax.tree.flatten(x)
     return tree, [(np.shape(leaf), _dtype(leaf)) for leaf in leaves]
+
+
+def _shapes(x: PyTree) -> list[tuple[int, ...]]:
+    return [np.shape(leaf) for leaf in jax.tree.leaves(x)]
 
 
 def _dtype(x: Any) -> Any:

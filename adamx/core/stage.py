@@ -64,11 +64,13 @@ class Slot:
         start: ``param -> first value``.
         nonnegative: whether it is a square or a norm.
         exact: whether its last digits count, as those of a copy of the parameter.
+        codec: what encodes it between steps, by name; empty where nothing does.
     """
 
     start: Callable[[Any], Any]
     nonnegative: bool = False
     exact: bool = False
+    codec: str = ""
 
     def __call__(self, param: Any) -> Any:
         return self.start(param)

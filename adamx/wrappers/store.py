@@ -193,7 +193,7 @@ class _Encoded:
             # XLA would fold what is computed of zeros, for minutes where arrays are large.
             return self.encode(slot, jax.lax.optimization_barrier(self.rule.slots[slot](param)))
 
-        return Slot(first, exact=True)
+        return Slot(first, exact=True, codec=repr(self.codecs[slot]))
 
     def decode(self, signal: Signal, slots: Mapping[str, Any]) -> dict[str, Any]:
         dtype = jnp.finfo(signal.update.dtype).dtype
