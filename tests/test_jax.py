@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 import reference
 from adamx.core import Rule
+from adamx.core.parts import MANY
 from catalog import OPTIMISERS
 
 RECIPES = {
@@ -900,3 +901,59 @@ def test_device_readings_of_shards_are_their_own(every):
         own = np.concatenate([np.ravel(last["w"][2 * i : 2 * i + 2]), np.ravel(last["b"][i])])
         np.testing.assert_allclose(rms[i], np.sqrt(np.mean(own**2)), rtol=1e-5)
     np.testing.assert_allclose(rate, 0.1, rtol=1e-6)
+
+
+# Many arrays outside jit ------------------------------------------------------------------------
+
+
+def many():
+    """More parameters than are compiled in one program, of several shapes."""
+    rng = np.random.default_rng(0)
+    shapes = [(2, 3), (4,), (), (3, 2, 1), (5, 5)]
+    return {
+        f"layer{i}": {"x": jnp.asarray(rng.standard_normal(shapes[i % 5 if i < 280 else 4]))}
+        for i in range(290)
+    }
+
+
+@pytest.mark.parametrize(
+    "opt",
+    [
+        adamx.adam(optax.linear_schedule(0.1, 0.0, 9)),
+        adamx.adafactor(0.1, min_dim_size_to_factor=2),
+        adamx.sgd(0.1),
+        adamx.chain(adamx.clip_by_global_norm(0.5), adamx.adamw(0.1)),
+        adamx.where("x", adamx.adam(0.1)),
+        adamx.chain(adamx.adam(0.1), adamx.stochastic_rounding(), adamx.watch()),
+    ],
+    ids=["scheduled", "factored", "no slots", "together", "some", "random bits"],
+)
+def test_a_step_of_many_arrays_outside_jit_is_that_inside(opt):
+    params = many()
+    assert len(jax.tree.leaves(params)) > MANY
+    inside = outside = opt.init(params)
+    for _ in range(2):
+        expected, inside = jax.jit(opt.update)(params, inside, params)
+        updates, outside = opt.update(params, outside, params)
+    assert jax.tree.structure((updates, outside)) == jax.tree.structure((expected, inside))
+    for x, y in zip(*map(jax.tree.leaves, ((updates, outside), (expected, inside))), strict=True):
+        assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
+        np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7)
+
+
+def test_many_arrays_without_parameters_or_with_missing_gradients():
+    params, opt = many(), adamx.adam(0.1)
+    state = opt.init(params)
+    alone, _ = opt.update(params, state)
+    lacking = {**params, "layer7": {"x": None}}
+    some, after = opt.update(lacking, state, params)
+    assert some["layer7"]["x"] is None
+    np.testing.assert_array_equal(some["layer8"]["x"], alone["layer8"]["x"])
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_an_error_in_one_of_many_arrays_names_it():
+    params, opt = many(), adamx.adam(0.1)
+    bad = {**params, "layer201": {"x": jnp.ones(7)}}
+    with pytest.raises(adamx.StageError, match=r"\['layer201'\]\['x'\].*shape \(7,\)"):
+        opt.update(bad, opt.init(params), params)

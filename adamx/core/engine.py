@@ -26,6 +26,7 @@ from adamx.core.identity import ByValue, Static, fingerprint
 from adamx.core.link import Link
 from adamx.core.naming import labels, names
 from adamx.core.observer import Observer, View, nothing
+from adamx.core.parts import MANY, step_in_parts
 from adamx.core.reading import remedy_for
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal
@@ -142,6 +143,10 @@ def _started(first: Any, param: Any, tree: Any, index: int, stage: str) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, copy=True) if x is param else x, slot)
 
 
+class _Beyond(Exception):
+    """A link sees more than one array at a time."""
+
+
 class Program:
     """A row of links, and what its steps are compiled for; equal by value.
 
@@ -159,6 +164,25 @@ class Program:
     def split(self) -> tuple[Static, list[Any]]:
         """What a step is compiled for, and the arrays that it is given."""
         return Static.split(self.links)
+
+    @functools.cached_property
+    def slots(self) -> dict[str, tuple[str, ...]] | None:
+        """Every stage's slots; None if a link sees more than one array at a time."""
+        found: dict[str, tuple[str, ...]] = {}
+
+        def look(count: Any) -> None:
+            for name, link in zip(names(self.links), self.links, strict=True):
+                rule = link.at(count).rule(hyper.clock_dtype()) if isinstance(link, Stage) else None
+                if rule is None or rule.measure or rule.seed is not None or link.where:
+                    raise _Beyond
+                if rule.slots:
+                    found[name] = tuple(rule.slots)
+
+        try:
+            jax.eval_shape(look, jnp.zeros((), jnp.int32))
+        except _Beyond:
+            return None
+        return found
 
     @functools.cached_property
     def open(self) -> tuple[ByValue, ...]:
@@ -231,6 +255,14 @@ def update(
     compiles = is_eager(gradients, state, seen) and program.lasts
     program = program.now(compiles=compiles)
     static, numbers = program.split
+    if compiles and len(gradients) > MANY and program.slots is not None:
+
+        def some(tree: Any, gradients: list[Any], params: Aligned | None, state: State) -> Any:
+            return _compiled_step(static, tree, looks, numbers, gradients, params, state, seen)
+
+        done = step_in_parts(some, program.slots, tree, gradients, aligned, state)
+        if done is not None:
+            return tree.unflatten(done[0]), done[1]
     step = _compiled_step if compiles else _step
     emitted, state = step(static, tree, looks, numbers, gradients, aligned, state, seen)
     return tree.unflatten(emitted), state
