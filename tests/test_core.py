@@ -585,3 +585,15 @@ def test_two_averages_of_one_stage_have_their_own_clocks():
 def test_a_signal_is_a_pytree():
     signal = Signal.enter(jnp.ones(2), None)
     assert jax.tree.map(lambda x: 2 * x, signal).update.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("place", ["in front", "behind"])
+def test_a_stage_that_changes_the_shape_is_an_error(place):
+    @stage
+    def summed():
+        return lambda signal: signal.becomes(jnp.sum(signal.update))
+
+    rows = {"in front": [summed(), adamx.sgd(0.1)], "behind": [adamx.sgd(0.1), summed()]}
+    opt = adamx.chain(*rows[place])
+    with pytest.raises(adamx.StageError, match=r"'summed'.*shape \(3,\) into one of \(\)"):
+        opt.update(jnp.ones(3), opt.init(jnp.ones(3)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.hyper import clock_dtype
-from adamx.core.signal import limited
+from adamx.core.signal import limited, saturated
 from adamx.core.stage import Clock, Step
 from adamx.core.types import Array, Float, Reals, Scalar, Values
 
@@ -81,38 +82,54 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
     return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
 
 
-_UNIT = 2.0**80  # 2³¹ squares of float32 numbers in this unit sum to a finite float32
+_UNITS = 2.0**80, 2.0**560  # of norms that float32, and that float64 can't hold the squares of
 
 
 class Squares(NamedTuple):
-    """Σ|x|², as it is and in units of 2¹⁶⁰: one of the two is finite (of float64, up to 2⁵⁹²).
+    """Σ|x|² in three units, so that one of the three is finite for every finite x.
 
-    The sums of several arrays are added part by part, as a ``measure`` that returns it does.
+    They are 1, 2¹⁶⁰ and, of float64, 2¹¹²⁰. The sums of several arrays are added part by part, as a
+    ``measure`` that returns it does.
 
     >>> Squares.of(jnp.array([3e30, 4e30])).norm().value
     Array(5.e+30, dtype=float32)
     """
 
     plain: Reals
-    scaled: Reals
+    large: Reals
+    huge: Reals
 
     @classmethod
     def of(cls, x: Values, axis: int | tuple[int, ...] | None = None) -> Squares:
         """Of all elements, or along some axes, which stay with length 1."""
-        both = x, x * (1 / _UNIT)
-        return cls(*(jnp.sum(abs_sq(y), axis, keepdims=axis is not None) for y in both))
+        parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+
+        def total(squares: Reals) -> Reals:
+            return jnp.sum(squares, axis, keepdims=axis is not None)
+
+        def scaled(unit: float) -> Reals:
+            # The maximum keeps XLA from multiplying x·x first, which overflows.
+            sizes = [jnp.maximum(jnp.abs(y) * (1 / unit), 2.0**-100) for y in parts]
+            return total(functools.reduce(jnp.add, [size**2 for size in sizes]))
+
+        plain, large = total(abs_sq(x)), scaled(_UNITS[0])
+        is_double = jnp.finfo(x.dtype).bits == 64
+        return cls(plain, large, scaled(_UNITS[1]) if is_double else jnp.zeros_like(plain))
 
     @classmethod
     def total(cls, parts: Iterable[Squares]) -> Squares:
         """Of several arrays together."""
-        plain, scaled = zip(*parts, strict=True)
-        return cls(jnp.sum(jnp.stack(plain)), jnp.sum(jnp.stack(scaled)))
+        return cls(*(jnp.sum(jnp.stack(x)) for x in zip(*parts, strict=True)))
 
     def norm(self) -> Norm:
         """√(Σ|x|²)."""
+        large, huge = _UNITS
+        size, unit = self.large, jnp.full_like(self.plain, large)
+        if jnp.finfo(self.plain.dtype).bits == 64:
+            is_huge = jnp.isinf(self.large)
+            size, unit = jnp.where(is_huge, self.huge, size), jnp.where(is_huge, huge, unit)
         usual = jnp.isfinite(self.plain)
-        size = root(jnp.where(usual, self.plain, self.scaled))
-        return Norm(size, jnp.where(usual, jnp.ones_like(size), _UNIT))
+        return Norm(root(jnp.where(usual, self.plain, size)), jnp.where(usual, 1, unit))
 
 
 class Norm(NamedTuple):
@@ -161,12 +178,14 @@ def times(x: Values, factor: Any) -> Values:
     >>> times(jnp.array([3e38, 1.0, jnp.inf]), 2.0)
     Array([3.4028235e+38, 2.0000000e+00,           inf], dtype=float32)
     """
-    product = factor * x
     if isinstance(factor, float) and abs(factor) <= 1:
-        return product
+        return factor * x
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(times(x.real, factor), times(x.imag, factor))
+    product = factor * x
     largest = jnp.finfo(x.dtype).max
     overflows = jnp.isinf(product) & jnp.isfinite(x)
-    return jnp.where(overflows, sign_of(product) * largest, product)
+    return jnp.where(overflows, jnp.sign(product) * largest, product)
 
 
 @jax.custom_jvp
@@ -189,7 +208,7 @@ def sign_of(x: Values) -> Values:
 
 @jax.custom_jvp
 def _phase(x: Values) -> Values:
-    return jnp.sign(x)
+    return jnp.sign(x * 0.25)  # whose modulus does not overflow
 
 
 @_phase.defjvp
@@ -300,7 +319,7 @@ class DecayingAverage:
         """
         owed = lost.astype(average.dtype)
         new, rest = two_sum(average, owed + (1 - self.beta) * ((value - average) - owed))
-        return new, rest.astype(lost.dtype)
+        return new, saturated(rest, lost.dtype).astype(lost.dtype)
 
     def weight(self, step: Step) -> Scalar:
         """w in this step."""

@@ -590,9 +590,10 @@ def _advance(
                 if "key" in step.clock:
                     own = random.of_parameter(step.clock["key"], index, name)
                     step = step._replace(clock={**step.clock, "key": own})
+                shape = signal.update.shape
                 signal, after = rule.update(_seen(signal, rule), before, step)
                 done.append(keep(before, after))
-                check_shape(signal)
+                check_shape(signal, shape)
             except StageError as error:
                 raise error.within(stage=name) from None
             except (TypeError, ValueError) as error:
@@ -648,15 +649,18 @@ def _check_passed(name: str, update: Any, signal: Signal) -> None:
         raise _reshaped(signal.update.shape, np.shape(update)).within(stage=name)
 
 
-def check_shape(signal: Signal) -> None:
-    if signal.update.shape != signal.gradient.shape:
-        raise _reshaped(signal.gradient.shape, signal.update.shape)
+def check_shape(signal: Signal, before: tuple[int, ...]) -> None:
+    """A stage keeps the shape of gradient and update."""
+    for array in (signal.update, signal.gradient):
+        if array.shape != before:
+            raise _reshaped(before, array.shape)
 
 
 def _reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> StageError:
     return StageError(
-        f"it turned an update of shape {before} into one of {after}: the gradient and the state "
-        "are not of the same parameters"
+        f"it turned an update of shape {before} into one of {after}; a stage returns arrays of the "
+        "shape that it was given. If it does so, the gradient and the state are not of the same "
+        "parameters"
     )
 
 

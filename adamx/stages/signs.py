@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from adamx.core import Positive, Signal, stage, symbols, times
 from adamx.core.arithmetic import sign_of
 from adamx.core.equations import in_symbols
-from adamx.core.types import Reals, Scalar
+from adamx.core.types import Reals, Scalar, Values
 from adamx.stages.layers import at_least
 
 __all__ = ["align_with_gradient", "cautious", "sign"]
@@ -115,7 +115,7 @@ def align_with_gradient(downhill: bool = True):
     """
 
     def shape(signal):
-        size = jnp.abs(signal.update)
+        size = modulus(signal.update)
         along = sign_of(signal.gradient)
         return signal.becomes(-size * along if _against(signal, downhill) else size * along)
 
@@ -126,6 +126,14 @@ def align_with_gradient(downhill: bool = True):
 def _(signal, downhill):
     along = symbols.absolute(signal.update) * symbols.sign(signal.gradient)
     return signal.becomes(-along if downhill and signal.statistic else along)
+
+
+def modulus(x: Values) -> Reals:
+    """|x|; where x is finite and |x| is not, the largest number of its dtype."""
+    size = jnp.abs(x)
+    if not jnp.iscomplexobj(x):
+        return size
+    return jnp.where(jnp.isinf(size) & jnp.isfinite(x), jnp.finfo(size.dtype).max, size)
 
 
 def _against(signal: Signal, downhill: bool) -> bool:

@@ -501,11 +501,20 @@ def _(case: _Case) -> None:
         raise _DoesNotApply("what a transformation of Optax does is its own affair")
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         params, gradients = case.narrowed(dtype)
+        if not any(x.where for x in case.stages):  # sums over one element are special to XLA
+            params = {"these": params, "one": jnp.ones(1, dtype)}
+            gradients = {"these": gradients, "one": 0.3 * jnp.ones((_STEPS, 1), dtype)}
         extreme = jax.tree.map(_with_extremes, gradients)
         updates, state = _compiled(functools.partial(_at_rest, case.opt))(params, extreme)
         name = jnp.dtype(dtype).name
-        _finite(f"the updates of gradients up to the largest {name}", updates)
-        _finite(f"the state after gradients up to the largest {name}", state)
+        try:
+            _finite(f"the updates of gradients up to the largest {name}", updates)
+            _finite(f"the state after gradients up to the largest {name}", state)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}. adamx.core has times, norm, shrunk and Squares, which do not overflow; "
+                "a stage that may is checked with without=['largest']"
+            ) from None
 
 
 def _with_extremes(gradients: Any) -> Any:
@@ -525,6 +534,41 @@ def _at_rest(opt: Transformation, params: Any, gradients: Any) -> tuple[Any, Any
 
     state, updates = jax.lax.scan(step, opt.init(params), gradients)
     return updates, state
+
+
+@_promise("nans", "a training runs under jax_debug_nans")
+def _(case: _Case) -> None:
+    params, gradients = case.narrowed()
+    with jax.debug_nans(True):
+        state = case.opt.init(params)
+        updates, _ = case.opt.update(_at(0, gradients), state, params)
+        _finite("the updates", updates)
+
+
+@_promise("shards", "a training runs inside shard_map, and its state keeps its form there")
+def _(case: _Case) -> None:
+    if not case.all_stages:
+        raise _DoesNotApply("what a transformation of Optax does is its own affair")
+    params, gradients = case.narrowed()
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
+    spec = jax.sharding.PartitionSpec
+
+    def shard(params: Any, gradients: Any) -> Any:
+        return _run(case.opt, params, gradients)[:2]
+
+    split = _shard_map(shard, mesh, (spec("x"), spec(None, "x")), (spec(None, "x"), spec("x")))
+    updates, after = _compiled(split)(params, gradients)
+    _close("the updates of one shard", updates, case.plain[0], 1e-5)
+    _close("the parameters after them", after, case.plain[1], 1e-5)
+
+
+def _shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
+    """``jax.shard_map``, as JAX spells it before and since 0.7."""
+    if hasattr(jax, "shard_map"):
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    from jax.experimental.shard_map import shard_map
+
+    return shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
 @_promise("value", "copies are equal and hash equal")
