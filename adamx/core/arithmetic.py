@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.hyper import clock_dtype
-from adamx.core.signal import limited, saturated
+from adamx.core.signal import largest_square, limited, limited_to, saturated
 from adamx.core.stage import Clock, Step
 from adamx.core.types import Array, Float, Reals, Scalar, Values
 
@@ -31,6 +31,11 @@ def abs_sq(x: Values) -> Reals:
 def summable_squares(x: Values) -> Reals:
     """|x|² of finite elements, limited so that their sum over the array is finite."""
     return abs_sq(limited(x, x.size))
+
+
+def subtractable(x: Values) -> Values:
+    """x with finite elements limited to a quarter of the largest number: differences are finite."""
+    return limited_to(x, largest_square(x.dtype))
 
 
 def plus(x: Values, number: Any, times: Any = 1) -> Values:
@@ -104,10 +109,10 @@ class Squares(NamedTuple):
         """Of all elements, or along some axes, which stay with length 1."""
         parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
-        def total(squares: Reals) -> Reals:
+        def total(squares: Any) -> Any:
             return jnp.sum(squares, axis, keepdims=axis is not None)
 
-        def scaled(unit: float) -> Reals:
+        def scaled(unit: float) -> Any:
             # The maximum keeps XLA from multiplying x·x first, which overflows.
             sizes = [jnp.maximum(jnp.abs(y) * (1 / unit), 2.0**-100) for y in parts]
             return total(functools.reduce(jnp.add, [size**2 for size in sizes]))
@@ -164,7 +169,7 @@ def shrunk(x: Values, length: Norm, most: Any) -> Values:
     """x · min(1, most / length): x itself where the length is 0.
 
     >>> x = jnp.array([3e30, 4e30])
-    >>> shrunk(x, norm(x), 1.0)
+    >>> shrunk(x, norm(x), 1.0).round(5)
     Array([0.6, 0.8], dtype=float32)
     """
     size, unit = length
@@ -173,19 +178,17 @@ def shrunk(x: Values, length: Norm, most: Any) -> Values:
 
 
 def times(x: Values, factor: Any) -> Values:
-    """x · factor; where x is finite and the product is not, the largest number of its dtype.
+    """x · factor; where x is finite and the product is not, nearly the largest number there is.
 
-    >>> times(jnp.array([3e38, 1.0, jnp.inf]), 2.0)
-    Array([3.4028235e+38, 2.0000000e+00,           inf], dtype=float32)
+    >>> times(jnp.array([1.0, jnp.inf]), 2.0), bool(times(jnp.array(3e38), 2.0) > 3.402e38)
+    (Array([ 2., inf], dtype=float32), True)
     """
     if isinstance(factor, float) and abs(factor) <= 1:
         return factor * x
-    if jnp.iscomplexobj(x):
-        return jax.lax.complex(times(x.real, factor), times(x.imag, factor))
-    product = factor * x
-    largest = jnp.finfo(x.dtype).max
-    overflows = jnp.isinf(product) & jnp.isfinite(x)
-    return jnp.where(overflows, jnp.sign(product) * largest, product)
+    # x is limited and not the product, which XLA may then fuse with a sum, as it does elsewhere.
+    real = jnp.finfo(x.dtype)
+    largest = float(real.max) * (1 - 2 * float(real.eps))
+    return factor * limited_to(x, largest / jnp.maximum(1, jnp.abs(factor)))
 
 
 @jax.custom_jvp

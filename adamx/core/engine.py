@@ -626,8 +626,12 @@ def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Any, Step]:
 
 
 def _seen(signal: Signal, rule: Rule) -> Signal:
-    """The signal as the rule sees it: statistics are taken of what has a finite square."""
-    return signal.limited() if rule.slots else signal
+    """The signal as the rule sees it: statistics are taken of what has a finite square.
+
+    Slots that are exact hold parameters and what they lack, and no statistics.
+    """
+    measures = any(not getattr(slot, "exact", False) for slot in rule.slots.values())
+    return signal.limited() if measures else signal
 
 
 def _promotion(signal: Signal) -> Any:

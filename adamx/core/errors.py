@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
+import numpy as np
 
 __all__ = ["StageError", "described", "failed_schedule"]
 
@@ -39,19 +40,20 @@ class StageError(ValueError):
 def described(x: Any) -> str:
     """What something is, for an error: never with the values of arrays."""
     name = type(x).__name__
-    if isinstance(x, (str, int, float, complex, type(None))) or inspect.isroutine(x):
+    plain = (str, int, float, complex, np.generic, type(None))
+    if isinstance(x, plain) or inspect.isroutine(x):
         shown = repr(x)
         return f"{shown if len(shown) <= 80 else f'{shown[:79]}…'} of type {name}"
     if isinstance(x, type):
         return f"the class {x.__name__}"
-    if hasattr(x, "dtype") and hasattr(x, "shape"):
+    if isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         return f"an array {x.dtype}[{','.join(map(str, x.shape))}]"
     if isinstance(x, Mapping):
         keys = [repr(key) for key in x][:8] + (["…"] if len(x) > 8 else [])
         return f"a {name} of [{', '.join(keys)}]"
     if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
         return f"a {name} of {len(x)}"
-    return f"a {name}"
+    return f"an object of type {type(x).__qualname__}"
 
 
 _NEEDS_THE_VALUE = (

@@ -102,7 +102,8 @@ jax.tree_util.register_pytree_node_class(Foreign)
 def _written(transformation: Any) -> str:
     """The call that made a transformation, as far as its functions tell."""
     update = transformation.update
-    links = update.args[0] if isinstance(update, functools.partial) and update.args else None
+    program = update.args[0] if isinstance(update, functools.partial) and update.args else None
+    links = getattr(program, "links", None)
     if isinstance(links, tuple) and all(isinstance(link, Link) for link in links):
         rows = [row.strip() for row in naming.written(links).splitlines()]
         return " ".join(rows).replace("( ", "(").replace(", )", ")")

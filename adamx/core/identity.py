@@ -485,10 +485,10 @@ class ByValue:
 
     If what its functions read has changed since, it equals only itself.
 
-    >>> rate = 0.1
-    >>> old, equal = ByValue(lambda t: rate), ByValue(lambda t: rate)
-    >>> rate = 0.2
-    >>> old.is_stale, old == old, old == equal, old == ByValue(lambda t: rate)
+    >>> rates, schedule = [0.1], lambda rates: lambda t: rates[0]
+    >>> old, equal = ByValue(schedule(rates)), ByValue(schedule(rates))
+    >>> rates[0] = 0.2
+    >>> old.is_stale, old == old, old == equal, old == ByValue(schedule(rates))
     (True, True, False, False)
     """
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.errors import StageError
-from adamx.core.types import Array, Scalar, Values
+from adamx.core.types import Array, Reals, Scalar, Values
 
 __all__ = ["Signal"]
 
@@ -34,7 +34,7 @@ class Signal:
         direction: the update as it was when its bias was last corrected (of Adam
             m̂/(√v̂ + ε), the signal-to-noise ratio), or None.
         correction: the bias that was divided out there.
-        is_limited: whether a stage with slots stood in front (:meth:`limited`).
+        is_limited: whether a stage in front has taken a statistic of it (:meth:`limited`).
     """
 
     gradient: Values
@@ -107,7 +107,7 @@ class Signal:
         """The signal with finite elements limited to ±2⁶³ (of float64 to ±2⁵¹¹).
 
         Averages and squares of it are finite. What is infinite or NaN stays so. The first stage
-        with slots sees the signal like this, and so do all behind it.
+        that takes a statistic sees the signal like this, and so do all behind it.
         """
         if self.is_limited:
             return self
@@ -217,7 +217,7 @@ def limited(x: Values, terms: int = 1) -> Values:
     The limit is 2⁶³/√terms in float32 and 2⁵¹¹/√terms in float64, for the real and the imaginary
     part of a complex number alike. Infinities and NaN stay as they are.
     """
-    return _limited(x, math.sqrt(largest_square(x.dtype) / max(terms, 1)))
+    return limited_to(x, math.sqrt(largest_square(x.dtype) / max(terms, 1)))
 
 
 def largest_square(dtype: Any) -> float:
@@ -228,30 +228,35 @@ def largest_square(dtype: Any) -> float:
 def saturated(x: Values, dtype: Any) -> Values:
     """x with finite elements limited to what ``dtype`` can hold; in the dtype of x."""
     narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
-    return x if narrow.bits >= wide.bits else _limited(x, float(narrow.max))
+    return x if narrow.bits >= wide.bits else limited_to(x, float(narrow.max))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _limited(x: Values, largest: float) -> Values:
-    """x with finite elements limited to ±``largest``.
-
-    Positive floats are ordered as their bits are, read as integers. Their minimum costs one
-    instruction; that of floats, which has to propagate NaN, costs several.
-    """
+def limited_to(x: Values, largest: Any) -> Values:
+    """x with finite elements limited to ±``largest``, a number or a scalar array."""
     if jnp.iscomplexobj(x):
-        return jax.lax.complex(_limited(x.real, largest), _limited(x.imag, largest))
+        return jax.lax.complex(limited_to(x.real, largest), limited_to(x.imag, largest))
+    return _limited(x, jnp.asarray(largest, x.dtype))
+
+
+@jax.custom_jvp
+def _limited(x: Reals, largest: Any) -> Reals:
+    """The limits, by bits: positive floats are ordered as their bits are, read as integers.
+
+    A minimum of integers costs one instruction; that of floats, which has to propagate NaN, costs
+    several.
+    """
     integers = jnp.int32 if jnp.finfo(x.dtype).bits == 32 else jnp.int64
-    limit, infinity = (np.asarray(y, x.dtype).view(integers) for y in (largest, np.inf))
-    bits = jax.lax.bitcast_convert_type(x, integers)
+    infinity = np.asarray(np.inf, x.dtype).view(integers)
+    bits, limit = (jax.lax.bitcast_convert_type(y, integers) for y in (x, largest))
     size, sign = bits & jnp.iinfo(integers).max, bits & jnp.iinfo(integers).min
     size = jnp.where(size < infinity, jnp.minimum(size, limit), size)
     return jax.lax.bitcast_convert_type(size | sign, x.dtype)
 
 
 @_limited.defjvp
-def _limited_jvp(largest: float, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    (x,), (dx,) = primals, tangents
-    return _limited(x, largest), jnp.where(jnp.abs(x) <= largest, dx, 0)
+def _limited_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    x, largest = primals
+    return _limited(x, largest), jnp.where(jnp.abs(x) <= largest, tangents[0], 0)
 
 
 def rounded(x: Values, dtype: Any) -> Values:

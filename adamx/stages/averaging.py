@@ -21,7 +21,7 @@ from adamx.core import (
     symbols,
     zeros,
 )
-from adamx.core.arithmetic import decay_weight
+from adamx.core.arithmetic import decay_weight, subtractable
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.core.reading import batched, filled, merged, stages_named
@@ -81,7 +81,8 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
 
     def update(signal, slots, step):
         synchronise, slow = step.clock["steps"], slots["slow"]
-        back = (1 - slow_step_size) * (signal.param + signal.update - slow)
+        moved = subtractable(signal.param + signal.update)
+        back = (1 - slow_step_size) * (moved - subtractable(slow))
         signal = signal.becomes(jnp.where(synchronise, signal.update - back, signal.update))
         return signal, {"slow": jnp.where(synchronise, signal.next_param, slow)}
 
@@ -140,7 +141,7 @@ def polyak_ema(decay: Decay = 0.999):
     mean = decaying_average(decay)
 
     def update(signal, slots, step):
-        return signal, {"ema": mean(slots["ema"], signal.next_param)}
+        return signal, {"ema": mean(slots["ema"], subtractable(signal.next_param))}
 
     return Rule(update, slots={"ema": Slot(zeros, exact=True)}, clocks=mean.clocks)
 

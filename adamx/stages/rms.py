@@ -186,6 +186,7 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     mean = decaying_average(b2)
 
     def update(signal, slots, step):
+        signal = signal.limited()  # which the core leaves out where all slots are exact
         mu = mean(slots["mu"], signal.gradient)
         nu = mean(slots["nu"], abs_sq(signal.gradient))
         stddev = root(jnp.maximum(nu - abs_sq(mu), 0)) + eps

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.core import Clock, Decay, NonNegative, Rule, Slot, StageError, divide, stage, symbols
-from adamx.core.arithmetic import power
+from adamx.core.arithmetic import power, subtractable
 from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
 from adamx.core.reading import Kept, batched, beside, merged, stages_named
@@ -100,7 +100,8 @@ def schedule_free(
 
     def update(signal, slots, step):
         c, ratio = step.clock["weights"], step.clock["b1"]
-        z, y, u = slots["z"], signal.param, signal.update
+        z, y = subtractable(slots["z"]), signal.param
+        u = subtractable(signal.update)
         towards = c + (1 - ratio) * (1 - c)  # c, where β₁ is what it was
         step_of_y = towards * (z - y) + (1 - b1 * (1 - c)) * u
         return signal.measured(step_of_y), {"z": z + u}

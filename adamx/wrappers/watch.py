@@ -151,7 +151,7 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
         bias = signal.correction
     of_grad = squares(grad)
     # A finite sum has no terms that are not: only where it is not finite is it worth counting.
-    finite = jnp.isfinite(of_grad[0].scaled)
+    finite = jnp.isfinite(of_grad[0].plain)
     return {
         "grad_rms": of_grad,
         "update_rms": squares(signal.update),
