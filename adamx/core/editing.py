@@ -39,8 +39,9 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
         TypeError: for something that is no adamx optimiser, or neither a count nor something that
             holds one state of a chain.
         ValueError: for a count below 0, or above 2³¹ − 1, where the count of a state stops.
-        StageError: if something that a schedule reads (a global, an attribute) has changed since
-            the optimiser was made or last used: a compiled step may still use the old value.
+        StageError: if something that a schedule reads (a global, an attribute) has changed, so
+            that a step that was compiled before may still use the old value; or if what it reads
+            can't be compared (a generator, a file), and a step was compiled under ``jax.jit``.
 
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))

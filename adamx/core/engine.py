@@ -199,11 +199,11 @@ class Program:
         """Whether anything that its functions read has changed since it was made."""
         return any(x.is_stale for x in self.open)
 
-    def now(self, *, compiles: bool = True) -> Program:
+    def now(self, *, traced: bool = False) -> Program:
         """What runs in this step: this, or the same made again.
 
         Args:
-            compiles: whether the step compiles itself; else the caller may be compiling it.
+            traced: whether the caller may be compiling the step.
         """
         if self.open:
             if self.last.is_stale:
@@ -211,8 +211,10 @@ class Program:
             if self.last is not self:
                 for record in self.open:
                     record.strayed = record.strayed or record.is_stale
-            if not compiles and self.last not in self._compiled:
+            if traced and self.last not in self._compiled:
                 self._compiled.append(self.last)
+                for record in self.last.open:
+                    record.traced = True
         return self.last
 
     def _renewed(self) -> tuple[Link, ...]:
@@ -252,8 +254,9 @@ def update(
     aligned = None if params is None else align(updates, tree, params)
     looks, extra = _looking(links, extra)
     seen = extra if any(isinstance(link, Foreign) for link in links) else {}
-    compiles = is_eager(gradients, state, seen) and program.lasts
-    program = program.now(compiles=compiles)
+    traced = not is_eager(gradients, state, seen)
+    compiles = not traced and program.lasts
+    program = program.now(traced=traced)
     static, numbers = program.split
     if compiles and len(gradients) > MANY and program.slots is not None:
 

@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, Self, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +204,21 @@ class Stage(Link):
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.definition.name
+
+    @functools.cached_property
+    def numbers(self) -> ByValue:
+        """The numbers of its schedules that are pytrees; their objects may be changed."""
+        return ByValue(tuple(x for k in self.data if callable(x := self.arguments[k])))
+
+    @property
+    def records(self) -> tuple[ByValue, ...]:
+        has_any = any(callable(self.arguments[k]) for k in self.data)
+        return (*super().records, self.numbers) if has_any else super().records
+
+    def renewed(self) -> Self:
+        stage = super().renewed()
+        stage.__dict__.pop("numbers", None)
+        return stage
 
     @property
     def functions(self) -> str:
