@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.errors import described
+from adamx.core.errors import as_given, described
 from adamx.core.hyper import LARGEST_COUNT
 from adamx.core.link import Link
 from adamx.core.naming import Place, labels, names
@@ -70,7 +70,7 @@ def _count(at: Any) -> Any:
     if is_one and not 0 <= cast(float, at) <= LARGEST_COUNT:
         raise ValueError(
             f"at is a count of past updates, from 0 to {LARGEST_COUNT}, where a state's count "
-            f"stops; got {at!r}"
+            f"stops; got {as_given(at)}"
         )
     return at
 

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from adamx.core import hyper, random
-from adamx.core.errors import StageError
+from adamx.core.errors import StageError, as_given
 from adamx.core.foreign import ABSENT, Foreign
 from adamx.core.forms import Form, check_clock, check_count, check_scalars
 from adamx.core.identity import ByValue, Static, fingerprint
@@ -278,8 +278,8 @@ def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[s
     looks = extra.get("observe", True)
     if not isinstance(looks, bool):
         raise StageError(
-            f"observe must be True or False, got {looks!r}: with it two programs are compiled, one "
-            "that looks and one that does not; make it a static argument of the jitted step, or "
+            f"observe must be True or False, got {as_given(looks)}: with it two programs are "
+            "compiled, one that looks and one that does not; make it a static argument of the jitted step, or "
             "let watch(every=n) decide"
         )
     return looks, {key: x for key, x in extra.items() if key != "observe"}

@@ -90,6 +90,7 @@ _LOOKING = frozenset(
     {"eval", "exec", "globals", "locals", "vars", "dir", "id", "__import__", "input", "open"}
     | {"load", "loadtxt", "genfromtxt", "fromfile", "fromregex", "memmap"}
 )
+_REFS = ("Ref", "ArrayRef", "MutableArray")  # JAX's arrays that may be changed, in its versions
 # Packages whose types, where they have a hash of their own, are values.
 _OF_VALUES = ("numpy", "jax", "jaxlib", "ml_dtypes", *sys.stdlib_module_names)
 
@@ -172,6 +173,8 @@ class _Reader:
             name = thing.__name__
             is_fixed = is_library(name) and is_pure(name)
             return _Itself(thing) if is_fixed else self.unresolved(thing)
+        if kind.__name__ in _REFS and is_library(kind.__module__):
+            return self.unresolved(thing)
         if isinstance(thing, (np.ndarray, np.generic, jax.Array)):
             return self.array(thing, label)
         if isinstance(thing, functools.partial):
@@ -203,7 +206,10 @@ class _Reader:
         kind = type(thing)
         if is_library(kind.__module__):
             return (kind,)
-        return (self.of(kind), *[(k, self.of(x)) for k, x in sorted((_attributes(thing) or {}).items())])
+        return (
+            self.of(kind),
+            *[(k, self.of(x)) for k, x in sorted((_attributes(thing) or {}).items())],
+        )
 
     def contents(self, label: str, thing: Any, listed: Callable[[Any], list[Any]]) -> None:
         """Watch a container: the same things must stay in it."""
@@ -366,13 +372,18 @@ class _Reader:
         if is_library(kind.__module__):
             if kind.__module__ == "logging":
                 return _Itself(thing)  # it says what happens, and changes nothing of it
+            if isinstance(thing, weakref.ref):
+                self.watch("what a weak reference refers to", lambda: thing() is not None)
+                return (kind, self.of(thing(), called, label))
             if not is_pure(kind.__module__):
                 return self.unresolved(thing)
+            if wraps:
+                return ("wraps", kind, self.of(thing.__wrapped__, called, label))
             named = getattr(thing, "__dict__", {}).get("__module__")
             if kind is object or (named is not None and is_library(named)):
                 return _Itself(thing)  # has no attributes, or is a wrapped function of a library
             is_value = kind.__module__.partition(".")[0] in _OF_VALUES
-            if is_value and kind.__hash__ not in (None, object.__hash__) and not wraps:
+            if is_value and kind.__hash__ not in (None, object.__hash__):
                 try:
                     hash(thing)
                 except Exception:
@@ -385,7 +396,7 @@ class _Reader:
             )
             return ("called", self.method(call, thing))
         held = _attributes(thing)
-        if held is None or not (wraps or _shows_all(kind)):
+        if held is None or not _shows_all(kind):
             if kind.__module__ == "numpy" and callable(thing) and _only_computes(thing):  # a ufunc
                 return _Itself(thing)
             return self.unresolved(thing)
@@ -500,7 +511,9 @@ def _attributes(thing: Any) -> dict[str, Any] | None:
 def _shows_all(kind: type) -> bool:
     """Whether its objects have nothing but attributes: no memory that only a base in C can read."""
     slots = sum(
-        isinstance(raw, types.MemberDescriptorType) for k in kind.__mro__ for raw in vars(k).values()
+        isinstance(raw, types.MemberDescriptorType)
+        for k in kind.__mro__
+        for raw in vars(k).values()
     )
     places = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
     pointer = struct.calcsize("P")

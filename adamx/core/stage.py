@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core import hyper, random
-from adamx.core.errors import StageError, failed_schedule
+from adamx.core.errors import StageError, as_given, failed_schedule
 from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
 from adamx.core.reads import is_library
@@ -151,7 +151,9 @@ class Definition:
                 arguments[name] = hyper.canonical(name, arguments[name], domain)
             for name in self.switches:
                 if not isinstance(arguments[name], bool):
-                    raise TypeError(f"{name} must be True or False, got {arguments[name]!r}")
+                    raise TypeError(
+                        f"{name} must be True or False, got {as_given(arguments[name])}"
+                    )
             for name in self.plain:
                 if callable(arguments[name]):
                     raise TypeError(
