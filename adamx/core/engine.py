@@ -279,8 +279,8 @@ def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[s
     if not isinstance(looks, bool):
         raise StageError(
             f"observe must be True or False, got {as_given(looks)}: with it two programs are "
-            "compiled, one that looks and one that does not; make it a static argument of the jitted step, or "
-            "let watch(every=n) decide"
+            "compiled, one that looks and one that does not; make it a static argument of the "
+            "jitted step, or let watch(every=n) decide"
         )
     return looks, {key: x for key, x in extra.items() if key != "observe"}
 

@@ -245,10 +245,10 @@ def is_library(module: Any) -> bool:
 
 # What of Python's own only computes; all else may look at clocks, files, or other threads.
 _COMPUTING_MODULES = (
-    "abc argparse array ast bisect builtins calendar cmath codecs collections contextlib copy copyreg "
-    "csv dataclasses decimal difflib enum fractions functools graphlib hashlib heapq html itertools "
-    "json keyword logging math numbers operator pprint re reprlib statistics string struct textwrap "
-    "traceback types typing unicodedata warnings zlib"
+    "abc argparse array ast bisect builtins calendar cmath codecs collections contextlib copy "
+    "copyreg csv dataclasses decimal difflib enum fractions functools graphlib hashlib heapq html "
+    "itertools json keyword logging math numbers operator pprint re reprlib statistics string "
+    "struct textwrap traceback types typing unicodedata warnings zlib"
 )
 _COMPUTING = frozenset(_COMPUTING_MODULES.split())
 _LOOKING = ("absl", "etils", "grain", "numpy.random", "orbax", "scipy.io")
