@@ -849,7 +849,7 @@ BIG = jnp.full((250, 2), -7.25)
         lambda: adamx.get(BIG),
         lambda: adamx.from_config(BIG),
         lambda: adamx.numbers(BIG),
-        lambda: adamx.sweep(BIG, lambda opt: opt),
+        lambda: adamx.sweep(lambda opt: opt, BIG),
     ],
 )
 def test_an_error_never_prints_the_numbers_of_a_large_array(make):

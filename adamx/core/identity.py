@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import operator
 import struct
 import sys
@@ -192,6 +193,7 @@ class _Reader:
         if isinstance(thing, (set, frozenset)):
             self.contents(label, thing, lambda x: sorted(x, key=id))
             return (*self.kind(thing), frozenset(map(self.of, thing)))
+        plain: Any
         for plain in (int, float, complex, str, bytes):
             if isinstance(thing, plain):
                 return (*self.kind(thing), plain.__repr__(thing))
@@ -459,7 +461,8 @@ def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
             held = getattr(thing, name, _MISSING)
         return None if held is _MISSING else (None, held)
     if isinstance(thing, type):
-        if any(name in vars(k) for k in type(thing).__mro__ if not is_library(k.__module__)):
+        metaclasses: Any = inspect.getmro(type(thing))
+        if any(name in vars(k) for k in metaclasses if not is_library(k.__module__)):
             return None  # the metaclass may have a say
         for kind in thing.__mro__:
             if name in vars(kind):

@@ -78,7 +78,7 @@ def reads(code: types.CodeType) -> Reads:
         for path in paths
         for read in found[kind]
     )
-    return Reads(*(_shortest(paths) for paths in found.values()), recurs)
+    return Reads(**{kind: _shortest(paths) for kind, paths in found.items()}, recurs=recurs)
 
 
 def _shortest(paths: dict[Path, None]) -> tuple[Path, ...]:
