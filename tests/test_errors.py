@@ -825,3 +825,44 @@ def test_clipping_by_a_norm_that_is_not_finite_does_not_hide_it(bad, clip):
     assert not np.isfinite(updates["a"][1])
     if math.isnan(bad):
         assert all(np.isnan(x).all() for x in jax.tree.leaves(updates))
+
+
+BIG = jnp.full((250, 2), -7.25)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: adamx.sgd(BIG),
+        lambda: adamx.sgd(BIG * 1j),
+        lambda: adamx.sgd({"w": BIG}),
+        lambda: adamx.sgd(0.1).replace(learning_rate=BIG),
+        lambda: adamx.chain(BIG),
+        lambda: adamx.chain({"w": BIG}),
+        lambda: adamx.partition(BIG),
+        lambda: adamx.partition({"*": {"w": BIG}}),
+        lambda: adamx.where(BIG, ADAM),
+        lambda: adamx.store(ADAM, BIG),
+        lambda: adamx.store(ADAM, "int8", seed=BIG),
+        lambda: adamx.watch(every=BIG),
+        lambda: adamx.watch(groups=BIG),
+        lambda: adamx.get(BIG),
+        lambda: adamx.from_config(BIG),
+        lambda: adamx.numbers(BIG),
+        lambda: adamx.sweep(lambda opt: opt, BIG),
+    ],
+)
+def test_an_error_never_prints_the_numbers_of_a_large_array(make):
+    with pytest.raises((TypeError, ValueError)) as error:
+        make()
+    shown = str(error.value)
+    assert "array float32[250,2]" in shown or "array complex64" in shown or "dict of ['w']" in shown
+    assert shown.count("7.25") <= 1  # the first that is wrong
+
+
+def test_an_array_out_of_its_domain_says_how_much_of_it_and_where():
+    rates = np.ones((3, 4))
+    rates[1, 2] = rates[2, 0] = -0.5
+    shown = "got an array float64[3,4], in which 2 of 12 are not: the first is -0.5 at [1, 2]"
+    with pytest.raises(ValueError, match=says("scale_by_learning_rate", "≥ 0", shown)):
+        adamx.sgd(rates)

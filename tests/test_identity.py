@@ -1,14 +1,20 @@
 """Equal optimisers behave equally: JAX may run the program compiled for one with the other."""
 
+import collections
+import contextvars
 import copy
 import dataclasses
+import decimal
 import functools
+import io
 import operator
 import os
+import pathlib
 import pickle
 import re
 import textwrap
 import types
+import weakref
 
 import equinox as eqx
 import flax.struct
@@ -177,6 +183,52 @@ class ByAttributeError:
             return self.__dict__["values"][name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+class Money(decimal.Decimal):
+    pass
+
+
+@jax.tree_util.register_pytree_node_class
+class Tree:
+    """A schedule with numbers, which may be changed."""
+
+    def __init__(self, lr, factor):
+        self.lr, self.factor = lr, factor
+
+    def __call__(self, t):
+        return self.lr * self.factor
+
+    def tree_flatten(self):
+        return (self.lr,), self.factor
+
+    @classmethod
+    def tree_unflatten(cls, factor, numbers):
+        return cls(*numbers, factor)
+
+
+def context(rate):
+    found = contextvars.ContextVar("rate")
+    found.set(rate)
+    return found
+
+
+def new_ref(array):
+    return jax.new_ref(array) if hasattr(jax, "new_ref") else jax.experimental.mutable_array(array)
+
+
+def generated(found, rate):
+    state = found.bit_generator.state
+    state["state"]["state"] = round(10 * rate)
+    found.bit_generator.state = state
+    return found
+
+
+FILE = {"pathlib": pathlib, "io": io}
+
+
+def write(scope, rate):
+    pathlib.Path(scope["file"]).write_text(str(rate))
 
 
 def set_global(name):
@@ -442,6 +494,132 @@ WORLDS = {
         lambda: {"lr": 0.1},
         set_global("lr"),
     ),
+    "deque": ("f = lambda t: c[0]", lambda: {"c": collections.deque([0.1])}, set_item("c", 0)),
+    "subclass of a deque": (
+        "f = lambda t: c[0]",
+        lambda: {"c": type("C", (collections.deque,), {})([0.1])},
+        set_item("c", 0),
+    ),
+    "subclass of a bytearray": (
+        "f = lambda t: c[0] / 10",
+        lambda: {"c": type("C", (bytearray,), {})(b"\1")},
+        lambda scope, rate: operator.setitem(scope["c"], 0, round(10 * rate)),
+    ),
+    "subclass of Decimal": (
+        "f = lambda t: float(c)",
+        lambda: {"c": Money("0.1")},
+        lambda scope, rate: scope.update(c=Money(str(rate))),
+    ),
+    "arguments of an exception": (
+        "f = lambda t: c.args[0]",
+        lambda: {"c": type("C", (Exception,), {})(0.1)},
+        lambda scope, rate: setattr(scope["c"], "args", (rate,)),
+    ),
+    "context variable": (
+        "f = lambda t: c.get()",
+        lambda: {"c": context(0.1)},
+        lambda scope, rate: scope["c"].set(rate),
+    ),
+    "weak reference": (
+        "f = lambda t: ref().lr",
+        lambda: {"c": (c := Config()), "ref": weakref.ref(c)},
+        set_attribute("c"),
+    ),
+    "attribute of a metaclass": (
+        "class M(type):\n    lr = 0.1\nclass C(metaclass=M):\n    pass\nf = lambda t: C.lr",
+        dict,
+        set_attribute("M"),
+    ),
+    "property of a metaclass": (
+        """
+        class M(type):
+            @property
+            def lr(cls):
+                return cls.table[0]
+        class C(metaclass=M):
+            table = [0.1]
+        f = lambda t: C.lr
+        """,
+        dict,
+        lambda scope, rate: scope["C"].table.__setitem__(0, rate),
+    ),
+    "subclass that shadows": (
+        "class A:\n    lr = 0.1\nclass B(A):\n    pass\nb = B()\nf = lambda t: getattr(b, 'lr')",
+        dict,
+        set_attribute("B"),
+    ),
+    "default of a dict": (
+        "f = lambda t: c.default_factory()",
+        lambda: {"c": collections.defaultdict(made("f = lambda: 0.1")[0])},
+        lambda scope, rate: setattr(scope["c"], "default_factory", lambda: rate),
+    ),
+    "mask of a masked array": (
+        "f = lambda t: float(c.mean())",
+        lambda: {"c": np.ma.array([0.1, 0.2, 0.4], mask=[0, 1, 1])},
+        lambda scope, rate: setattr(scope["c"], "mask", scope["c"].data != rate),
+    ),
+    "array of objects": (
+        "f = lambda t: c[0]",
+        lambda: {"c": np.array([0.1, None], object)},
+        set_item("c", 0),
+    ),
+    "file by its path": (
+        "f = lambda t: float(pathlib.Path(file).read_text())",
+        lambda: FILE,
+        write,
+    ),
+    "file by a path": (
+        "f = lambda t: float(path.read_text())",
+        lambda: {**FILE, "path": pathlib.Path(FILE["file"])},
+        write,
+    ),
+    "file by NumPy": ("f = lambda t: float(np.loadtxt(file))", lambda: FILE, write),
+    "file by a function of NumPy": (
+        "f = lambda t: float(loadtxt(file))",
+        lambda: {**FILE, "loadtxt": np.loadtxt},
+        write,
+    ),
+    "file that is opened": (
+        "def f(t):\n    with io.open(file) as opened:\n        return float(opened.read())",
+        lambda: FILE,
+        write,
+    ),
+    "random numbers of NumPy": (
+        "f = lambda t: np.random.choice(1) + np.random.get_state()[1][0] / 10",
+        lambda: np.random.seed(1) or {},  # noqa: NPY002 (what users write)
+        lambda scope, rate: np.random.seed(round(10 * rate)),  # noqa: NPY002
+    ),
+    "generator of NumPy": (
+        "f = lambda t: c.bit_generator.state['state']['state'] / 10",
+        lambda: {"c": generated(np.random.default_rng(0), 0.1)},
+        lambda scope, rate: generated(scope["c"], rate),
+    ),
+    "reference of JAX": (
+        "f = lambda t: c[...]",
+        lambda: {"c": new_ref(jnp.float32(0.1))},
+        lambda scope, rate: operator.setitem(scope["c"], ..., jnp.float32(rate)),
+    ),
+    "environment read by an import": (
+        "def f(t):\n    from os import getenv\n    return float(getenv('ADAMX_TEST_LR'))",
+        dict,
+        lambda scope, rate: os.environ.update(ADAMX_TEST_LR=str(rate)),
+    ),
+    "bytes in a view": (
+        "f = lambda t: c[0] / 10",
+        lambda: {"c": memoryview(bytearray(b"\1"))},
+        lambda scope, rate: operator.setitem(scope["c"], 0, round(10 * rate)),
+    ),
+    "pytree with numbers": ("f = Tree(0.1, 1)", lambda: {"Tree": Tree}, set_attribute("f")),
+    "pytree with structure": (
+        "f = Tree(0.1, 1)",
+        lambda: {"Tree": Tree},
+        lambda scope, rate: setattr(scope["f"], "factor", round(10 * rate)),
+    ),
+    "function for each type": (
+        "@functools.singledispatch\ndef g(t):\n    return lr\nf = lambda t: g(t)",
+        lambda: {"lr": 0.1, "functools": functools},
+        set_global("lr"),
+    ),
     "wrapped": (
         "def deco(g):\n    @functools.wraps(g)\n    def h(t):\n        return g(t)\n    return h\n"
         "@deco\ndef f(t):\n    return lr",
@@ -452,7 +630,9 @@ WORLDS = {
 
 
 @pytest.fixture(autouse=True)
-def _world(monkeypatch):
+def _world(monkeypatch, tmp_path):
+    monkeypatch.setitem(FILE, "file", str(tmp_path / "rate.txt"))
+    write(FILE, 0.1)
     monkeypatch.setenv("ADAMX_TEST_LR", "0.1")
     monkeypatch.setitem(__import__("sys").modules, "cell_helpers", module(lr=0.1))
 
@@ -498,11 +678,124 @@ def test_outside_jit_a_step_uses_the_value_as_it_is(name):
 
 
 UNSEEN = {  # which can't be resolved, and so equal nothing
-    "globals()",
-    "module as a whole",
+    "arguments of an exception",
+    "bytes in a view",
+    "context variable",
+    "deque",
     "environment by getenv",
-    "module imported when called",
+    "environment read by an import",
+    "file by NumPy",
+    "file by a function of NumPy",
+    "file by a path",
+    "file by its path",
+    "file that is opened",
+    "generator of NumPy",
+    "globals()",
+    "mask of a masked array",
+    "module as a whole",
+    "random numbers of NumPy",
+    "reference of JAX",
+    "subclass of Decimal",
+    "subclass of a bytearray",
+    "subclass of a deque",
 }
+SEEN_ANYWAY = {  # the one is bound anew; the other is an argument of what is compiled
+    "subclass of Decimal",
+    "reference of JAX",
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNSEEN - SEEN_ANYWAY))
+def test_numbers_of_what_cant_be_resolved_are_refused_once_a_step_was_traced(name):
+    source, world, change = WORLDS[name]
+    f, scope = made(source, **world())
+    tx = adamx.sgd(f)
+    assert tx != adamx.sgd(f)
+    rate = lambda: float(adamx.numbers(tx, 0)["learning_rate"])  # noqa: E731
+    size = outside_jit()
+    for now in (0.1, 0.2):  # outside jit each step reads it
+        change(scope, now)
+        np.testing.assert_allclose([rate(), size(tx)], now, rtol=1e-6)
+    step = jax.jit(lambda w: tx.update(w, tx.init(w), w)[0])
+    change(scope, 0.1)
+    step(W)
+    change(scope, 0.2)
+    np.testing.assert_allclose(step(W), -0.1, rtol=1e-6)
+    for read in (rate, lambda: adamx.explain(tx), lambda: adamx.to_config(tx)):
+        with pytest.raises(StageError, match=r"learning_rate uses .*a change can't be seen"):
+            read()
+    again = adamx.sgd(f)
+    as_pytree()(again)
+    with pytest.raises(StageError, match="a change can't be seen"):
+        adamx.numbers(again, 0)
+
+
+COUNTERS = {
+    "global": "calls = 0\ndef f(t):\n    global calls\n    calls += 1\n    return 0.1",
+    "global, as a sum": "calls = 0\ndef f(t):\n    global calls\n    calls = calls + len('a')\n"
+    "    return 0.1",
+    "captured": "def make():\n    calls = 0\n    def f(t):\n        nonlocal calls\n"
+    "        calls += 1\n        return 0.1\n    return f\nf = make()",
+    "attribute": "class C:\n    calls, lr = 0, 0.1\n    def __call__(self, t):\n"
+    "        self.calls += 1\n        return self.lr\nf = C()",
+    "attribute, as a sum": "class C:\n    calls, lr = 0, 0.1\n    def __call__(self, t):\n"
+    "        self.calls = self.calls + 1\n        return self.lr\nf = C()",
+    "attribute of a global": "class C: pass\nc = C()\nc.calls = 0\ndef f(t):\n    c.calls += 1\n"
+    "    return 0.1",
+    "attribute that is only stored": "class C:\n    lr = 0.1\n    def __call__(self, t):\n"
+    "        self.last = t\n        return self.lr\nf = C()",
+    "cached property": "class C:\n    base = 0.05\n    @functools.cached_property\n"
+    "    def lr(self):\n        return 2 * self.base\n    def __call__(self, t):\n"
+    "        return self.lr\nf = C()",
+    "lru_cache": "@functools.lru_cache\ndef g():\n    return 0.1\nf = lambda t: g()",
+    "singledispatch": "@functools.singledispatch\ndef g(t):\n    return 0.1\nf = lambda t: g(t)",
+}
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_what_a_schedule_counts_or_caches_for_itself_is_no_change(name):
+    f, _ = made(COUNTERS[name], functools=functools)
+    tx = adamx.sgd(f)
+    state = tx.init(W)
+    tx.update(W, state, W)
+    program = tx._program.last
+    jax.jit(tx.update)(W, state, W)
+    tx.update(W, state, W)
+    assert tx._program.last is program and program.lasts  # compiled once
+    assert adamx.numbers(tx, 0)["learning_rate"] == pytest.approx(0.1)
+    assert tx == adamx.sgd(f)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "calls = 0\ndef f(t):\n    global calls\n    calls += 1\n    return calls / 10",
+        "class C:\n    calls = 0\n    def __call__(self, t):\n        self.calls += 1\n"
+        "        return self.calls / 10\nf = C()",
+        "class C:\n    calls = 0\n    def __call__(self, t):\n        self.calls += 1\n"
+        "        return vars(self)['calls'] / 10\nf = C()",
+    ],
+)
+def test_a_schedule_that_reads_what_it_counts_equals_nothing(source):
+    f, _ = made(source)
+    tx, size = adamx.sgd(f), outside_jit()
+    assert tx != adamx.sgd(f)
+    sizes = [size(tx) for _ in range(3)]
+    assert sizes[0] < sizes[1] < sizes[2]
+    adamx.numbers(tx, 0)
+
+
+def test_an_error_of_numbers_is_true_of_an_old_jitted_step_after_a_new_one_outside():
+    f, scope = made("f = lambda t: lr", lr=0.1)
+    tx = adamx.sgd(f)
+    state = tx.init(W)
+    step = jax.jit(tx.update)
+    step(W, state, W)
+    scope["lr"] = 0.2
+    np.testing.assert_allclose(tx.update(W, state, W)[0], -0.2, rtol=1e-6)
+    np.testing.assert_allclose(step(W, state, W)[0], -0.1, rtol=1e-6)
+    with pytest.raises(StageError, match="reads lr, which has changed: a step that was compiled"):
+        adamx.numbers(tx, state)
 
 
 @pytest.mark.parametrize("name", sorted(WORLDS.keys() - UNSEEN))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.errors import described
+from adamx.core.errors import as_given, described
 from adamx.core.hyper import LARGEST_COUNT
 from adamx.core.link import Link
 from adamx.core.naming import Place, labels, names
@@ -39,8 +39,9 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
         TypeError: for something that is no adamx optimiser, or neither a count nor something that
             holds one state of a chain.
         ValueError: for a count below 0, or above 2³¹ − 1, where the count of a state stops.
-        StageError: if something that a schedule reads (a global, an attribute) has changed since
-            the optimiser was made or last used: a compiled step may still use the old value.
+        StageError: if something that a schedule reads (a global, an attribute) has changed, so
+            that a step that was compiled before may still use the old value; or if what it reads
+            can't be compared (a generator, a file), and a step was compiled under ``jax.jit``.
 
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
@@ -69,7 +70,7 @@ def _count(at: Any) -> Any:
     if is_one and not 0 <= cast(float, at) <= LARGEST_COUNT:
         raise ValueError(
             f"at is a count of past updates, from 0 to {LARGEST_COUNT}, where a state's count "
-            f"stops; got {at!r}"
+            f"stops; got {as_given(at)}"
         )
     return at
 

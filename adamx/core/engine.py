@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from adamx.core import hyper, random
-from adamx.core.errors import StageError
+from adamx.core.errors import StageError, as_given
 from adamx.core.foreign import ABSENT, Foreign
 from adamx.core.forms import Form, check_clock, check_count, check_scalars
 from adamx.core.identity import ByValue, Static, fingerprint
@@ -199,11 +199,11 @@ class Program:
         """Whether anything that its functions read has changed since it was made."""
         return any(x.is_stale for x in self.open)
 
-    def now(self, *, compiles: bool = True) -> Program:
+    def now(self, *, traced: bool = False) -> Program:
         """What runs in this step: this, or the same made again.
 
         Args:
-            compiles: whether the step compiles itself; else the caller may be compiling it.
+            traced: whether the caller may be compiling the step.
         """
         if self.open:
             if self.last.is_stale:
@@ -211,8 +211,10 @@ class Program:
             if self.last is not self:
                 for record in self.open:
                     record.strayed = record.strayed or record.is_stale
-            if not compiles and self.last not in self._compiled:
+            if traced and self.last not in self._compiled:
                 self._compiled.append(self.last)
+                for record in self.last.open:
+                    record.traced = True
         return self.last
 
     def _renewed(self) -> tuple[Link, ...]:
@@ -252,8 +254,9 @@ def update(
     aligned = None if params is None else align(updates, tree, params)
     looks, extra = _looking(links, extra)
     seen = extra if any(isinstance(link, Foreign) for link in links) else {}
-    compiles = is_eager(gradients, state, seen) and program.lasts
-    program = program.now(compiles=compiles)
+    traced = not is_eager(gradients, state, seen)
+    compiles = not traced and program.lasts
+    program = program.now(traced=traced)
     static, numbers = program.split
     if compiles and len(gradients) > MANY and program.slots is not None:
 
@@ -275,9 +278,9 @@ def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[s
     looks = extra.get("observe", True)
     if not isinstance(looks, bool):
         raise StageError(
-            f"observe must be True or False, got {looks!r}: with it two programs are compiled, one "
-            "that looks and one that does not; make it a static argument of the jitted step, or "
-            "let watch(every=n) decide"
+            f"observe must be True or False, got {as_given(looks)}: with it two programs are "
+            "compiled, one that looks and one that does not; make it a static argument of the "
+            "jitted step, or let watch(every=n) decide"
         )
     return looks, {key: x for key, x in extra.items() if key != "observe"}
 

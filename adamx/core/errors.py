@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-__all__ = ["StageError", "described", "failed_schedule"]
+__all__ = ["StageError", "as_given", "described", "failed_schedule", "outside"]
 
 
 class StageError(ValueError):
@@ -54,6 +54,29 @@ def described(x: Any) -> str:
     if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
         return f"a {name} of {len(x)}"
     return f"an object of type {type(x).__qualname__}"
+
+
+_SHOWN = 4  # as many numbers of an array are shown
+
+
+def as_given(x: Any) -> str:
+    """What was given, for an error: by its value where that is short, and holds no large arrays."""
+    if any(getattr(leaf, "size", 0) > _SHOWN for leaf in jax.tree.leaves(x)):
+        return described(x)
+    shown = repr(x)
+    return f"{shown if len(shown) <= 80 else f'{shown[:79]}…'} of type {type(x).__name__}"
+
+
+def outside(x: Any, holds: np.ndarray) -> str:
+    """Numbers of which some are not what they must be, where ``holds`` is false."""
+    if np.size(x) <= _SHOWN:
+        return str(x)
+    wrong = np.argwhere(~holds)
+    where = tuple(map(int, wrong[0]))
+    return (
+        f"{described(x)}, in which {len(wrong)} of {holds.size} are not: the first is "
+        f"{np.asarray(x)[where]} at [{', '.join(map(str, where))}]"
+    )
 
 
 _NEEDS_THE_VALUE = (

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from adamx.core.errors import as_given, outside
+
 __all__ = ["Decay", "Domain", "Hyper", "NonNegative", "Positive", "Real", "Schedule"]
 
 Schedule: TypeAlias = Callable[[Any], Any]
@@ -71,11 +73,13 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
     if value is None:
         raise TypeError(
             f"{name} must be a number, a real array or a schedule (count -> value), "
-            f"got {given!r} of type {type(given).__name__}"
+            f"got {as_given(given)}"
         )
     known = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
-    if known and not np.all(domain.holds(np.asarray(value, np.float64))):
-        raise ValueError(f"{name} must be {domain.meaning}, got {given}")
+    if known:
+        holds = np.asarray(domain.holds(np.asarray(value, np.float64)))
+        if not np.all(holds):
+            raise ValueError(f"{name} must be {domain.meaning}, got {outside(given, holds)}")
     return value
 
 

@@ -13,10 +13,15 @@ it has compiled for. If the world has changed since, an optimiser equals only it
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import operator
+import struct
 import sys
 import types
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Self
 
@@ -24,7 +29,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core.reads import Path, code_key, is_library, reads, rebinds
+from adamx.core.errors import described
+from adamx.core.reads import Path, code_key, is_library, is_pure, reads, rebinds
 from adamx.core.types import PyTree
 
 __all__ = ["ByValue", "Static", "alike", "fingerprint"]
@@ -80,8 +86,14 @@ class _TooLarge(Exception):
 _MISSING: Any = object()
 _LARGEST = 2000  # functions, classes and objects in one fingerprint
 _PLAIN = frozenset({bool, int, str, bytes, type(None), type(...), type(NotImplemented)})
-_IMPURE = frozenset({"os", "posix", "nt", "random", "_random", "secrets", "time", "datetime"})
-_REFLECTING = frozenset({"eval", "exec", "globals", "__import__", "input", "open", "import_module"})
+# Functions of modules that else only compute.
+_LOOKING = frozenset(
+    {"eval", "exec", "globals", "locals", "vars", "dir", "id", "__import__", "input", "open"}
+    | {"load", "loadtxt", "genfromtxt", "fromfile", "fromregex", "memmap"}
+)
+_REFS = ("Ref", "ArrayRef", "MutableArray")  # JAX's arrays that may be changed, in its versions
+# Packages whose types, where they have a hash of their own, are values.
+_OF_VALUES = ("numpy", "jax", "jaxlib", "ml_dtypes", *sys.stdlib_module_names)
 
 
 class _Reader:
@@ -159,7 +171,11 @@ class _Reader:
         if isinstance(thing, type):
             return self.a_class(thing)
         if isinstance(thing, types.ModuleType):
-            return _Itself(thing) if is_library(thing.__name__) else self.unresolved(thing)
+            name = thing.__name__
+            is_fixed = is_library(name) and is_pure(name)
+            return _Itself(thing) if is_fixed else self.unresolved(thing)
+        if kind.__name__ in _REFS and is_library(kind.__module__):
+            return self.unresolved(thing)
         if isinstance(thing, (np.ndarray, np.generic, jax.Array)):
             return self.array(thing, label)
         if isinstance(thing, functools.partial):
@@ -169,16 +185,18 @@ class _Reader:
             self.contents(label, thing, list)
             return (*self.kind(thing), *[self.of(part, called, label) for part in thing])
         if isinstance(thing, Mapping):
-            self.contents(label, thing, lambda x: [*x.keys(), *x.values()])
+            self.contents(label, thing, lambda x: [*x.keys(), *x.values(), *_default(x)])
             keys, values = list(thing.keys()), list(thing.values())
             parts = zip(keys, values, strict=True)
             pairs = [(self.of(k), self.of(x, called, label)) for k, x in parts]
-            return (*self.kind(thing), *pairs)
+            return (*self.kind(thing), *map(self.of, _default(thing)), *pairs)
         if isinstance(thing, (set, frozenset)):
             self.contents(label, thing, lambda x: sorted(x, key=id))
             return (*self.kind(thing), frozenset(map(self.of, thing)))
-        if isinstance(thing, (int, float, complex, str, bytes)):
-            return (*self.kind(thing), hash(thing), repr(thing))
+        plain: Any
+        for plain in (int, float, complex, str, bytes):
+            if isinstance(thing, plain):
+                return (*self.kind(thing), plain.__repr__(thing))
         if isinstance(thing, (types.BuiltinFunctionType, types.MethodWrapperType)):
             return self.builtin(thing)
         if isinstance(thing, (property, functools.cached_property, staticmethod, classmethod)):
@@ -190,7 +208,10 @@ class _Reader:
         kind = type(thing)
         if is_library(kind.__module__):
             return (kind,)
-        return (self.of(kind), *[(k, self.of(x)) for k, x in sorted((_state(thing) or {}).items())])
+        return (
+            self.of(kind),
+            *[(k, self.of(x)) for k, x in sorted((_attributes(thing) or {}).items())],
+        )
 
     def contents(self, label: str, thing: Any, listed: Callable[[Any], list[Any]]) -> None:
         """Watch a container: the same things must stay in it."""
@@ -211,8 +232,13 @@ class _Reader:
             values = np.asarray(thing)
         except TypeError:  # typed PRNG keys hold no plain numbers
             return _Itself(thing)
+        if isinstance(thing, np.ndarray) and type(thing) is not np.ndarray:
+            return self.unresolved(thing)  # it may hold more, as the mask of a masked array
         if values.dtype == object:
-            return ("array", values.shape, self.of(values.ravel().tolist(), False, label))
+            self.contents(label, thing, lambda x: x.ravel().tolist())
+            return ("array", values.shape, self.of(tuple(values.ravel().tolist()), False, label))
+        if values.dtype.hasobject:
+            return self.unresolved(thing)
         held = values.tobytes()
         if isinstance(thing, np.ndarray):
             self.watch(label or "an array that it holds", lambda: thing.tobytes() == held)
@@ -222,10 +248,7 @@ class _Reader:
         """A function written in C, or a method of a C type."""
         owner = getattr(thing, "__self__", None)
         if owner is None or isinstance(owner, types.ModuleType):
-            module = getattr(thing, "__module__", None)
-            if module in _IMPURE or thing.__name__ in _REFLECTING:
-                return self.unresolved(thing)
-            return _Itself(thing)
+            return _Itself(thing) if _only_computes(thing) else self.unresolved(thing)
         return ("builtin", thing.__name__, self.of(owner))
 
     # Functions
@@ -237,9 +260,13 @@ class _Reader:
         parts = code_key(code), self.of(defaults), self.of(keywords)
         cells = dict(zip(code.co_freevars, thing.__closure__ or (), strict=True))
         if is_library(module):
-            if str(module).partition(".")[0] in _IMPURE or code.co_name in _REFLECTING:
+            if not is_pure(module) or code.co_name in _LOOKING:
                 return self.unresolved(thing)
-            captured = [self.captured(code, name, cell, ()) for name, cell in cells.items()]
+            captured = [
+                self.captured(code, name, cell, ())
+                for name, cell in cells.items()
+                if not isinstance(_contents(cell), weakref.WeakKeyDictionary)  # a cache
+            ]
             known = () if first is _MISSING else (self.of(first),)
             return ("function", module, *parts, *captured, *known)
 
@@ -249,6 +276,8 @@ class _Reader:
 
         self.watch(f"the function {thing.__qualname__}", still)
         found = reads(code)
+        if found.recurs:
+            return self.unresolved(thing)
         values = [self.of(vars(thing))] if vars(thing) else []
         values += [self.variable(thing, path) for path in found.globals]
         for name, *attributes in found.captured:
@@ -289,10 +318,10 @@ class _Reader:
         """What a function imports when it is called."""
         name, *attributes = path
         module = sys.modules.get(name)
-        if is_library(name):
-            return (name, *attributes)
-        if module is None or not attributes:
-            return self.unresolved(function)
+        if module is None:
+            is_fixed = is_library(name) and is_pure(name)
+            return (name, *attributes) if is_fixed else self.unresolved(function)
+        self.watch(name, lambda: sys.modules.get(name) is module)
         return self.along(module, tuple(attributes), name)
 
     def along(self, thing: Any, path: Path, label: str) -> Hashable:
@@ -312,7 +341,7 @@ class _Reader:
                 ),
             )
             if isinstance(thing, types.ModuleType) and is_library(thing.__name__) and callable(raw):
-                return self.of(raw) if _is_impure(raw) else _Itself(raw)
+                return _Itself(raw) if _only_computes(raw) else self.of(raw)
             if owner is not None and isinstance(raw, _DESCRIPTORS):
                 # The rest of the path is of what it returns, which follows from what it reads.
                 bound = owner if isinstance(raw, classmethod) else thing
@@ -341,16 +370,25 @@ class _Reader:
 
     def an_object(self, thing: Any, called: bool, label: str) -> Hashable:
         kind = type(thing)
+        wraps = is_library(kind.__module__) and hasattr(thing, "__wrapped__")  # jit, lru_cache
         if is_library(kind.__module__):
-            if kind.__module__ in _IMPURE:
+            if kind.__module__ == "logging":
+                return _Itself(thing)  # it says what happens, and changes nothing of it
+            if isinstance(thing, weakref.ref):
+                self.watch("what a weak reference refers to", lambda: thing() is not None)
+                return (kind, self.of(thing(), called, label))
+            if not is_pure(kind.__module__):
                 return self.unresolved(thing)
+            if wraps:
+                return ("wraps", kind, self.of(thing.__wrapped__, called, label))
             named = getattr(thing, "__dict__", {}).get("__module__")
             if kind is object or (named is not None and is_library(named)):
                 return _Itself(thing)  # has no attributes, or is a wrapped function of a library
-            if kind.__hash__ not in (None, object.__hash__) and not hasattr(thing, "__wrapped__"):
+            is_value = kind.__module__.partition(".")[0] in _OF_VALUES
+            if is_value and kind.__hash__ not in (None, object.__hash__):
                 try:
                     hash(thing)
-                except TypeError:
+                except Exception:
                     return self.unresolved(thing)
                 return (kind, thing)
         elif called and (found := _attribute(kind, "__call__")) is not None:
@@ -359,14 +397,14 @@ class _Reader:
                 label or kind.__name__, lambda: (_attribute(kind, "__call__") or found)[1] is call
             )
             return ("called", self.method(call, thing))
-        held = _state(thing)
-        if held is None:
-            if type(thing).__module__ == "numpy" and callable(thing):  # a ufunc
+        held = _attributes(thing)
+        if held is None or not _shows_all(kind):
+            if kind.__module__ == "numpy" and callable(thing) and _only_computes(thing):  # a ufunc
                 return _Itself(thing)
             return self.unresolved(thing)
 
         def still() -> bool:
-            now = _state(thing) or {}
+            now = _attributes(thing) or {}
             return now.keys() == held.keys() and all(now[k] is x for k, x in held.items())
 
         self.watch(label or f"a {kind.__name__} that it holds", still)
@@ -376,16 +414,18 @@ class _Reader:
 
     def a_class(self, kind: type) -> Hashable:
         if is_library(kind.__module__):
-            return self.unresolved(kind) if kind.__module__ in _IMPURE else _Itself(kind)
-        held = {k: x for k, x in vars(kind).items() if _counts(k, x)}
+            return _Itself(kind) if is_pure(kind.__module__) else self.unresolved(kind)
+        held, bases, meta = _members(kind), kind.__bases__, type(kind)
 
         def still() -> bool:
-            return all(vars(kind).get(k) is x for k, x in held.items())
+            now = _members(kind)
+            same = now.keys() == held.keys() and all(now[k] is x for k, x in held.items())
+            return same and kind.__bases__ is bases and type(kind) is meta
 
         self.watch(f"the class {kind.__qualname__}", still)
         front = f"{kind.__name__}."
         members = [(k, self.of(x, label=front + k)) for k, x in sorted(held.items())]
-        return ("class", kind.__qualname__, self.of(kind.__bases__), *members)
+        return ("class", kind.__qualname__, self.of(meta), self.of(bases), *members)
 
 
 _DESCRIPTORS = (property, functools.cached_property, staticmethod, classmethod)
@@ -399,10 +439,18 @@ def _inner(descriptor: Any) -> Any:
     return descriptor.__func__
 
 
-def _is_impure(thing: Any) -> bool:
-    module = str(getattr(thing, "__module__", None) or type(thing).__module__)
-    named = getattr(thing, "__name__", "")
-    return module.partition(".")[0] in _IMPURE or named in _REFLECTING
+def _only_computes(function: Any) -> bool:
+    """Whether a function of a library is sure to give equal results for equal arguments."""
+    owner = getattr(function, "__self__", None)
+    if owner is not None and not isinstance(owner, (types.ModuleType, type)):
+        return False  # it may depend on its owner, as those of numpy.random do
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return is_pure(module) and getattr(function, "__name__", "") not in _LOOKING
+
+
+def _default(mapping: Any) -> tuple[Any, ...]:
+    """What makes the values that a mapping does not hold yet."""
+    return (mapping.default_factory,) if isinstance(mapping, defaultdict) else ()
 
 
 def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
@@ -413,6 +461,9 @@ def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
             held = getattr(thing, name, _MISSING)
         return None if held is _MISSING else (None, held)
     if isinstance(thing, type):
+        metaclasses: Any = inspect.getmro(type(thing))
+        if any(name in vars(k) for k in metaclasses if not is_library(k.__module__)):
+            return None  # the metaclass may have a say
         for kind in thing.__mro__:
             if name in vars(kind):
                 raw = vars(kind)[name]
@@ -436,13 +487,16 @@ def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
         return None if value is _MISSING else (None, value)
     if isinstance(raw, property):
         return kind, raw
+    if isinstance(raw, functools.cached_property) and own is not None and name not in own:
+        with contextlib.suppress(Exception):  # it counts by its value, which stays in the object
+            getattr(thing, name)
     if own is not None and name in own:
         return None, own[name]
     return None if raw is _MISSING else (kind, raw)
 
 
-def _state(thing: Any) -> dict[str, Any] | None:
-    """The attributes of an object; None if it may have others that can't be seen."""
+def _attributes(thing: Any) -> dict[str, Any] | None:
+    """The attributes of an object; None if it has no place for any."""
     kind = type(thing)
     own = getattr(thing, "__dict__", None)
     slots = {
@@ -455,6 +509,23 @@ def _state(thing: Any) -> dict[str, Any] | None:
     if own is None and not any("__slots__" in vars(k) for k in kind.__mro__):
         return None
     return {**slots, **{str(k): x for k, x in (own or {}).items() if k != "__doc__"}}
+
+
+def _shows_all(kind: type) -> bool:
+    """Whether its objects have nothing but attributes: no memory that only a base in C can read."""
+    slots = sum(
+        isinstance(raw, types.MemberDescriptorType)
+        for k in kind.__mro__
+        for raw in vars(k).values()
+    )
+    places = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    pointer = struct.calcsize("P")
+    return not kind.__itemsize__ and kind.__basicsize__ <= object.__basicsize__ + places * pointer
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """The members of a class that say how its objects behave."""
+    return {k: x for k, x in vars(kind).items() if _counts(k, x)}
 
 
 def _counts(name: str, member: Any) -> bool:
@@ -476,6 +547,11 @@ def _lasts(key: Hashable) -> bool:
     return not isinstance(key, (tuple, frozenset)) or all(map(_lasts, key))
 
 
+def _named(thing: Any) -> str:
+    name = getattr(thing, "__qualname__", None)
+    return name if isinstance(name, str) else described(thing)
+
+
 class ByValue:
     """Anything, compared by its fingerprint as it was when this was made.
 
@@ -492,6 +568,8 @@ class ByValue:
     (True, True, False, False)
     """
 
+    traced: bool = False  # whether a program may have been compiled for it by a caller's jit
+
     def __init__(self, value: Any):
         self.value = value
         # Whether a program may have been compiled for it when it was stale: with other values.
@@ -505,7 +583,7 @@ class ByValue:
     @property
     def is_open(self) -> bool:
         """Whether it reads anything that may change."""
-        return bool(self._watches)
+        return bool(self._watches or self._tokens)
 
     @property
     def is_stale(self) -> bool:
@@ -524,6 +602,10 @@ class ByValue:
     def changes(self) -> list[str]:
         """The names of what has changed since it was made."""
         return list(dict.fromkeys(label for label, still in self._watches if not still()))
+
+    def unresolved(self) -> list[str]:
+        """The names of what can't be resolved, and so may change unnoticed."""
+        return [_named(thing) for thing, _ in self._tokens.values()]
 
     @functools.cached_property
     def lasts(self) -> bool:

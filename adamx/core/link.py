@@ -71,18 +71,26 @@ class Link:
         return link
 
     def settled(self) -> Self:
-        """Itself, if its functions still give what they gave when it was made or last used.
+        """Itself, if its functions give what the steps use that are compiled.
 
         Raises:
-            StageError: if something that they read has changed.
+            StageError: if something that they read has changed, or can't be seen to have changed
+                and a caller may have compiled a step.
         """
         changed = [what for x in self.records if x.is_stale for what in x.changes()]
         if changed:
             raise StageError(
-                f"{self.functions} reads {', '.join(dict.fromkeys(changed))}, which has changed "
-                "since the optimiser was made or last used: a step that is compiled may still "
-                "use the old value. Make the optimiser again, or give the function the value as "
-                "an argument, as in lambda t, lr=lr: …"
+                f"{self.functions} reads {', '.join(dict.fromkeys(changed))}, which has changed: "
+                "a step that was compiled before may still use the old value. Make the optimiser "
+                "again, or give the function the value as an argument, as in lambda t, lr=lr: …"
+            ).within(stage=self.name)
+        unseen = [what for x in self.records if x.traced for what in x.unresolved()]
+        if unseen:
+            raise StageError(
+                f"{self.functions} uses {', '.join(dict.fromkeys(unseen))}, of which a change "
+                "can't be seen, and a step was compiled with it: the step may use another value "
+                "than would be read now. Read it before the optimiser is made, and give the "
+                "function the value as an argument, as in lambda t, lr=lr: …"
             ).within(stage=self.name)
         return self
 

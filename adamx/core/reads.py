@@ -15,7 +15,7 @@ import types
 from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["Reads", "code_key", "is_library", "reads", "rebinds"]
+__all__ = ["Reads", "code_key", "is_library", "is_pure", "reads", "rebinds"]
 
 Path: TypeAlias = tuple[str, ...]
 """A name, and the attributes that are read of it, as in ``config.model.rate``."""
@@ -29,35 +29,40 @@ class Reads(NamedTuple):
         captured: of variables of the enclosing functions.
         first: of its first argument, without its name: of ``self``, if it is a method.
         imported: of modules that it imports when it is called.
+        recurs: whether it reads what it updates itself, so that every call may give another value.
+            An update that nothing else reads, as of a counter of calls, is no read.
     """
 
     globals: tuple[Path, ...]
     captured: tuple[Path, ...]
     first: tuple[Path, ...]
     imported: tuple[Path, ...]
+    recurs: bool
 
 
 @functools.lru_cache(4096)
 def reads(code: types.CodeType) -> Reads:
     """What a function of this code reads, and the functions inside it."""
     first = code.co_varnames[0] if code.co_argcount else None
-    found: dict[str, dict[Path, None]] = {field: {} for field in Reads._fields}
+    found: dict[str, dict[Path, None]] = {x: {} for x in Reads._fields if x != "recurs"}
+    updated: dict[str, dict[Path, None]] = {x: {} for x in found}
 
     def scan(inner: types.CodeType) -> None:
         outermost = inner is code
-        for kind, path in _paths(inner):
+        for kind, path, is_update in _paths(inner):
+            into = updated if is_update else found
             name = path[0]
             if kind == "first":
                 if outermost and name == first:
-                    found["first"][path[1:]] = None
+                    into["first"][path[1:]] = None
             elif kind == "captured":
                 # A free variable of a function inside is one of the outermost, or its own.
                 if name in code.co_freevars:
-                    found["captured"][path] = None
+                    into["captured"][path] = None
                 elif name == first and (outermost or name in inner.co_freevars):
-                    found["first"][path[1:]] = None
+                    into["first"][path[1:]] = None
             else:
-                found[kind][path] = None
+                into[kind][path] = None
         for constant in inner.co_consts:
             if isinstance(constant, types.CodeType):
                 scan(constant)
@@ -67,7 +72,13 @@ def reads(code: types.CodeType) -> Reads:
         found["first"][()] = None
         if "__class__" in code.co_freevars:
             found["captured"][("__class__",)] = None
-    return Reads(*(_shortest(paths) for paths in found.values()))
+    recurs = any(
+        read[: len(path)] == path[: len(read)]
+        for kind, paths in updated.items()
+        for path in paths
+        for read in found[kind]
+    )
+    return Reads(**{kind: _shortest(paths) for kind, paths in found.items()}, recurs=recurs)
 
 
 def _shortest(paths: dict[Path, None]) -> tuple[Path, ...]:
@@ -88,17 +99,20 @@ _ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"}
 _NOTHING = {"EXTENDED_ARG", "NOP", "CACHE"}
 
 
-def _paths(code: types.CodeType) -> Iterator[tuple[str, Path]]:
-    """Every load of a name, with the attributes that are loaded of it at once."""
+def _paths(code: types.CodeType) -> Iterator[tuple[str, Path, bool]]:
+    """Every load of a name, with the attributes that are loaded of it at once.
+
+    With each goes whether what is loaded is only updated, as in ``calls += 1``.
+    """
     cells = {*code.co_cellvars, *code.co_freevars}
+    steps = [x for x in dis.get_instructions(code) if x.opname not in _NOTHING]
+    modules = dict(_modules(steps))
     kind: str = ""
     path: Path = ()
-    for x in dis.get_instructions(code):
-        if x.opname in _NOTHING:
-            continue
+    for i, x in enumerate(steps):
         if kind and x.opname in _ATTRIBUTES:
             if x.opname == "IMPORT_FROM":  # several may follow one import
-                yield kind, (*path[:1], x.argval)
+                yield kind, (*path[:1], x.argval), False
                 path = (*path[:1], "")
             else:
                 path = (*path, x.argval)
@@ -106,21 +120,78 @@ def _paths(code: types.CodeType) -> Iterator[tuple[str, Path]]:
         if kind == "imported" and path[1:] == ("",):
             if x.opname.startswith("STORE"):
                 continue
-        elif kind:
-            yield kind, path
+        elif kind and (attribute := _updated_attribute(steps, i)):
+            yield kind, (*path, attribute), True
+        elif kind and x.opname != "STORE_ATTR":  # what an attribute is stored in is not read
+            yield kind, path, _is_updated(steps, i, path)
         kind, path = "", ()
         if x.opname in _LOADS:
-            kind, path = _LOADS[x.opname], (x.argval,)
+            if x.opname != "IMPORT_NAME" or _stored_name(steps, i + 1) is None:
+                kind, path = _LOADS[x.opname], (x.argval,)
         elif "LOAD_FAST" in x.opname:
             loaded: list[str] = [*x.argval] if isinstance(x.argval, tuple) else [x.argval]
             last = loaded.pop()
             if not x.opname.startswith("STORE"):  # STORE_FAST_LOAD_FAST
                 for name in loaded:
-                    yield "first", (name,)
-            if last not in cells:  # else the cell itself is loaded, for a function inside
+                    yield "first", (name,), False
+                    if name in modules:
+                        yield "imported", (modules[name],), False
+            if last in modules:
+                kind, path = "imported", (modules[last],)
+            elif last not in cells:  # else the cell itself is loaded, for a function inside
                 kind, path = "first", (last,)
     if kind and path[1:] != ("",):
-        yield kind, path
+        yield kind, path, False
+
+
+def _modules(steps: list[dis.Instruction]) -> Iterator[tuple[str, str]]:
+    """The local variables in which imported modules are stored, and the modules."""
+    for i, x in enumerate(steps):
+        if x.opname == "IMPORT_NAME" and (name := _stored_name(steps, i + 1)) is not None:
+            yield name, x.argval.partition(".")[0]  # import a.b stores a
+
+
+def _stored_name(steps: list[dis.Instruction], i: int) -> str | None:
+    """The local variable in which the value on the stack is stored; None if it is not."""
+    if not steps[i].opname.startswith("STORE_FAST"):
+        return None
+    stored = steps[i].argval
+    return stored[0] if isinstance(stored, tuple) else stored
+
+
+def _is_updated(steps: list[dis.Instruction], i: int, path: Path) -> bool:
+    """Whether the value on the stack becomes only an operand of what is stored in its place."""
+    operator = _operator_of(steps, i)
+    stores = steps[operator + 1 : operator + 1 + len(path)]
+    if operator < 0 or [x.argval for x in stores] != [*path]:
+        return False
+    names = {"STORE_GLOBAL", "STORE_NAME", "STORE_DEREF"}
+    return stores[-1].opname in ({"STORE_ATTR"} if path[1:] else names)
+
+
+def _updated_attribute(steps: list[dis.Instruction], i: int) -> str | None:
+    """The attribute of the object on the stack that is updated in place, as in ``x.calls += 1``."""
+    if steps[i].opname != "COPY" or steps[i + 1].opname != "LOAD_ATTR":
+        return None
+    name = steps[i + 1].argval
+    operator = _operator_of(steps, i + 2)
+    stores = [(x.opname, x.argval) for x in steps[operator + 1 : operator + 3]]
+    is_updated = operator > 0 and stores == [("SWAP", 2), ("STORE_ATTR", name)]
+    return name if is_updated else None
+
+
+def _operator_of(steps: list[dis.Instruction], i: int) -> int:
+    """Where the value on the stack is the left operand, and used for nothing else before; or −1."""
+    height = 1
+    for j, x in enumerate(steps[i:], start=i):
+        if x.opname == "BINARY_OP" and height == 2:
+            return j
+        if x.opname in ("COPY", "SWAP") or x.opcode in dis.hasjrel or x.opcode in dis.hasjabs:
+            return -1
+        height += dis.stack_effect(x.opcode, x.arg)
+        if height < 2:
+            return -1
+    return -1
 
 
 @functools.lru_cache(4096)
@@ -170,3 +241,24 @@ def is_library(module: Any) -> bool:
         file = getattr(sys.modules.get(top), "__file__", None)  # a user's script may be code.py
         return file is None or file.startswith(_STDLIB)
     return top in _LIBRARIES
+
+
+# What of Python's own only computes; all else may look at clocks, files, or other threads.
+_COMPUTING_MODULES = (
+    "abc argparse array ast bisect builtins calendar cmath codecs collections contextlib copy "
+    "copyreg csv dataclasses decimal difflib enum fractions functools graphlib hashlib heapq html "
+    "itertools json keyword logging math numbers operator pprint re reprlib statistics string "
+    "struct textwrap traceback types typing unicodedata warnings zlib"
+)
+_COMPUTING = frozenset(_COMPUTING_MODULES.split())
+_LOOKING = ("absl", "etils", "grain", "numpy.random", "orbax", "scipy.io")
+
+
+@functools.cache
+def is_pure(module: Any) -> bool:
+    """Whether what this module of a library defines gives equal results for equal arguments."""
+    name = str(module)
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return top.lstrip("_") in _COMPUTING
+    return not any(name == x or name.startswith(f"{x}.") for x in _LOOKING)

@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, Self, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core import hyper, random
-from adamx.core.errors import StageError, failed_schedule
+from adamx.core.errors import StageError, as_given, failed_schedule
 from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
 from adamx.core.reads import is_library
@@ -151,7 +151,9 @@ class Definition:
                 arguments[name] = hyper.canonical(name, arguments[name], domain)
             for name in self.switches:
                 if not isinstance(arguments[name], bool):
-                    raise TypeError(f"{name} must be True or False, got {arguments[name]!r}")
+                    raise TypeError(
+                        f"{name} must be True or False, got {as_given(arguments[name])}"
+                    )
             for name in self.plain:
                 if callable(arguments[name]):
                     raise TypeError(
@@ -204,6 +206,21 @@ class Stage(Link):
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.definition.name
+
+    @functools.cached_property
+    def numbers(self) -> ByValue:
+        """The numbers of its schedules that are pytrees; their objects may be changed."""
+        return ByValue(tuple(x for k in self.data if callable(x := self.arguments[k])))
+
+    @property
+    def records(self) -> tuple[ByValue, ...]:
+        has_any = any(callable(self.arguments[k]) for k in self.data)
+        return (*super().records, self.numbers) if has_any else super().records
+
+    def renewed(self) -> Self:
+        stage = super().renewed()
+        stage.__dict__.pop("numbers", None)
+        return stage
 
     @property
     def functions(self) -> str:

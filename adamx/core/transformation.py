@@ -11,6 +11,7 @@ import jax
 import optax
 
 from adamx.core import editing, engine
+from adamx.core.errors import as_given
 from adamx.core.foreign import Foreign
 from adamx.core.link import Link
 from adamx.core.naming import names, written
@@ -251,7 +252,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
             links.append(Foreign(given))
         else:
             raise TypeError(
-                f"chain() takes transformations, got {given!r} of type {type(given).__name__}; "
+                f"chain() takes transformations, got {as_given(given)}; "
                 "a list is passed as chain(*transformations), and a stage is called: "
                 "scale_by_momentum(), not scale_by_momentum"
             )

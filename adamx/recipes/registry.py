@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from adamx import recipes
 from adamx.core import Transformation
+from adamx.core.errors import as_given
 
 __all__ = ["get", "list_recipes"]
 
@@ -27,9 +28,7 @@ def get(name: str) -> Callable[..., Transformation]:
     True
     """
     if not isinstance(name, str):
-        raise TypeError(
-            f"adamx.get takes the name of a recipe, got {name!r} of type {type(name).__name__}"
-        )
+        raise TypeError(f"adamx.get takes the name of a recipe, got {as_given(name)}")
     if name in recipes.__all__:
         return getattr(recipes, name)
     near = difflib.get_close_matches(name.lower(), recipes.__all__, n=5)

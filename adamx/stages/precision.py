@@ -21,6 +21,7 @@ import numpy as np
 
 from adamx.core import Rule, Slot, StageError, random, stage, symbols, zeros
 from adamx.core.equations import in_symbols
+from adamx.core.errors import as_given
 from adamx.core.signal import rounded
 from adamx.core.types import Array, Reals, UInt32
 from adamx.stages.schedule_free import itself
@@ -204,7 +205,7 @@ def _nearest(x: symbols.Expression) -> symbols.Function:
 
 def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
+        raise ValueError(f"seed must be a whole number, got {as_given(seed)}")
 
 
 def _is_narrow(dtype: Any) -> bool:

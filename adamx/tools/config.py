@@ -18,7 +18,7 @@ import optax
 from jax.core import Tracer
 
 from adamx.core import Transformation, chain
-from adamx.core.errors import described
+from adamx.core.errors import as_given, described
 from adamx.core.foreign import Foreign
 from adamx.core.identity import alike
 from adamx.core.link import Around, Link
@@ -126,7 +126,7 @@ def from_config(cfg: Mapping[str, Any], known: Mapping[str, Any] | None = None) 
     scale_by_momentum(b1=0.95)
     """
     if not isinstance(cfg, Mapping):
-        raise TypeError(f"a config is a dict, got {cfg!r} of type {type(cfg).__name__}")
+        raise TypeError(f"a config is a dict, got {as_given(cfg)}")
     if cfg.get("format") != _FORMAT:
         raise ValueError(
             f"format: this version of adamx reads {_FORMAT!r}, the config has {cfg.get('format')!r}"

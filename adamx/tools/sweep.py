@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation
+from adamx.core.errors import as_given
 from adamx.core.hyper import clock_dtype
 from adamx.core.identity import fingerprint
 from adamx.core.naming import labels, names
@@ -184,7 +185,7 @@ def _described(given: Any) -> str:
     if callable(given):
         name = getattr(given, "__name__", repr(given))
         return f"the function {name}, not what it returns: {name}(…)"
-    return f"{given!r} of type {type(given).__name__}, not an adamx optimiser"
+    return f"{as_given(given)}, not an adamx optimiser"
 
 
 def _unstacked(batch: Transformation) -> list[Transformation] | None:
@@ -233,7 +234,7 @@ def _keys(seeds: Any) -> tuple[tuple[int, ...] | None, jax.Array | None]:
         if not all(map(_is_integer, numbers)):
             raise TypeError(
                 "seeds must be how many there are, a list of integers or a batch of keys "
-                f"(jax.random.split(key, n)); got {seeds!r} of type {type(seeds).__name__}"
+                f"(jax.random.split(key, n)); got {as_given(seeds)}"
             )
         keys = jnp.stack([jax.random.key(int(seed)) for seed in numbers]) if len(numbers) else None
     if len(numbers) == 0:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.core.errors import as_given
 from adamx.core.identity import ByValue
 from adamx.core.types import Array, BFloat16, Float32, Int8, Int32, PyTree, UInt8, UInt32
 
@@ -194,7 +195,7 @@ def as_codec(given: Any) -> Codec | None:
     if called:
         raise TypeError(f"a codec is called: {called[0]}(), not {called[0]}")
     raise ValueError(
-        f"there is no codec {given!r}; there are {', '.join(map(repr, CODECS))}, what "
+        f"there is no codec {as_given(given)}; there are {', '.join(map(repr, CODECS))}, what "
         "adamx.Codec(name, encode, decode) makes, and None for slots that stay as they are"
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain, random
+from adamx.core.errors import as_given
 from adamx.core.link import Around, Link
 from adamx.core.stage import Stage, kinds
 from adamx.core.trees import is_encoded
@@ -99,9 +100,9 @@ class Storage(Around):
     def of(cls, codec: Any, slots: Mapping[str, Any], *, min_size: int, seed: int) -> Storage:
         """From what store() is given, checked."""
         if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
-            raise ValueError(f"min_size must be a whole number ≥ 1, got {min_size!r}")
+            raise ValueError(f"min_size must be a whole number ≥ 1, got {as_given(min_size)}")
         if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed must be a whole number, got {seed!r}")
+            raise ValueError(f"seed must be a whole number, got {as_given(seed)}")
         single = tuple((slot, as_codec(x)) for slot, x in slots.items())
         return cls((as_codec(codec), single, min_size, seed))
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core import Signal, Squares, StageError, Transformation
+from adamx.core.errors import as_given
 from adamx.core.hyper import LARGEST_COUNT, clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View, nothing
@@ -264,7 +265,9 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
     (0.1, 0.0283, 1.0)
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a whole number of steps, at least 1, got {every!r}")
+        raise ValueError(
+            f"every must be a whole number of steps, at least 1, got {as_given(every)}"
+        )
     if every > LARGEST_COUNT:
         raise ValueError(f"every must be at most {LARGEST_COUNT}, where the count stops")
     if isinstance(groups, Mapping):
@@ -272,7 +275,7 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
     elif groups is not None and not callable(groups):
         raise TypeError(
             "groups must be a dict from names to selectors, or a function from a path to a name, "
-            f"got {groups!r} of type {type(groups).__name__}"
+            f"got {as_given(groups)}"
         )
     elif groups is not None:
         check_call(groups, "the function of groups", "path -> name", "")
