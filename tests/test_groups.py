@@ -200,7 +200,7 @@ def test_a_predicate_that_means_nothing_is_no_error():
 def test_a_partition_has_groups():
     with pytest.raises(ValueError, match=r"partition\(\) of no groups"):
         adamx.partition({})
-    with pytest.raises(TypeError, match=r"takes a dict .* got an object of type list"):
+    with pytest.raises(TypeError, match=r"takes a dict .* got a list of 1"):
         adamx.partition([adamx.adam(0.1)])
 
 
@@ -221,7 +221,7 @@ def test_a_selection_inside_a_selection_chooses_among_its_parameters():
 
 
 def test_groups_to_watch_must_mean_something():
-    with pytest.raises(StageError, match=r"'watch': the group 'k': no parameter .* by 'kernl'"):
+    with pytest.raises(StageError, match=r"'watch': the group 'k': pattern 'kernl' matches"):
         adamx.watch(groups={"k": "kernl"}).init(PARAMS)
     with pytest.raises(StageError, match=r"parameter embedding: .* returned a NoneType"):
         adamx.watch(groups=lambda path: None).init(PARAMS)
@@ -496,7 +496,7 @@ def test_assignments_are_the_chains_of_each_parameter():
     assert adamx.assignments(opt, jax.eval_shape(lambda: PARAMS)) == found
     with pytest.raises(StageError, match="does not cover"):
         adamx.assignments(adamx.partition({"kernel": adamx.sgd(0.1)}), PARAMS)
-    with pytest.raises(StageError, match=r"\['name'\]: it is 'mlp', not an array"):
+    with pytest.raises(StageError, match=r"\['name'\]: it is 'mlp' of type str, not an array"):
         adamx.assignments(opt, {**PARAMS, "name": "mlp"})
 
 

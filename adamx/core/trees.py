@@ -162,7 +162,8 @@ _SAME_CONTAINERS: dict[frozenset[str], str] = {
     ),
     frozenset({"list", "tuple"}): (
         "Let {one} and {other} be of the same containers; a state that was read from a file, in "
-        "which tuples may have become lists, is brought over by adamx.restore_state"
+        "which tuples may have become lists, is brought over by "
+        "adamx.restore_state(state, opt, params)"
     ),
 }
 

@@ -304,9 +304,9 @@ def metrics(state: PyTree) -> dict[str, Any]:
 
     ``optax.apply_if_finite`` around the chain (and ``optax.MultiSteps`` that skips steps) throws a
     bad step away, and what was seen of it too. Under such a gate there is ``skipped``: 1 if the
-    last step was thrown away, and then everything else is NaN, ``nonfinite`` too; else 0. A step
-    that ``apply_if_finite`` let pass, as there were too many bad ones, is none that was skipped:
-    ``nonfinite`` says what was seen.
+    last step was thrown away, and then everything else is NaN, ``nonfinite`` too; else 0. After
+    too many bad steps in a row ``apply_if_finite`` takes a bad step all the same: then ``skipped``
+    is 0, and ``nonfinite`` says what was seen.
 
     Raises:
         ValueError: if the state holds no ``watch``.
@@ -322,7 +322,7 @@ def metrics(state: PyTree) -> dict[str, Any]:
     """
     entries = [
         (name, entry, found.skipped)
-        for found in find(state)
+        for found in find(state, nested=True)
         for name, entry in found.state.items()
         if _is_watch(name)
     ]
