@@ -430,3 +430,18 @@ def test_master_weights_stay():
     master = master - np.float32(1e-3) * np.asarray(GRADS["a"][3])
     np.testing.assert_allclose(adamx.decoded(state, "master")["a"], master, rtol=1e-6)
     np.testing.assert_array_equal(params["a"], jnp.asarray(master).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_average_goes_on_inside_shard_map(jit):
+    opt = adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5))
+    mesh = jax.make_mesh((1,), ("data",))
+    spec = jax.sharding.PartitionSpec()
+    shard_map = getattr(jax, "shard_map", None) or pytest.skip("an older JAX")
+
+    def step(params, state):
+        return opt.update({**at(0), "a": None}, state, params)[1]
+
+    step = shard_map(step, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    state = (jax.jit(step) if jit else step)(PARAMS, opt.init(PARAMS))
+    np.testing.assert_allclose(adamx.polyak_params(state)["a"], PARAMS["a"], rtol=1e-6)

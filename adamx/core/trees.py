@@ -50,9 +50,10 @@ class Aligned(NamedTuple):
 
 def align(updates: PyTree, tree: Any, params: PyTree) -> Aligned:
     """The parameters in the order of the gradients; where those are None, anything may stand."""
-    try:
-        aligned = Aligned(tree.flatten_up_to(params), [])
-    except (ValueError, TypeError):
+    own, same = jax.tree.flatten(params)
+    if same == tree:
+        aligned = Aligned(own, [])
+    else:
         gradients, wide = jax.tree.flatten(updates, is_leaf=_is_none)
         try:
             found = list(zip(gradients, wide.flatten_up_to(params), strict=True))
