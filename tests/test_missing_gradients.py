@@ -273,6 +273,13 @@ def test_in_an_equinox_model(whole):
     chex.assert_trees_all_equal(new.layers[0].weight, model.layers[0].weight)
 
 
+def test_a_single_array_may_have_none():
+    opt, theta = adamx.chain(adamx.adam(0.1), adamx.polyak_ema(0.5)), jnp.ones(2)
+    updates, state = opt.update(None, opt.init(theta), theta)
+    assert updates is None
+    np.testing.assert_array_equal(adamx.polyak_params(state), [1, 1])
+
+
 FROZEN = {
     "freeze": lambda: {"enc": adamx.freeze(), "*": adamx.adam(0.1)},
     "sgd": lambda: {"enc": adamx.sgd(0.1), "head": adamx.adam(0.1)},
