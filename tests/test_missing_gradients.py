@@ -55,7 +55,10 @@ def test_it_takes_no_step_and_its_slots_stay(name, jit):
     update = jax.jit(opt.update) if jit else opt.update
     updates, after = update(at(1, "b"), state, PARAMS)
     assert updates["b"] is None
-    chex.assert_trees_all_equal(of(after, "b"), of(state, "b"))
+    own, before = of(after, "b"), of(state, "b")
+    if ("polyak_ema", "ema") in own:  # which is to follow the parameter
+        assert not np.array_equal(*(x.pop(("polyak_ema", "ema")) for x in (own, before)))
+    chex.assert_trees_all_equal(own, before)
     assert jax.eval_shape(lambda x: x, after) == jax.eval_shape(lambda x: x, state)
     if name not in TOGETHER:
         all_updates, all_after = update(at(1), state, PARAMS)
@@ -268,3 +271,184 @@ def test_in_an_equinox_model(whole):
     new = adamx.apply_updates(model, updates)
     assert new.activation is model.activation
     chex.assert_trees_all_equal(new.layers[0].weight, model.layers[0].weight)
+
+
+def test_a_single_array_may_have_none():
+    opt, theta = adamx.chain(adamx.adam(0.1), adamx.polyak_ema(0.5)), jnp.ones(2)
+    updates, state = opt.update(None, opt.init(theta), theta)
+    assert updates is None
+    np.testing.assert_array_equal(adamx.polyak_params(state), [1, 1])
+
+
+FROZEN = {
+    "freeze": lambda: {"enc": adamx.freeze(), "*": adamx.adam(0.1)},
+    "sgd": lambda: {"enc": adamx.sgd(0.1), "head": adamx.adam(0.1)},
+    "optax": lambda: {"enc": optax.sgd(0.1), "*": adamx.adam(0.1)},
+    "stateless": lambda: {"enc": adamx.sgd(0.1), "head": adamx.sgd(0.1)},
+    "tuple": lambda: {("enc", "absent*"): adamx.freeze(), "*": adamx.sgd(0.1)},
+    "predicate": lambda: {lambda path, shape: "enc" in path: adamx.freeze(), "*": adamx.adam(0.1)},
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("with_params", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("groups", FROZEN)
+def test_a_group_that_keeps_nothing_may_have_no_gradient(groups, whole, with_params, jit):
+    params = {"absent": jnp.ones(1), "enc": {"k": jnp.ones(2)}, "head": jnp.ones(3)}
+    if groups != "tuple":
+        params.pop("absent")
+    opt = adamx.partition(FROZEN[groups]())
+    state = opt.init(params)
+    grads = jax.tree.map(jnp.ones_like, params)
+    lacking = grads | {"enc": None if whole else {"k": None}}
+    update = jax.jit(opt.update) if jit else opt.update
+    known = params if with_params else None
+    updates, after = update(lacking, state, known)
+    assert updates["enc"] == lacking["enc"]
+    np.testing.assert_allclose(updates["head"], -0.1 * np.ones(3), rtol=1e-6)
+    assert jax.eval_shape(lambda x: x, after) == jax.eval_shape(lambda x: x, state)
+    update(grads, after, known)
+
+
+def test_a_group_that_keeps_nothing_may_have_no_gradient_beside_watched_groups():
+    params = {"enc": {"k": jnp.ones(2)}, "head": jnp.ones(3)}
+    for groups in ({"e": "enc", "h": "head"}, lambda path: path[0]):
+        opt = adamx.chain(adamx.sgd(0.1), adamx.watch(groups))
+        state = opt.init(params)
+        for known in (None, params):
+            _, after = opt.update({"enc": None, "head": jnp.ones(3)}, state, known)
+            assert jax.eval_shape(lambda x: x, after) == jax.eval_shape(lambda x: x, state)
+            seen = adamx.metrics(after)
+            assert np.isnan(seen["e/grad_rms"])
+            np.testing.assert_allclose(seen["h/grad_rms"], 1, rtol=1e-6)
+
+
+def test_a_parameter_with_a_gradient_is_covered_still():
+    opt = adamx.partition({"enc": adamx.freeze(), "head": adamx.sgd(0.1)})
+    state = opt.init({"enc": jnp.ones(2), "head": jnp.ones(3)})
+    with pytest.raises(StageError, match="does not cover other"):
+        opt.update({"enc": None, "other": jnp.ones(3)}, state)
+
+
+def test_the_frozen_part_of_an_equinox_model_is_in_no_group():
+    """The state is of the part that trains, and update() is given the whole model."""
+    model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
+    spec = jax.tree.map(lambda _: False, model)
+    spec = eqx.tree_at(lambda m: m.layers[1].weight, spec, True)
+    part = eqx.filter(model, spec)
+    rule = {"layers/1/weight": adamx.adam(0.1)}
+    opt = adamx.chain(adamx.partition(rule), adamx.polyak_ema(0.5), adamx.watch(lambda path: path))
+    grads = jax.tree.map(jnp.ones_like, part)
+    state = opt.init(part)
+    updates, after = opt.update(grads, state, model)
+    expected, expected_after = opt.update(grads, state, part)
+    chex.assert_trees_all_equal((updates, after), (expected, expected_after))
+
+
+AVERAGED = {
+    "chain": lambda: adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5)),
+    "stored": lambda: adamx.store(
+        adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5)), "int8", min_size=1
+    ),
+    "where": lambda: adamx.chain(adamx.sgd(1e-2), adamx.where("a", adamx.polyak_ema(0.5))),
+    "partition": lambda: adamx.partition(
+        {
+            "a": adamx.chain(adamx.sgd(1e-2), adamx.polyak_ema(0.5)),
+            "*": adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5)),
+        }
+    ),
+    "clipped": lambda: adamx.chain(
+        adamx.adam(1e-2), adamx.clip_by_global_norm(1.0), adamx.polyak_ema(0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", AVERAGED)
+def test_the_average_of_a_parameter_that_stays_goes_on(name, jit):
+    opt, params = AVERAGED[name](), PARAMS
+    state = opt.init(params)
+    update = jax.jit(opt.update) if jit else opt.update
+    mean, weight = np.zeros((3, 4)), 0.0
+    for t, missing in enumerate(["a", "a", "ab", "", "a"]):
+        updates, state = update(at(t, *missing), state, params)
+        params = adamx.apply_updates(params, updates)
+        mean, weight = (mean + np.asarray(params["a"], np.float64)) / 2, (weight + 1) / 2
+        average = adamx.polyak_params(state)["a"]
+        np.testing.assert_allclose(average, mean / weight, rtol=1e-5)
+    assert jax.eval_shape(lambda x: x, state) == jax.eval_shape(opt.init, params)
+
+
+def test_the_average_of_a_narrow_parameter_that_stays_is_the_parameter():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    opt = adamx.chain(adamx.adam(1e-2), adamx.stochastic_rounding(), adamx.polyak_ema(0.9))
+    state = opt.init(params)
+    for t in range(5):
+        _, state = opt.update(at(t, "a"), state, params)
+    expected = np.asarray(params["a"], np.float32)
+    np.testing.assert_allclose(adamx.polyak_params(state)["a"], expected, rtol=1e-6)
+
+
+def test_the_average_of_a_parameter_that_stays_needs_the_parameters():
+    opt = adamx.chain(adamx.sgd(1e-2), adamx.where("a", adamx.polyak_ema(0.5)))
+    state = opt.init(PARAMS)
+    with pytest.raises(StageError, match=r"polyak_ema@a.*\['a'\].*params"):
+        opt.update(at(0, "a"), state)
+
+
+def test_lookahead_goes_back_when_the_parameter_moves_again():
+    opt, theta = adamx.chain(adamx.sgd(1.0), adamx.lookahead(2, 0.5)), {"x": jnp.zeros(1)}
+    state = opt.init(theta)
+    for gradient in (-1.0, None, -1.0, -1.0):  # the slow step falls on the second and the fourth
+        grads = {"x": None if gradient is None else jnp.array([gradient])}
+        updates, state = opt.update(grads, state, theta)
+        theta = adamx.apply_updates(theta, updates)
+    np.testing.assert_array_equal(theta["x"], [1.5])
+    np.testing.assert_array_equal(adamx.decoded(state, "slow")["x"], [1.5])
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_schedule_free_averages_the_steps_that_a_parameter_took(start):
+    """With equal weights 1/t of the chain's clock; z and x stay where there is no gradient."""
+    opt = adamx.chain(adamx.sgd(0.5), adamx.schedule_free(0.5, b1=0.9))
+    y = {"x": jnp.zeros(1), "y": jnp.zeros(1)}
+    state, z, x = opt.init(y), 0.0, 0.0
+    for t in range(5):
+        has_one = t >= start and t != 3
+        grads = {"x": jnp.array([-1.0]) if has_one else None, "y": jnp.ones(1)}
+        updates, state = opt.update(grads, state, y)
+        y = adamx.apply_updates(y, updates)
+        if has_one:
+            z += 0.5
+            x += (z - x) / (t + 1)
+        found = adamx.schedule_free_eval_params(state, y)["x"]
+        np.testing.assert_allclose(found, [x], rtol=1e-5, atol=1e-6)
+
+
+def test_master_weights_stay():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    opt = adamx.chain(adamx.sgd(1e-3), adamx.master_weights())
+    state = opt.init(params)
+    master = np.asarray(params["a"], np.float32)
+    for t in range(5):
+        updates, state = opt.update(at(t, *("a" if t != 3 else "")), state, params)
+        params = adamx.apply_updates(params, updates)
+    master = master - np.float32(1e-3) * np.asarray(GRADS["a"][3])
+    np.testing.assert_allclose(adamx.decoded(state, "master")["a"], master, rtol=1e-6)
+    np.testing.assert_array_equal(params["a"], jnp.asarray(master).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_an_average_goes_on_inside_shard_map(jit):
+    opt = adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5))
+    mesh = jax.make_mesh((1,), ("data",))
+    spec = jax.sharding.PartitionSpec()
+    shard_map = getattr(jax, "shard_map", None) or pytest.skip("an older JAX")
+
+    def step(params, state):
+        return opt.update({**at(0), "a": None}, state, params)[1]
+
+    step = shard_map(step, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
+    state = (jax.jit(step) if jit else step)(PARAMS, opt.init(PARAMS))
+    np.testing.assert_allclose(adamx.polyak_params(state)["a"], PARAMS["a"], rtol=1e-6)

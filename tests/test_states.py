@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import warnings
 
+import chex
 import flax
 import jax
 import jax.numpy as jnp
@@ -766,8 +767,59 @@ def test_moments_are_not_lost_in_silence():
         UserWarning, match=r"no place for scale_by_momentum\.mu, .*: .*heavy_ball\.trace"
     ):
         adamx.restore_state(saved, adamx.sgd(0.1, 0.9), PARAMS)
-    with pytest.warns(UserWarning, match="moments are lost"):
+    with pytest.warns(UserWarning, match="saved values are lost: the chain has no place for"):
         adamx.restore_state(adamx.adam(0.1).init(jnp.ones(2)), adamx.lion(0.1), jnp.ones(2))
+
+
+def test_what_is_lost_is_not_called_moments_where_there_are_none():
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    saved = adamx.chain(adamx.sgd(0.1), adamx.master_weights()).init(narrow)
+    opt = adamx.chain(adamx.sgd(0.1), adamx.stochastic_rounding())
+    with pytest.warns(UserWarning, match=r"no place for master_weights\.master") as told:
+        adamx.restore_state(saved, opt, narrow)
+    assert not any("moments" in str(x.message) for x in told)
+
+
+@pytest.mark.parametrize("name", ["adam", "stored", "heavy_ball"])
+def test_a_new_parameter_is_initialised_and_the_others_go_on(name):
+    opt = {
+        "adam": lambda: adamx.adam(0.1),
+        "stored": lambda: adamx.store(adamx.adam(0.1), "int8", min_size=1),
+        "heavy_ball": lambda: adamx.sgd(0.1, 0.9),
+    }[name]()
+    params, saved = train(opt)
+    wider = params | {"extra": {"b": jnp.ones(2), "a": jnp.ones(3)}}
+    if name == "heavy_ball":  # which has no clock
+        state, report = adamx.restore_state(saved, opt, wider)
+    else:
+        with pytest.warns(UserWarning, match="what starts anew for extra has the clock"):
+            state, report = adamx.restore_state(saved, opt, wider)
+    fresh = opt.init(wider)
+    assert jax.eval_shape(lambda x: x, state) == jax.eval_shape(lambda x: x, fresh)
+    rows = {row.outcome for row in report.rows if row.parameters == ("extra",)}
+    assert rows == {"initialised"}
+    assert not report.dropped
+    for stage, kept in saved.items():
+        for slot, tree in kept.items() if stage != "count" else ():
+            if isinstance(tree, dict):
+                rest = {k: x for k, x in state[stage][slot].items() if k != "extra"}
+                chex.assert_trees_all_equal(rest, tree)
+                chex.assert_trees_all_equal(
+                    state[stage][slot]["extra"], fresh[stage][slot]["extra"]
+                )
+            else:
+                chex.assert_trees_all_equal(state[stage][slot], tree)
+    with pytest.raises(StageError, match=r"\(extra\).*strict=True"):
+        adamx.restore_state(saved, opt, wider, strict=True)
+
+
+def test_a_renamed_parameter_is_not_taken_for_a_new_one():
+    opt = adamx.adam(0.1)
+    params, saved = train(opt)
+    renamed = dict(params)
+    renamed["another"] = renamed.pop(next(iter(params)))
+    with pytest.raises(StageError, match=r"has no mu/another.*rename it in what was saved"):
+        adamx.restore_state(saved, opt, renamed)
 
 
 def test_strict_names_everything_that_would_start_anew():
@@ -949,3 +1001,31 @@ def test_without_a_gate_nothing_is_said_of_skipping():
     seen = adamx.metrics(state)
     assert seen["watch/skipped"] == seen["watch_2/skipped"] == 1
     assert np.isnan(seen["watch_2/kernels/nonfinite"])
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_chain_inside_a_link_of_a_chain_is_read(jit):
+    inner = adamx.chain(adamx.sgd(0.5), adamx.polyak_ema(0.5), adamx.watch())
+    opt = adamx.chain(optax.apply_if_finite(inner, 5))
+    theta = {"count": jnp.ones(1), "w": jnp.ones(1)}  # a parameter may be called like a clock
+    grads = jax.tree.map(jnp.ones_like, theta)
+    state = opt.init(theta)
+    update = jax.jit(opt.update) if jit else opt.update
+    _, state = update(grads, state, theta)
+    seen = adamx.metrics(state)
+    np.testing.assert_allclose(seen["update_rms"], 0.5)
+    assert (seen["skipped"], seen["nonfinite"]) == (0, 0)
+    np.testing.assert_allclose(adamx.polyak_params(state)["w"], [0.5])
+    _, state = update({**grads, "w": jnp.array([np.nan])}, state, theta)
+    assert adamx.metrics(state)["skipped"] == 1
+    plain = serialization.msgpack_restore(serialization.to_bytes(state))
+    assert adamx.metrics(plain)["skipped"] == 1
+
+
+def test_one_name_in_two_states_is_told_by_their_places():
+    averaged = adamx.chain(adamx.adam(0.1), adamx.polyak_ema())
+    opt = optax.multi_transform({"x": averaged, "y": averaged}, {"a": "x", "b": "y"})
+    state = opt.init({"a": jnp.ones(1), "b": jnp.ones(1)})
+    places = r"2 stages named 'polyak_ema', .*\['x'\].*\['y'\].*pass one of these states"
+    with pytest.raises(ValueError, match=places):
+        adamx.polyak_params(state)

@@ -95,6 +95,7 @@ def _only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) ->
 def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
     """What stages and observers would keep after a step along the parameters."""
     row = _Row(links, tree, leaves, Aligned(leaves, []), state)
+    row.idle = None  # what is None among the parameters is none
     for name, link, here in row.links():
         if isinstance(link, Stage):
             row.append(name, link, here)
@@ -348,10 +349,11 @@ class _Row:
         self.state = state
         self.named = dict(zip(names(links), links, strict=True))
         self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
-        self.chosen = choose(links, lambda: self.leaves)
+        self.chosen = choose(links, lambda: self.leaves, lambda: self.idle)
         thetas = [None] * len(self.gradients) if self.params is None else self.params
         # (gradient, parameter) of each leaf at first; a Signal once a stage has run. None of a
-        # parameter without a gradient: no stage runs on it, and what its slots hold stays.
+        # parameter without a gradient: it takes no step, and what its slots hold stays, unless
+        # the stage's rule runs there too.
         self.signals: list[Any] = [
             None if is_missing(pair[0]) else pair
             for pair in zip(self.gradients, thetas, strict=True)
@@ -364,6 +366,15 @@ class _Row:
         pairs = zip(self.gradients, self.params or self.gradients, strict=True)
         arrays = [g if is_missing(g) else jnp.asarray(theta) for g, theta in pairs]
         return paths_of(self.tree, arrays)
+
+    @functools.cached_property
+    def idle(self) -> frozenset[str] | None:
+        """The paths of parameters that are known to have no gradient; None if all have one."""
+        places = jax.tree.leaves(self.tree.unflatten(self.gradients), is_leaf=lambda x: x is None)
+        if not any(x is None or is_missing(x) for x in places):
+            return None
+        pairs = zip(self.leaves, self.gradients, strict=True)
+        return frozenset(path for (path, _), gradient in pairs if is_missing(gradient))
 
     def slots(self) -> list[PyTree]:
         """What the stages keep of the parameters."""
@@ -399,6 +410,8 @@ class _Row:
             step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()}, total)
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
+        if rule.idle:
+            slots = [self.held(kept, i, here) if x is None else x for i, x in enumerate(slots)]
         self.waiting.append(_Ready(name, stage, step, kept, slots))
 
     def show(self, name: str, link: Observer, here: list[bool] | None, looks: bool) -> None:
@@ -423,6 +436,7 @@ class _Row:
         return View(
             count=self.state["count"],
             leaves=[self.leaves[i] for i in chosen],
+            idle=self.idle,
             signals=[self.signals[i] for i in chosen],
             params=None if self.params is None else [self.params[i] for i in chosen],
             numbers=numbers,
@@ -486,6 +500,12 @@ class _Row:
             for i, gradient in enumerate(self.gradients)
         ]
 
+    def held(self, kept: dict[str, list[Any]], i: int, here: list[bool] | None) -> Slots | None:
+        """What the slots hold of a parameter without a gradient; None if they hold nothing."""
+        is_mine = is_missing(self.gradients[i]) and (here is None or here[i])
+        slots = {slot: column[i] for slot, column in kept.items()}
+        return slots if is_mine and jax.tree.leaves(slots) else None
+
     def total(self, name: str, stage: Stage, step: Step, slots: list[Slots | None]) -> Any:
         static, numbers = Static.split(stage)
         measured = [
@@ -508,14 +528,16 @@ class _Row:
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
         draws = any("key" in ready.step.clock for ready in self.waiting)
         for i, signal in enumerate(self.signals):
-            if signal is None:
-                continue
             before = [ready.slots[i] for ready in self.waiting]
             mine = tuple(k for k, slots in enumerate(before) if slots is not None)
             index = np.uint32(i) if draws else None
-            self.signals[i], after = self.at_leaf(
-                i, _advance, *row(mine), signal, [before[k] for k in mine], index
+            if signal is None and not mine:
+                continue
+            entering = self.still(i) if signal is None else signal
+            left, after = self.at_leaf(
+                i, _advance, *row(mine), entering, [before[k] for k in mine], index
             )
+            self.signals[i] = None if signal is None else left
             for k, slots in zip(mine, after, strict=True):
                 done[k][i] = slots
         for ready, slots in zip(self.waiting, done, strict=True):
@@ -527,13 +549,20 @@ class _Row:
                 self.after[ready.name][slot] = self.tree.unflatten(leaves)
         self.waiting = []
 
+    def still(self, i: int) -> tuple[Any, Any]:
+        """A gradient of zero, and the parameter, where there is no gradient."""
+        shape = self.gradients[i]
+        return jnp.zeros(shape.shape, shape.dtype), self.params and self.params[i]
+
     def pass_through(
         self, name: str, link: Foreign, here: list[bool] | None, extra: dict[str, Any]
     ) -> None:
         self.advance()
         before, thetas = self.kept(name), None
         if self.params is not None:
-            thetas = self.tree.unflatten(_only(here, self.params, ABSENT))
+            seen = zip(self.params, self.signals, strict=True)
+            own = [None if signal is None else theta for theta, signal in seen]
+            thetas = self.tree.unflatten(_only(here, own, ABSENT))
         emitted = [None if signal is None else signal.emitted for signal in self.signals]
         updates = self.tree.unflatten(_only(here, emitted, ABSENT))
         lacking = any(signal is None for signal in self.signals)

@@ -23,6 +23,8 @@ class View:
     Attributes:
         count: the updates before this one.
         leaves: path and shape of every parameter.
+        idle: the paths of parameters that are known to have no gradient in this step; None if
+            all have one.
         signals: what arrives at the observer's place; None of a parameter without a gradient.
         params: the parameters, or None if ``update`` was called without them.
         numbers: every number of the chain at this step, by name.
@@ -31,6 +33,7 @@ class View:
 
     count: Int32[Array, ""]
     leaves: Sequence[Leaf]
+    idle: frozenset[str] | None
     signals: Sequence[Signal | None]
     params: Sequence[Values | None] | None
     numbers: dict[str, Any]

@@ -61,9 +61,15 @@ class Found(NamedTuple):
 _LEAVES = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, int, float, complex, str, bytes)
 
 
-def find(tree: PyTree) -> list[Found]:
-    """The states of chains in a tree, wherever they are."""
-    return list(_walk(tree, "", None))
+def find(tree: PyTree, *, nested: bool = False) -> list[Found]:
+    """The states of chains in a tree, wherever they are.
+
+    Args:
+        tree: a state, or anything that holds one.
+        nested: also look inside what a chain's links keep: of a chain that stands in a
+            transformation of Optax, which is a link of another chain.
+    """
+    return list(_walk(tree, "", None, nested))
 
 
 def the_state(tree: PyTree, error: type[Exception], needs: str) -> Found:
@@ -88,19 +94,21 @@ def the_state(tree: PyTree, error: type[Exception], needs: str) -> Found:
     )
 
 
-def _walk(x: Any, path: str, skipped: Any) -> Iterator[Found]:
+def _walk(x: Any, path: str, skipped: Any, nested: bool) -> Iterator[Found]:
     if is_variable(x):
         x = _held(x)
     if x is None or isinstance(x, _LEAVES):
         return
     if (inside := _field(x, "opt_state")) is not None:  # beside it are parameters, and more
-        yield from _walk(inside, f"{path}['opt_state']", skipped)
-    elif _is_state(x):
+        yield from _walk(inside, f"{path}['opt_state']", skipped, nested)
+        return
+    is_state = _is_state(x)
+    if is_state:
         yield Found(path, _read(x), skipped)
-    else:
+    if nested or not is_state:
         skipped = _either(skipped, _skipped(x))
         for key, child in _children(x):
-            yield from _walk(child, path + key, skipped)
+            yield from _walk(child, path + key, skipped, nested)
 
 
 def _children(x: Any) -> list[tuple[str, Any]]:
@@ -226,16 +234,21 @@ def stages_named(tree: PyTree, name: str, keys: Iterable[str], made_by: str) -> 
     Raises:
         ValueError: if there is none, or several in different states, or it is another stage.
     """
-    states = find(tree)
+    states = find(tree, nested=True)
     exact = [(name, x) for x in states if name in x.state]
     grouped = [(key, x) for x in states for key in x.state if key.partition("@")[0] == name]
     found = exact or grouped
-    if not found or len({id(x.state) for _, x in found}) > 1:
-        there = dict.fromkeys(key for x in states for key in x.state if key != "count")
+    if not found:
+        there = dict.fromkeys(key for x in find(tree) for key in x.state if key != "count")
         raise ValueError(
-            f"the state holds {len(found)} stages named {name!r}, one is needed; add "
-            f"{made_by} as the last stage of the chain, or name the one you mean "
-            f"(there are {', '.join(there) or 'none'})"
+            f"the state holds 0 stages named {name!r}, one is needed; add {made_by} as the last "
+            f"stage of the chain, or name the one you mean (there are {', '.join(there) or 'none'})"
+        )
+    if len(places := {id(x.state): x.path for _, x in found}) > 1:
+        where = ", ".join(path or "the top" for path in places.values())
+        raise ValueError(
+            f"there are {len(places)} stages named {name!r}, in states of chains at {where}; pass "
+            "one of these states"
         )
     kept: dict[str, Kept] = {}
     for full, x in found:

@@ -19,7 +19,7 @@ import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -175,10 +175,16 @@ class Chosen(Around):
         """The selector by which they are chosen."""
         raise NotImplementedError
 
-    def choose(self, leaves: Sequence[Leaf], inside: str = "") -> list[bool]:
+    def choose(
+        self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
+    ) -> list[bool]:
         """For every parameter, whether it is among the chosen.
 
-        ``inside`` says in a message which of the parameters these are.
+        Args:
+            leaves: the parameters that are known.
+            inside: in a message, which of the parameters these are.
+            idle: the paths of those that have no gradient in this step, beside which there may be
+                others that are not known; None if all have one.
         """
         raise NotImplementedError
 
@@ -196,10 +202,13 @@ class Where(Chosen):
     def selector(self) -> Selector:
         return self.value
 
-    def choose(self, leaves: Sequence[Leaf], inside: str = "") -> list[bool]:
-        _check_alive(self.value, leaves, inside)
+    def choose(
+        self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
+    ) -> list[bool]:
+        if idle is None:
+            _check_alive(self.value, leaves, inside)
         chosen = [selects(self.value, leaf) for leaf in leaves]
-        if leaves and not any(chosen) and not callable(self.value):
+        if idle is None and leaves and not any(chosen) and not callable(self.value):
             raise _nothing(shown(self.value), leaves, inside)
         return chosen
 
@@ -221,17 +230,20 @@ class Part(Chosen):
         selectors, index = self.value
         return selectors[index]
 
-    def choose(self, leaves: Sequence[Leaf], inside: str = "") -> list[bool]:
+    def choose(
+        self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
+    ) -> list[bool]:
         selectors, index = self.value
         means = [[selects(selector, leaf) for selector in selectors] for leaf in leaves]
         first = [row.index(True) if any(row) else None for row in means]
-        for i, selector in enumerate(selectors):
+        for i, selector in enumerate(selectors if idle is None else ()):
             if callable(selector) or labelled(selector) != "rest":  # there may be no rest
                 _check_alive(selector, leaves, inside)
                 mine = [found for row, found in zip(means, first, strict=True) if row[i]]
                 if mine and i not in mine:
                     raise _shadowed(selectors, leaves, means, first, i)
-        if None in first:
+        missed = [path for (path, _), found in zip(leaves, first, strict=True) if found is None]
+        if not set(missed) <= set(idle or ()):
             raise _uncovered(selectors, leaves, first, inside)
         return [found == index for found in first]
 
@@ -239,12 +251,17 @@ class Part(Chosen):
         return type(self), self.value
 
 
-def choose(links: Sequence[Any], leaves: Callable[[], Sequence[Leaf]]) -> list[list[bool] | None]:
+def choose(
+    links: Sequence[Any],
+    leaves: Callable[[], Sequence[Leaf]],
+    idle: Callable[[], Collection[str] | None] = lambda: None,
+) -> list[list[bool] | None]:
     """For every link the parameters it is for; None for all of them.
 
     A selection inside a selection chooses among the parameters that the outer one has chosen.
     """
-    known = leaves() if any(link.where for link in links) else ()
+    is_selective = any(link.where for link in links)
+    known, without = (leaves(), idle()) if is_selective else ((), None)
 
     @functools.cache
     def among(where: tuple[Chosen, ...]) -> list[bool]:
@@ -254,7 +271,7 @@ def choose(links: Sequence[Any], leaves: Callable[[], Sequence[Leaf]]) -> list[l
         left = among(tuple(outer))
         own = [leaf for leaf, is_left in zip(known, left, strict=True) if is_left]
         place = " in ".join(shown(chosen.selector) for chosen in reversed(outer))
-        answers = iter(inner.choose(own, f" inside {place}" if place else ""))
+        answers = iter(inner.choose(own, f" inside {place}" if place else "", without))
         return [is_left and next(answers) for is_left in left]
 
     return [among(link.where) if link.where else None for link in links]
@@ -279,8 +296,13 @@ def _near(pattern: str, leaves: Sequence[Leaf]) -> str | None:
         return there[near[0]] if near else segment
 
     front = "/" if pattern.startswith("/") else ""
-    repaired = front + "/".join(map(closest, _runs(pattern)[-1]))
-    return repaired if any(_matches(repaired, path) for path, _ in leaves) else None
+    run = _runs(pattern)[-1]
+    dotted = [part for segment in run for part in segment.split(".") if part]
+    for segments in (dotted, map(closest, dotted), map(closest, run)):  # a dot may mean a slash
+        repaired = front + "/".join(segments)
+        if any(_matches(repaired, path) for path, _ in leaves):
+            return repaired
+    return None
 
 
 def _folded(segment: str) -> str:
@@ -298,7 +320,7 @@ def _nothing(
     whole = "" if selector is None or shown(selector) == pattern else f" (of {shown(selector)})"
     hint = f" Did you mean {near!r}?" if near else ""
     return StageError(
-        f"no parameter{inside} is meant by {pattern}{whole}.{hint} The parameters{inside} are "
+        f"pattern {pattern}{whole} matches no parameter{inside}.{hint} The parameters{inside} are "
         f"{_listed(leaves)}. A pattern names whole segments of a path: 'kernel' or '*kernel', "
         "'encoder/*'"
     )

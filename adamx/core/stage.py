@@ -90,6 +90,9 @@ class Rule:
             over all parameters before ``update`` runs. The only way to look beyond one array.
         seed: of a rule that draws random bits: the clock ``key`` starts from it, and reads as
             another key for every parameter and step (:func:`adamx.core.random.bits`).
+        idle: whether ``update`` also runs on a parameter that has no gradient in this step (None
+            among the gradients). It sees a gradient and an update of zero there; what it makes of
+            the slots is kept, and the parameter takes no step all the same.
     """
 
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
@@ -97,6 +100,7 @@ class Rule:
     clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
     measure: Callable[[Signal, Slots, Step], Any] | None = None
     seed: int | None = None
+    idle: bool = False
 
 
 class Definition:

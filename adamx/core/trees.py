@@ -50,9 +50,10 @@ class Aligned(NamedTuple):
 
 def align(updates: PyTree, tree: Any, params: PyTree) -> Aligned:
     """The parameters in the order of the gradients; where those are None, anything may stand."""
-    try:
-        aligned = Aligned(tree.flatten_up_to(params), [])
-    except (ValueError, TypeError):
+    own, same = jax.tree.flatten(params)
+    if same == tree:
+        aligned = Aligned(own, [])
+    else:
         gradients, wide = jax.tree.flatten(updates, is_leaf=_is_none)
         try:
             found = list(zip(gradients, wide.flatten_up_to(params), strict=True))
@@ -80,13 +81,13 @@ def complete(
 ) -> tuple[Any, list[Any], list[Any] | None]:
     """Gradients and parameters with those parameters that have no gradient in this step.
 
-    A parameter that has none is there if one of the ``slots`` keeps something of it; where no
-    slots are kept at all, if it is among ``params``. Whatever else is None in the gradients (a
-    function in an Equinox model, say) stays out.
+    Such a parameter is known from ``params``; without ``params``, if one of the ``slots`` keeps
+    something of it. Whatever else is None in the gradients (a function in an Equinox model, say)
+    stays out.
 
     Returns:
-        The tree of all parameters; their gradients, a ``jax.ShapeDtypeStruct`` in the place of
-        one that is missing; and the parameters, None in its place.
+        The tree of all parameters that are known; their gradients, a ``jax.ShapeDtypeStruct`` in
+        the place of one that is missing; and the parameters, None where only slots are known.
     """
     own = None if params is None else params.own
     places, wide = jax.tree.flatten(tree.unflatten(gradients), is_leaf=_is_none)
@@ -96,20 +97,29 @@ def complete(
         columns = [wide.flatten_up_to(slot) for slot in slots()]
     except (ValueError, TypeError):  # of other parameters, which is said where they are used
         return tree, gradients, own
-    rest = iter(params.rest if params is not None else ())
+    given = iter(() if own is None else own)
+    rest = iter(() if params is None else params.rest)
+    thetas: list[Any] = []
     for i, gradient in enumerate(places):
-        if gradient is None:
-            beside = next(rest, None)
-            kept = [x for x in (plain(column[i]) for column in columns) if jax.tree.leaves(x)]
-            if kept and not jax.tree.leaves(beside):
-                beside = min(kept, key=lambda x: len(jax.tree.leaves(x, is_leaf=is_encoded)))
-            is_known = kept or not columns
-            places[i] = jax.tree.map(_shape, beside, is_leaf=is_encoded) if is_known else None
+        if gradient is not None:
+            thetas.append(next(given, None))
+            continue
+        beside, kept = next(rest, None), [plain(column[i]) for column in columns]
+        if None in kept and not jax.tree_util.all_leaves([beside]):
+            beside = None  # a part of the model that was kept out of the state
+        theta = jax.tree.leaves(beside)
+        if not theta and (kept := [x for x in kept if x is not None]):
+            beside = min(kept, key=_fewest)
+        places[i] = jax.tree.map(_shape, beside, is_leaf=is_encoded)
+        thetas += theta or [None] * len(jax.tree.leaves(places[i]))
     found, tree = jax.tree.flatten(wide.unflatten(places))
-    if own is not None:
-        given = iter(own)
-        own = [None if is_missing(gradient) else next(given) for gradient in found]
-    return tree, found, own
+    return tree, found, None if own is None else thetas
+
+
+def _fewest(slot: Any) -> tuple[bool, int]:
+    """Orders slots of the same parameters: those first that have one array of each."""
+    arrays = len(jax.tree.leaves(slot, is_leaf=is_encoded))
+    return not arrays, arrays
 
 
 def is_missing(gradient: Any) -> bool:
@@ -155,7 +165,8 @@ _SAME_CONTAINERS: dict[frozenset[str], str] = {
     ),
     frozenset({"list", "tuple"}): (
         "Let {one} and {other} be of the same containers; a state that was read from a file, in "
-        "which tuples may have become lists, is brought over by adamx.restore_state"
+        "which tuples may have become lists, is brought over by "
+        "adamx.restore_state(state, opt, params)"
     ),
 }
 
@@ -285,8 +296,8 @@ def apply_updates(params: Params, updates: PyTree) -> Params:
 
     Args:
         params: a tree of arrays.
-        updates: what ``update`` returned; where it is ``None`` the parameter stays as it is,
-            whatever it is.
+        updates: what ``update`` returned. Where an update is ``None``, what stands there among
+            the parameters (an array or anything else) is returned unchanged.
 
     Returns:
         The new parameters, each in its own dtype; the sum is taken in the wider of the two.

@@ -44,7 +44,8 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     at which the fast ones start anew. What the chain in front remembers it keeps.
 
     Keeps ``slow`` (φ), a copy of the parameters, float32 at least, and a clock of the steps since
-    θ was φ. The slow parameters, which the paper evaluates, are
+    θ was φ. A parameter that has no gradient in a k-th step goes back in the next k-th step in
+    which it has one. The slow parameters, which the paper evaluates, are
     ``adamx.decoded(state, "slow")``; after every k-th step they are the parameters themselves.
 
     Args:
@@ -118,7 +119,8 @@ def polyak_ema(decay: Decay = 0.999):
     average, with its bias towards the zero start divided out. With the schedule
     ``decay=lambda t: t / (t + 1)`` it is the Polyak-Ruppert mean of all iterates.
 
-    Keeps ``ema``, shaped like the parameter, float32 at least.
+    Keeps ``ema``, shaped like the parameter, float32 at least. A parameter that has no gradient in
+    a step stays where it is, and is averaged as it is.
 
     Args:
         decay: d in [0, 1).
@@ -143,7 +145,7 @@ def polyak_ema(decay: Decay = 0.999):
     def update(signal, slots, step):
         return signal, {"ema": mean(slots["ema"], subtractable(signal.next_param))}
 
-    return Rule(update, slots={"ema": Slot(zeros, exact=True)}, clocks=mean.clocks)
+    return Rule(update, slots={"ema": Slot(zeros, exact=True)}, clocks=mean.clocks, idle=True)
 
 
 @in_symbols(polyak_ema)

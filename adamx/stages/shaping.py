@@ -45,8 +45,11 @@ def freeze():
     .. math::
         u \leftarrow 0
 
-    whatever the gradient, NaN included. Behind a stage that moves the parameter by itself it
-    undoes that, too; in :func:`adamx.partition` it stands alone and keeps nothing.
+    whatever the gradient, NaN included. In :func:`adamx.partition` it stands alone and keeps
+    nothing. At the end of a chain, ``chain(adam(rate), where("encoder", freeze()))``, it sets the
+    update to zero, but the stages in front still take their statistics. Behind stages that keep
+    iterates of their own (:func:`schedule_free_adamw`, :func:`lookahead`, :func:`master_weights`)
+    only the parameter stays and these iterates move on: freeze with ``partition`` there.
 
     >>> opt = adamx.partition({"encoder": adamx.freeze(), "*": adamx.adam(1e-3)})
     >>> params = {"encoder": jnp.ones(2), "head": jnp.ones(1)}

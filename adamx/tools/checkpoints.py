@@ -74,7 +74,7 @@ class RestoreReport:
 
     @property
     def initialised(self) -> tuple[str, ...]:
-        """The names of what starts anew, as the saved state has none."""
+        """The names of what starts anew, as the saved state does not hold it."""
         return self._names("initialised")
 
     @property
@@ -125,11 +125,11 @@ def restore_state(
 ) -> Restored:
     """Bring a saved state into a chain that has a stage more or less, other groups, another codec.
 
-    A state is a dict, each stage's entry under its name. What is in both is kept, bit for bit;
-    what the saved state has not is as ``init`` makes it; what the chain has not is left behind;
-    and the report says which is which. Slots that are stored by another codec, or were by none,
-    are decoded and encoded again, rounded to the nearest. Everything is copied: the state shares no
-    memory with ``saved``.
+    A state is a dict, each stage's entry under its name. What is in both is kept, bit for bit.
+    What the saved state does not hold is initialised, as ``init`` does it. What the chain has no
+    place for is dropped. The report says which is which. Slots that were saved with another codec,
+    or without one, are decoded and encoded again, rounded to the nearest. Everything is copied: the
+    state shares no memory with ``saved``.
 
     The ``count`` is kept, so schedules go on where they were. A stage that is new starts with
     clocks of its own: what it averages is debiased by the steps that it has seen, as in the first
@@ -141,6 +141,9 @@ def restore_state(
     (``stage@group``, in :func:`adamx.where` and :func:`adamx.partition`) is matched parameter by
     parameter: what one group, or the chain, has kept of a parameter goes to the stage of that name
     that is for the parameter now. Clocks come with the parameters.
+
+    A parameter of which the saved state holds nothing is new: its slots are initialised, and have
+    the clocks of the stage's other parameters.
 
     Args:
         saved: the state of another chain, what holds one (a Flax ``TrainState``, an
@@ -157,10 +160,9 @@ def restore_state(
         The state, and a report that prints as a table.
 
     Warns:
-        UserWarning: where a training loses something that was saved. A parameter whose moments
-            are dropped, while a stage starts for it anew; or parameters for which a stage starts
-            anew with the clocks of others, so that their averages start at zero and are not
-            debiased for it.
+        UserWarning: in two cases. What was saved of a parameter is dropped, and a stage starts
+            anew for this parameter. Or a stage starts anew for some parameters under the clocks of
+            others, so that these averages start at zero and this is not corrected.
 
     Raises:
         TypeError: for something that is no adamx optimiser.
@@ -208,10 +210,12 @@ def restore_state(
         stage: _Restoring(stage, named.get(stage), fresh, parameters, codecs)
         for stage, fresh in state.items()
     }
+    known = {parameters.owner(*x) for kept in theirs.values() for x in kept.items()}
     parts: list[_Part] = []
     for stage, restoring in stages.items():
         kin = [other for other in theirs if _kin(other, theirs, bases) == _kin(stage, named, bases)]
-        restoring.offer({other: theirs[other] for other in kin}, theirs.get(stage), stages)
+        own = {other: theirs[other] for other in kin}
+        restoring.offer(own, theirs.get(stage), stages, known)
         state[stage] = restoring.entry()
         parts += restoring.parts
     parts += _left(theirs, parts, parameters)
@@ -298,7 +302,7 @@ class _Restoring:
         parameters: _Parameters,
         codecs: tuple[Codec, ...],
     ):
-        self.stage, self.link, self.codecs = stage, link, codecs
+        self.stage, self.link, self.codecs, self.parameters = stage, link, codecs, parameters
         leaves, self.tree = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=is_encoded)
         self.fresh: dict[Place, Any] = {place_of(path): own for path, own in leaves}
         slots = link.at(np.int32(0)).rule(jnp.float32).slots if isinstance(link, Stage) else None
@@ -317,11 +321,15 @@ class _Restoring:
         kin: Mapping[str, Mapping[Place, Any]],
         same: Mapping[Place, Any] | None,
         stages: Mapping[str, _Restoring],
+        known: set[Place | None],
     ) -> None:
-        """From where it may take: from what was saved under its own name, or from its kin."""
+        """From where it may take: from what was saved under its own name, or from its kin.
+
+        ``known`` are the parameters of which anything was saved.
+        """
         own = {} if same is None else {self.stage: same}
         self.theirs: dict[str, Mapping[Place, Any]] = {**own, **kin}
-        self.stages = stages
+        self.stages, self.known = stages, known
 
     def entry(self) -> Any:
         """What the stage keeps."""
@@ -346,9 +354,20 @@ class _Restoring:
                 f"the saved stages {_listed(holders)} have all kept its {wanted[0][0]}; leave one "
                 f"of them: saved.pop({holders[1]!r})"
             ).within(stage=self.stage, parameter="/".join(owner) or None)
-        if not holders and self.stage in self.theirs and "@" not in self.stage:
+        is_lacking = self.stage in self.theirs and "@" not in self.stage
+        if not holders and is_lacking and not self.is_new(owner):
             raise self.lacking(self.stage, wanted[0])
         return holders[0] if holders else None
+
+    def is_new(self, owner: Place) -> bool:
+        """Whether a parameter has joined those that the saved stage was for."""
+        if owner in self.known or not self.known & self.needed.keys():
+            return False
+        slots = {place[:1] for places in self.needed.values() for place in places}
+        return all(  # else it may be an old one under a new name
+            place[:1] not in slots or self.parameters.owner(place, array) is not None
+            for place, array in self.theirs[self.stage].items()
+        )
 
     def is_free(self, source: str, owner: Place) -> bool:
         """Whether no other stage of the chain has this name, and takes over the parameter."""
@@ -403,8 +422,8 @@ class _Restoring:
         of = "this stage" if source == self.stage else repr(source)
         return StageError(
             f"the saved state has no {'/'.join(place) or 'array'} of {of}; it has "
-            f"{_listed(held)}. The parts of a stage belong together; to start it anew, leave it "
-            f"out: saved.pop({source!r})"
+            f"{_listed(held)}. If a parameter or a slot has another name now, rename it in what "
+            f"was saved. To start this stage anew for all parameters, saved.pop({source!r})"
         ).within(stage=self.stage)
 
 
@@ -453,7 +472,7 @@ def _losses(parts: Sequence[_Part], parameters: _Parameters) -> Iterable[str]:
             for group in (gone, new)
         )
         yield (
-            f"moments are lost{_of(starting, parameters)}: the chain has no place for "
+            f"saved values are lost{_of(starting, parameters)}: the chain has no place for "
             f"{_listed(lost)}, and what it keeps starts anew: {_listed(begun)}. If a stage is only "
             "called otherwise, rename it in what was saved; strict=True makes this an error"
         )

@@ -27,22 +27,27 @@ def where(selector: Selector, transformation: optax.GradientTransformation) -> T
     What a stage sums over "all parameters" (a global norm) it sums over those it is for. In the
     state and in :func:`adamx.numbers` the stages are called ``stage@group``.
 
+    The update of a parameter that is not chosen is what came in. With
+    ``where("head", adamw(1e-3))`` alone that is its gradient, which ``apply_updates`` adds, as
+    after ``optax.masked``. To train the chosen parameters only, freeze the others:
+    ``partition({"head": adamw(1e-3), "*": freeze()})``.
+
     Args:
         selector: a pattern, a tuple of patterns one of which must match, or a predicate
             ``(path, shape) -> bool`` of the path and the ``jax.ShapeDtypeStruct`` of a parameter.
-            A path is written ``encoder/layers/0/kernel``. A pattern names a run of its segments,
-            wherever it stands, and all below: ``"kernel"``, ``"encoder"``,
-            ``"attention/*/bias"``; ``*`` stands for any characters of a segment, ``**`` for any
-            number of segments, a slash in front for the root, ``!`` in front for all others.
-            Brackets are an index: ``"layers[0]"`` is ``"layers/0"``, and a path out of an error,
-            ``"['layers'][0]['kernel']"``, is a pattern, too.
+            A path is written ``encoder/layers/0/kernel``. A pattern is one segment of a path or
+            several in a row. It matches wherever they stand, and everything below them:
+            ``"kernel"``, ``"encoder"``, ``"attention/*/bias"``; ``*`` stands for any characters of
+            a segment, ``**`` for any number of segments, a slash in front for the root, ``!`` in
+            front for all others. ``"layers[0]"`` is the same as ``"layers/0"``, and a path copied
+            from an error, ``"['layers'][0]['kernel']"``, is a pattern, too.
         transformation: stages, a recipe, or an Optax transformation.
 
     Raises:
         TypeError: for something that is no selector, or a predicate that takes other arguments.
         StageError: from ``init`` and ``update``, if a pattern (each of a tuple by itself, and
-            what stands behind an ``!``) means no parameter at all, or a predicate raises or
-            returns something else than True or False.
+            what stands behind an ``!``) matches no parameter, or a predicate raises or returns
+            something else than True or False.
 
     >>> opt = adamx.chain(
     ...     adamx.scale_by_momentum(),

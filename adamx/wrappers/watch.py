@@ -17,7 +17,7 @@ from adamx.core.hyper import LARGEST_COUNT, clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View, nothing
 from adamx.core.reading import find
-from adamx.core.selection import Leaf, Selector, Where, called, check_call, checked
+from adamx.core.selection import Selector, Where, called, check_call, checked
 from adamx.core.signal import statistics_dtype, wider
 from adamx.core.types import Array, Int32, PyTree, Scalar, Values
 from adamx.core.varying import axes_of, varying
@@ -52,11 +52,18 @@ class Watch(Observer):
                 None if signal is None else _sums(signal, param)
                 for signal, param in zip(view.signals, params, strict=True)
             ]
-            groups = self.members(view.leaves).items()
+            groups = self.members(view).items()
             seen = {
                 "all": _readings(sums),
                 "groups": {label: _readings([sums[i] for i in own]) for label, own in groups},
             }
+            if (
+                before is not None and view.idle is not None
+            ):  # of a group there may be no parameter to see
+                silent = {k for k, own in groups if not any(view.signals[i] for i in own)}
+                unseen = dict.fromkeys(kept["groups"], _readings([]))
+                shown = {k: x for k, x in seen["groups"].items() if k not in silent}
+                seen["groups"] = unseen | shown
             return seen if before is None else _as_kept(seen, kept)
 
         if before is None:
@@ -78,23 +85,23 @@ class Watch(Observer):
         }
         return readings | {"numbers": numbers}
 
-    def members(self, leaves: Sequence[Leaf]) -> dict[str, list[int]]:
+    def members(self, view: View) -> dict[str, list[int]]:
         """The parameters of every group."""
         if self.groups is None:
             return {}
         if isinstance(self.groups, Mapping):
             return {
-                label: [i for i, own in enumerate(self.chosen(label, selector, leaves)) if own]
+                label: [i for i, own in enumerate(self.chosen(label, selector, view)) if own]
                 for label, selector in self.groups.items()
             }
         found: dict[str, list[int]] = {}
-        for i, (path, _) in enumerate(leaves):
+        for i, (path, _) in enumerate(view.leaves):
             found.setdefault(self.label(path), []).append(i)
         return found
 
-    def chosen(self, label: str, selector: Selector, leaves: Sequence[Leaf]) -> list[bool]:
+    def chosen(self, label: str, selector: Selector, view: View) -> list[bool]:
         try:
-            return Where(selector).choose(leaves)
+            return Where(selector).choose(view.leaves, idle=view.idle)
         except StageError as error:
             error.message = f"the group {label!r}: {error.message}"
             raise error.within(stage=self.name) from error.__cause__
@@ -300,9 +307,9 @@ def metrics(state: PyTree) -> dict[str, Any]:
 
     ``optax.apply_if_finite`` around the chain (and ``optax.MultiSteps`` that skips steps) throws a
     bad step away, and what was seen of it too. Under such a gate there is ``skipped``: 1 if the
-    last step was thrown away, and then everything else is NaN, ``nonfinite`` too; else 0. A step
-    that ``apply_if_finite`` let pass, as there were too many bad ones, is none that was skipped:
-    ``nonfinite`` says what was seen.
+    last step was thrown away, and then everything else is NaN, ``nonfinite`` too; else 0. After
+    too many bad steps in a row ``apply_if_finite`` takes a bad step all the same: then ``skipped``
+    is 0, and ``nonfinite`` says what was seen.
 
     Raises:
         ValueError: if the state holds no ``watch``.
@@ -318,7 +325,7 @@ def metrics(state: PyTree) -> dict[str, Any]:
     """
     entries = [
         (name, entry, found.skipped)
-        for found in find(state)
+        for found in find(state, nested=True)
         for name, entry in found.state.items()
         if _is_watch(name)
     ]
