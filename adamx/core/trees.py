@@ -150,9 +150,7 @@ def mismatch(one: str, a: PyTree, other: str, b: PyTree, remedy: str = _GRADIENT
         found = [_static(a, b)]
     shown = "; ".join(found[:4]) + (f"; … ({len(found)} in all)" if len(found) > 4 else "")
     for kinds, what in _SAME_CONTAINERS.items():
-        if remedy == _GRADIENTS and any(
-            {type(x).__name__, type(y).__name__} == kinds for _, x, y in unlike
-        ):
+        if any({type(x).__name__, type(y).__name__} == kinds for _, x, y in unlike):
             remedy = what.format(one=one, other=other)
             break
     return StageError(f"{one} and {other} are not trees of the same parameters: {shown}. {remedy}")
