@@ -318,10 +318,6 @@ BAD = {
         *(SAVED, ADAM, others(scale=jnp.ones(2)), StageError),
         r"stage 'scale_by_momentum', parameter mu/scale: .*\(\), and the chain keeps \(2,\)",
     ),
-    "another parameter": (
-        *(SAVED, ADAM, others(new=jnp.ones(2)), StageError),
-        r"stage 'scale_by_momentum': .*no mu/new of this stage; it has .*mu/scale.*saved.pop\(",
-    ),
     "a part of a stage": (
         *(without(SAVED, "scale_by_rms", "log_decay"), ADAM, PARAMS, StageError),
         "stage 'scale_by_rms': the saved state has no log_decay",

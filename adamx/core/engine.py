@@ -30,7 +30,7 @@ from adamx.core.parts import MANY, step_in_parts
 from adamx.core.reading import remedy_for
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal
-from adamx.core.stage import Rule, Slots, Stage, Step, keep, kind, kinds
+from adamx.core.stage import Rule, Slot, Slots, Stage, Step, keep, kind, kinds
 from adamx.core.trees import (
     Aligned,
     align,
@@ -662,7 +662,8 @@ def _seen(signal: Signal, rule: Rule) -> Signal:
 
     Slots that are exact hold parameters and what they lack, and no statistics.
     """
-    measures = any(not getattr(slot, "exact", False) for slot in rule.slots.values())
+    slots = [x if isinstance(x, Slot) else Slot(x) for x in rule.slots.values()]
+    measures = any(not slot.exact or slot.codec for slot in slots)  # codecs keep statistics
     return signal.limited() if measures else signal
 
 
