@@ -113,8 +113,9 @@ class Squares(NamedTuple):
             return jnp.sum(squares, axis, keepdims=axis is not None)
 
         def scaled(unit: float) -> Any:
-            # The maximum keeps XLA from multiplying x·x first, which overflows.
-            sizes = [jnp.maximum(jnp.abs(y) * (1 / unit), 2.0**-100) for y in parts]
+            sizes = [jnp.abs(y) * (1 / unit) for y in parts]
+            if x.size == 1:  # here XLA multiplies x·x first, which overflows; not past a maximum
+                sizes = [jnp.maximum(size, 2.0**-100) for size in sizes]
             return total(functools.reduce(jnp.add, [size**2 for size in sizes]))
 
         plain, large = total(abs_sq(x)), scaled(_UNITS[0])
