@@ -38,7 +38,7 @@ def members() -> list[Member]:
     """Every recipe, by name."""
     found = []
     for name in adamx.list_recipes():
-        recipe = adamx.get(name)
+        recipe = adamx.get_recipe(name)
         arguments = {
             key: parameter.default
             for key, parameter in inspect.signature(recipe).parameters.items()

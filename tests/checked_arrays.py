@@ -69,10 +69,12 @@ def main() -> None:
     import adamx
 
     params = {"kernel": jnp.ones((3, 70)), "bias": jnp.ones(5)}
-    recipes = {name: adamx.get(name) for name in adamx.list_recipes()}
+    recipes = {name: adamx.get_recipe(name) for name in adamx.list_recipes()}
     rates = {name: () if name == "prodigy" else (1e-3,) for name in recipes}
     optimisers = [recipe(*rates[name]) for name, recipe in recipes.items()]
-    optimisers += [adamx.store(adamx.adam(1e-3), x, min_size=1) for x in ("bf16", "fp8", "int8")]
+    optimisers += [
+        adamx.quantize_state(adamx.adam(1e-3), x, min_size=1) for x in ("bf16", "fp8", "int8")
+    ]
     for opt in optimisers:
         jax.eval_shape(opt.update, params, jax.eval_shape(opt.init, params), params)
     print(*sorted(CHECKED), sep="\n")

@@ -25,7 +25,7 @@ import adamx
 STEPS, EVERY = 200, 4
 OPTIMISERS = {
     "adam": lambda: adamx.adam(lambda t: 0.1 / (t + 1)),
-    "stored": lambda: adamx.store(adamx.adamw(0.05), "int8", min_size=1),
+    "stored": lambda: adamx.quantize_state(adamx.adamw(0.05), "int8", min_size=1),
 }
 
 

@@ -46,7 +46,9 @@ CHAINS = {
         adamx.polyak_ema(lambda t: t / (t + 1)),
         adamx.watch(),
     ),
-    "stored": lambda: adamx.store(adamx.amsgrad(0.05), "int8", mu=adamx.bf16(), min_size=3),
+    "stored": lambda: adamx.quantize_state(
+        adamx.amsgrad(0.05), "int8", mu=adamx.bf16(), min_size=3
+    ),
 }
 
 
@@ -213,13 +215,13 @@ def stepped(opt, state=None):
 
 def test_plain_slots_are_encoded_and_encoded_ones_decoded():
     plain = adamx.adam(0.05)
-    stored = adamx.store(plain, "int8", min_size=3)
+    stored = adamx.quantize_state(plain, "int8", min_size=3)
     saved = stepped(plain)
     state, report = restore_state(read_back(saved), stored, FLAT)
     assert {row.recoded for row in report.rows} == {"", "float32 → int8"}
     assert set(report.initialised) == {"scale_by_momentum.key", "scale_by_rms.key"}
     for slot, stage_name in (("mu", "scale_by_momentum"), ("nu", "scale_by_rms")):
-        exact, kept = saved[stage_name][slot], adamx.decoded(state, slot)
+        exact, kept = saved[stage_name][slot], adamx.dequantize(state, slot)
         np.testing.assert_array_equal(kept["scale"], exact["scale"])  # too small for a codec
         kernel = np.asarray(exact["kernel"])
         # Four bits behind the leading one near a block's largest element: rounded to 1/32.
@@ -231,19 +233,19 @@ def test_plain_slots_are_encoded_and_encoded_ones_decoded():
     back, report = restore_state(read_back(state), plain, FLAT)
     assert set(report.dropped) == {"scale_by_momentum.key", "scale_by_rms.key"}
     assert {row.recoded for row in report.rows} == {"", "int8 → float32"}
-    assert_same_bits(back["scale_by_rms"]["nu"], adamx.decoded(state, "nu"))
+    assert_same_bits(back["scale_by_rms"]["nu"], adamx.dequantize(state, "nu"))
     assert jax.eval_shape(lambda: back) == jax.eval_shape(plain.init, FLAT)
     stepped(stored, state)
     stepped(plain, back)
 
 
 def test_blocks_of_another_size_are_encoded_again():
-    saved = stepped(adamx.store(adamx.scale_by_rms(), adamx.int8(2), min_size=3))
-    larger = adamx.store(adamx.scale_by_rms(), adamx.int8(4), min_size=3)
+    saved = stepped(adamx.quantize_state(adamx.scale_by_rms(), adamx.int8(2), min_size=3))
+    larger = adamx.quantize_state(adamx.scale_by_rms(), adamx.int8(4), min_size=3)
     state, report = restore_state(saved, larger, FLAT)
     rows = [row.recoded for row in report.rows if row.name == "scale_by_rms.nu"]
     assert set(rows) == {"", "int8 → int8"}  # "" of the scalar, which has no codec
-    one, other = (adamx.decoded(x, "nu")["kernel"] for x in (saved, state))
+    one, other = (adamx.dequantize(x, "nu")["kernel"] for x in (saved, state))
     np.testing.assert_allclose(other, one, rtol=1 / 16)
 
 
@@ -257,13 +259,13 @@ def whole(encoded):
 
 def test_a_codec_of_ones_own_is_named():
     mine = adamx.Codec("half", halves, whole)
-    stored = adamx.store(adamx.sgd(0.1, 0.5), mine, min_size=3)
+    stored = adamx.quantize_state(adamx.sgd(0.1, 0.5), mine, min_size=3)
     saved = stepped(stored)
     raw = read_back(saved)
     assert_same_bits(restore_state(raw, stored, FLAT, codecs=(mine,)).state, saved)
     plain, _ = restore_state(saved, adamx.sgd(0.1, 0.5), FLAT, codecs=(mine,))
     assert_same_bits(
-        plain["scale_by_heavy_ball"]["trace"], adamx.decoded(saved, "trace", codecs=(mine,))
+        plain["scale_by_heavy_ball"]["trace"], adamx.dequantize(saved, "trace", codecs=(mine,))
     )
     with pytest.raises(ValueError, match=r"codec 'half'.*codecs=\(codec,\)"):
         restore_state(saved, adamx.sgd(0.1, 0.5), FLAT)
@@ -340,7 +342,12 @@ BAD = {
         ),
     ),
     "encoded, of another shape": (
-        *(SAVED, adamx.store(ADAM, "fp8", min_size=1), others(scale=jnp.ones(2)), StageError),
+        *(
+            SAVED,
+            adamx.quantize_state(ADAM, "fp8", min_size=1),
+            others(scale=jnp.ones(2)),
+            StageError,
+        ),
         r"parameter mu/scale: .*\(\), and the chain keeps \(2,\)",
     ),
 }
@@ -407,7 +414,7 @@ def shardings(tree):
 @pytest.mark.parametrize("codec", [None, "int8"])
 def test_device_sharding_comes_back_with_the_state(codec, tmp_path):
     params = sharded()
-    opt = adamx.store(adamx.adam(0.1), codec, min_size=1)
+    opt = adamx.quantize_state(adamx.adam(0.1), codec, min_size=1)
     _, state = opt.update(params, opt.init(params), params)
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), opt.init(params)
@@ -426,7 +433,7 @@ def test_device_sharding_comes_back_with_the_state(codec, tmp_path):
 @needs_four_devices
 def test_device_sharding_of_what_is_encoded_anew_is_that_of_init():
     params = sharded()
-    plain, stored = adamx.adam(0.1), adamx.store(adamx.adam(0.1), "int8", min_size=1)
+    plain, stored = adamx.adam(0.1), adamx.quantize_state(adamx.adam(0.1), "int8", min_size=1)
     for one, other in ((plain, stored), (stored, plain)):
         _, saved = one.update(params, one.init(params), params)
         state, _ = restore_state(saved, other, params)

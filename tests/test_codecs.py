@@ -396,7 +396,7 @@ def test_a_codec_survives_pickling_and_its_repr_makes_it_again(name):
     assert hash(made) == hash(VALUES[name]())  # and what it remembers of that is no hindrance
     assert pickle.loads(pickle.dumps(made)) == made
     again = eval(repr(made), vars(adamx))
-    opts = (adamx.store(adamx.adam(0.1), x) for x in (made, again))
+    opts = (adamx.quantize_state(adamx.adam(0.1), x) for x in (made, again))
     assert len(set(opts)) == 1
 
 

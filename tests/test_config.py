@@ -227,7 +227,7 @@ def halving(t):
 def power(exponent: Real, *, keep_sign: bool = True):
     """u ← sign(u) |u|^p"""
     sign = jnp.sign if keep_sign else jnp.ones_like
-    return lambda s: s.becomes(sign(s.update) * jnp.abs(s.update) ** exponent)
+    return lambda s: s.with_update(sign(s.update) * jnp.abs(s.update) ** exponent)
 
 
 def big(path, shape):
@@ -334,14 +334,17 @@ def whole(encoded):
 
 
 STORED = {
-    "for all slots": lambda: adamx.store(adamx.adam(1e-3), "int8"),
-    "for single slots": lambda: adamx.store(
+    "for all slots": lambda: adamx.quantize_state(adamx.adam(1e-3), "int8"),
+    "for single slots": lambda: adamx.quantize_state(
         adamx.adam(1e-3), mu=adamx.bf16(rounding="nearest"), nu=adamx.int8(32), min_size=1, seed=3
     ),
-    "but one": lambda: adamx.store(adamx.adan(1e-3), "fp8", previous=None),
-    "inside a selection": lambda: adamx.where("kernel", adamx.store(adamx.lion(1e-4), "bf16")),
-    "around a partition": lambda: adamx.store(
-        adamx.partition({"a": adamx.adam(1e-2), "*": adamx.store(adamx.lion(0.1), "fp8")}), "int8"
+    "but one": lambda: adamx.quantize_state(adamx.adan(1e-3), "fp8", previous=None),
+    "inside a selection": lambda: adamx.where(
+        "kernel", adamx.quantize_state(adamx.lion(1e-4), "bf16")
+    ),
+    "around a partition": lambda: adamx.quantize_state(
+        adamx.partition({"a": adamx.adam(1e-2), "*": adamx.quantize_state(adamx.lion(0.1), "fp8")}),
+        "int8",
     ),
 }
 
@@ -353,22 +356,25 @@ def test_storage_comes_back(which):
 
 def test_a_codec_of_ones_own_comes_back_by_its_name():
     mine = adamx.Codec("half", half, whole)
-    opt = adamx.store(adamx.adam(1e-3), mine)
+    opt = adamx.quantize_state(adamx.adam(1e-3), mine)
     cfg = to_config(opt, known={"half": mine})
-    assert cfg["chain"][0]["around"][0]["store"] == {"name": "half"}
+    assert cfg["chain"][0]["around"][0]["quantize_state"] == {"name": "half"}
     assert from_config(cfg, known={"half": mine}) == opt
     with pytest.raises(ValueError, match=r"chain\[0\].around\[0\]: .*known=.*half"):
         to_config(opt)
 
 
 BAD_STORAGE = {
-    "an unknown codec": ({"store": "int9"}, "no codec 'int9'.*'bf16', 'fp8', 'int8'"),
-    "no codec": ({"store": 3}, "no codec 3"),
-    "a bad block size": ({"store": {"codec": "int8", "block_size": 0}}, "block_size.* 0"),
-    "an unknown argument": ({"store": {"codec": "int8", "size": 1}}, "'size'"),
-    "a bad smallest size": ({"store": None, "min_size": 0}, "min_size.* 0"),
-    "slots that are none": ({"store": None, "slots": []}, r"slots: must be an object, got \[\]"),
-    "another key": ({"store": "int8", "slot": {}}, "no key 'slot'; did you mean 'slots'"),
+    "an unknown codec": ({"quantize_state": "int9"}, "no codec 'int9'.*'bf16', 'fp8', 'int8'"),
+    "no codec": ({"quantize_state": 3}, "no codec 3"),
+    "a bad block size": ({"quantize_state": {"codec": "int8", "block_size": 0}}, "block_size.* 0"),
+    "an unknown argument": ({"quantize_state": {"codec": "int8", "size": 1}}, "'size'"),
+    "a bad smallest size": ({"quantize_state": None, "min_size": 0}, "min_size.* 0"),
+    "slots that are none": (
+        {"quantize_state": None, "slots": []},
+        r"slots: must be an object, got \[\]",
+    ),
+    "another key": ({"quantize_state": "int8", "slot": {}}, "no key 'slot'; did you mean 'slots'"),
 }
 
 

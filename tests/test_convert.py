@@ -316,7 +316,7 @@ def test_every_group_of_a_partition_takes_its_parameters():
 def test_stored_slots_are_encoded_and_decoded():
     plain, stored = (
         adamx.adam(0.01),
-        adamx.store(adamx.adam(0.01), adamx.int8(block_size=3), min_size=6),
+        adamx.quantize_state(adamx.adam(0.01), adamx.int8(block_size=3), min_size=6),
     )
     tx = optax.adam(0.01)
     _, theirs = begun(tx)
@@ -324,9 +324,9 @@ def test_stored_slots_are_encoded_and_decoded():
     assert jax.tree.structure(state) == jax.tree.structure(stored.init(start()))
     assert set(state["scale_by_rms"]["nu"]["w"]) == {"@int8"}
     for slot in ("mu", "nu"):
-        exact = adamx.decoded(convert.from_optax(theirs, plain), slot)
-        np.testing.assert_array_equal(adamx.decoded(state, slot)["b"], exact["b"])
-        got = adamx.decoded(state, slot)["w"]
+        exact = adamx.dequantize(convert.from_optax(theirs, plain), slot)
+        np.testing.assert_array_equal(adamx.dequantize(state, slot)["b"], exact["b"])
+        got = adamx.dequantize(state, slot)["w"]
         assert 0 < np.abs(got - exact["w"]).max() < 0.02 * np.abs(exact["w"]).max()
         back = convert.to_optax(state, stored, tx.init(start()))
         np.testing.assert_array_equal(getattr(back[0], slot)["w"], got)

@@ -131,13 +131,15 @@ def test_the_count_saturates():
 def test_a_measure_sums_over_all_parameters():
     @stage
     def share(power: Real):
-        def measure(signal, slots, step):
+        def global_sum(signal, slots, step):
             return {"sum": jnp.sum(jnp.abs(signal.update) ** power), "largest": jnp.ones(())}
 
         def update(signal, slots, step):
-            return signal.becomes(signal.update / step.total["sum"] * step.total["largest"]), slots
+            return signal.with_update(
+                signal.update / step.total["sum"] * step.total["largest"]
+            ), slots
 
-        return Rule(update, measure=measure)
+        return Rule(update, global_sum=global_sum)
 
     opt = share(1.0)
     grads = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[5.0]])}
@@ -464,7 +466,7 @@ def test_a_clock_is_kept_per_step():
         )
 
         def update(signal, slots, step):
-            return signal.becomes(signal.update * step.clock["steps"]), slots
+            return signal.with_update(signal.update * step.clock["steps"]), slots
 
         return Rule(update, clocks={"steps": clock})
 
@@ -486,15 +488,15 @@ def test_a_clock_may_settle_on_what_was_measured():
             settle=lambda x, total: jnp.maximum(x, total["sum"]),
         )
 
-        def measure(signal, slots, step):
+        def global_sum(signal, slots, step):
             return {"sum": jnp.sum(jnp.abs(signal.update)), "before": step.clock["largest"]}
 
         def update(signal, slots, step):
             before = {"before": slots["before"] * 0 + step.total["before"] / 2}  # two parameters
-            return signal.becomes(signal.update / step.clock["largest"]), before
+            return signal.with_update(signal.update / step.clock["largest"]), before
 
         slots = {"before": zeros}
-        return Rule(update, slots=slots, clocks={"largest": largest}, measure=measure)
+        return Rule(update, slots=slots, clocks={"largest": largest}, global_sum=global_sum)
 
     opt = normalise_by_largest()
     state = opt.init([jnp.ones(1)] * 2)
@@ -573,7 +575,7 @@ def test_two_averages_of_one_stage_have_their_own_clocks():
 
         def update(signal, slots, step):
             x, y = a(slots["a"], signal.update), b(slots["b"], signal.update)
-            return signal.becomes(x / a.weight(step) - y / b.weight(step)), {"a": x, "b": y}
+            return signal.with_update(x / a.weight(step) - y / b.weight(step)), {"a": x, "b": y}
 
         return Rule(update, slots={"a": zeros, "b": zeros}, clocks=a.clocks | b.clocks)
 
@@ -591,7 +593,7 @@ def test_a_signal_is_a_pytree():
 def test_a_stage_that_changes_the_shape_is_an_error(place):
     @stage
     def summed():
-        return lambda signal: signal.becomes(jnp.sum(signal.update))
+        return lambda signal: signal.with_update(jnp.sum(signal.update))
 
     rows = {"in front": [summed(), adamx.sgd(0.1)], "behind": [adamx.sgd(0.1), summed()]}
     opt = adamx.chain(*rows[place])

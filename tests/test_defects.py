@@ -76,13 +76,13 @@ def test_a_stored_second_moment_never_meets_a_living_momentum():
     """A zero code, as bitsandbytes' map has one, lets v become 0 while m survives."""
     grads = np.float32([[100.0, 1e-2, 1e-5, 1e-9]] + [[0.0] * 4] * 20)
     for codec in ("bf16", "fp8", "int8"):
-        opt = adamx.store(adamx.adam(0.1), codec, min_size=1)
+        opt = adamx.quantize_state(adamx.adam(0.1), codec, min_size=1)
         for updates, _ in states(opt, grads):
             assert np.all(np.abs(updates) <= 0.15)  # and not m/ε, 1e5 at the second element
 
 
 def test_arrays_of_any_shape_are_stored():
     """torchao keeps float32, silently, unless the elements are a multiple of 256."""
-    state = adamx.store(adamx.adam(0.1), "int8").init(jnp.zeros((37, 139)))
-    kept = {row.kept_as for row in adamx.memory(state).rows if row.slot in ("mu", "nu")}
+    state = adamx.quantize_state(adamx.adam(0.1), "int8").init(jnp.zeros((37, 139)))
+    kept = {row.kept_as for row in adamx.memory_usage(state).rows if row.slot in ("mu", "nu")}
     assert kept == {"int8"}

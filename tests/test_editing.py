@@ -26,7 +26,7 @@ def first_step(opt):
 
 
 def test_numbers_are_named_as_short_as_can_be():
-    assert adamx.numbers(adamx.adam(1e-3)) == {
+    assert adamx.hyperparams(adamx.adam(1e-3)) == {
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
@@ -35,22 +35,22 @@ def test_numbers_are_named_as_short_as_can_be():
         "learning_rate": 1e-3,
     }
     twice = adamx.chain(adamx.scale_by_momentum(0.8), adamx.adam(1e-3, b1=0.9))
-    found = adamx.numbers(twice)
+    found = adamx.hyperparams(twice)
     assert found["scale_by_momentum.b1"] == 0.8 and found["scale_by_momentum_2.b1"] == 0.9
     assert "b1" not in found and found["b2"] == 0.999
 
 
 def test_structure_and_foreign_links_have_no_numbers():
-    assert adamx.numbers(adamx.chain(optax.clip(1.0), adamx.align_with_gradient())) == {}
+    assert adamx.hyperparams(adamx.chain(optax.clip(1.0), adamx.align_with_gradient())) == {}
 
 
 def test_a_schedule_is_read_at_a_count_or_at_a_state():
     opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=lambda t: 0.9)
-    assert callable(adamx.numbers(opt)["learning_rate"])
+    assert callable(adamx.hyperparams(opt)["learning_rate"])
     state = opt.init(GRAD)
     for count in range(3):
         for at in (count, state):
-            found = adamx.numbers(opt, at)
+            found = adamx.hyperparams(opt, at)
             assert found["learning_rate"] == np.float32(0.5 / (count + 1))
             assert found["momentum"] == 0.9
         _, state = opt.update(GRAD, state)
@@ -58,21 +58,21 @@ def test_a_schedule_is_read_at_a_count_or_at_a_state():
 
 def test_numbers_are_read_under_jit_and_vmap():
     opt = adamx.sgd(optax.linear_schedule(1.0, 0.0, 4))
-    read = jax.jit(lambda count: adamx.numbers(opt, count)["learning_rate"])
+    read = jax.jit(lambda count: adamx.hyperparams(opt, count)["learning_rate"])
     assert read(1) == 0.75
     rates = jnp.array([0.1, 0.2])
     batch = jax.vmap(adamx.sgd)(rates)
-    np.testing.assert_array_equal(adamx.numbers(batch)["learning_rate"], rates)
-    at = jax.vmap(lambda opt: adamx.numbers(opt, 3)["learning_rate"])(batch)
+    np.testing.assert_array_equal(adamx.hyperparams(batch)["learning_rate"], rates)
+    at = jax.vmap(lambda opt: adamx.hyperparams(opt, 3)["learning_rate"])(batch)
     np.testing.assert_array_equal(at, rates)
 
 
 def test_numbers_of_what_is_no_optimiser_or_no_state_are_refused():
     with pytest.raises(TypeError, match="takes an adamx optimiser"):
-        adamx.numbers(optax.sgd(0.1))
+        adamx.hyperparams(optax.sgd(0.1))
     for at in ({"mu": GRAD}, optax.sgd(0.1, 0.9).init(GRAD), "now"):
         with pytest.raises(TypeError, match="at is a count of past updates or the"):
-            adamx.numbers(adamx.sgd(0.1), at)
+            adamx.hyperparams(adamx.sgd(0.1), at)
 
 
 # Replacing
@@ -89,14 +89,14 @@ def test_a_number_is_replaced_and_the_original_stays():
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_every_number_of_every_optimiser_can_be_replaced_by_the_name_it_is_read_under(name):
     opt = OPTIMISERS[name](0.1)
-    found = adamx.numbers(opt)
+    found = adamx.hyperparams(opt)
     assert opt.replace(found) == opt and hash(opt.replace(found)) == hash(opt)
     rates = {key for key in found if key.rpartition(".")[2] == "learning_rate"}
     assert opt.replace(dict.fromkeys(rates, 0.2)) == opt.replace({"*.learning_rate": 0.2})
     assert opt.replace(dict.fromkeys(rates, 0.2)) != opt
     for key, value in found.items():
         if isinstance(value, float) and value < 0.5:
-            assert adamx.numbers(opt.replace({key: value + 0.25}))[key] == value + 0.25
+            assert adamx.hyperparams(opt.replace({key: value + 0.25}))[key] == value + 0.25
 
 
 def test_new_values_may_be_arrays_and_schedules():
@@ -137,8 +137,8 @@ def test_a_name_that_several_stages_have_is_refused_with_the_candidates():
 def test_one_of_several_stages_or_all_of_them_can_be_named():
     second = TWICE.replace({"scale_by_momentum_2.b1": 0.5})
     assert second == adamx.chain(adamx.scale_by_momentum(0.8), adamx.adam(1e-3, b1=0.5))
-    assert adamx.numbers(TWICE.replace({"scale_by_momentum.b1": 0.5})) == {
-        **adamx.numbers(TWICE),
+    assert adamx.hyperparams(TWICE.replace({"scale_by_momentum.b1": 0.5})) == {
+        **adamx.hyperparams(TWICE),
         "scale_by_momentum.b1": 0.5,
     }
     both = adamx.chain(adamx.scale_by_momentum(0.5), adamx.adam(1e-3, b1=0.5))
@@ -212,7 +212,7 @@ SCHEDULED = {
 }
 COPIES = {
     "built again": lambda opt, make: make(),
-    "replaced": lambda opt, make: opt.replace(adamx.numbers(opt)),
+    "replaced": lambda opt, make: opt.replace(adamx.hyperparams(opt)),
     "config": lambda opt, make: from_config(to_config(opt)),
     "copy": lambda opt, make: copy.copy(opt),
     "deepcopy": lambda opt, make: copy.deepcopy(opt),

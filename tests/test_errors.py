@@ -272,7 +272,7 @@ def test_schedule_that_branches_on_another_traced_number():
     @jax.jit
     def step(rate):
         opt = adamx.sgd(lambda t: 0.1 if rate > 0 else 0.2)
-        return adamx.numbers(opt, 0)["learning_rate"]
+        return adamx.hyperparams(opt, 0)["learning_rate"]
 
     with pytest.raises(TypeError, match=says("learning_rate branches on a number that is traced")):
         step(0.1)
@@ -321,7 +321,7 @@ def test_schedule_that_goes_wrong_says_where_and_keeps_the_cause(schedule, cause
 )
 def test_numbers_of_every_kind_are_a_rate(given, number):
     opt = adamx.sgd(given)
-    assert float(adamx.numbers(opt)["learning_rate"]) == number
+    assert float(adamx.hyperparams(opt)["learning_rate"]) == number
     np.testing.assert_allclose(opt.update(W, opt.init(W), W)[0], -number * W, rtol=1e-6)
     scheduled = adamx.sgd(lambda t: given)
     np.testing.assert_allclose(scheduled.update(W, scheduled.init(W), W)[0], -number * W, rtol=1e-6)
@@ -338,13 +338,13 @@ def test_a_whole_number_that_no_float_holds():
 def test_a_count_that_no_state_has(bad):
     opt = adamx.sgd(lambda t: 0.1 / (1 + jnp.asarray(t)))
     with pytest.raises(ValueError, match=says("count of past updates", "2147483647", repr(bad))):
-        adamx.numbers(opt, bad)
+        adamx.hyperparams(opt, bad)
 
 
 @pytest.mark.parametrize("bad", [True, np.True_, "3", 1j], ids=repr)
 def test_what_is_no_count(bad):
     with pytest.raises(TypeError, match=says("count of past updates", repr(bad))):
-        adamx.numbers(adamx.sgd(0.1), bad)
+        adamx.hyperparams(adamx.sgd(0.1), bad)
 
 
 def test_watching_less_often_than_steps_can_be_counted():
@@ -842,13 +842,13 @@ BIG = jnp.full((250, 2), -7.25)
         lambda: adamx.partition(BIG),
         lambda: adamx.partition({"*": {"w": BIG}}),
         lambda: adamx.where(BIG, ADAM),
-        lambda: adamx.store(ADAM, BIG),
-        lambda: adamx.store(ADAM, "int8", seed=BIG),
+        lambda: adamx.quantize_state(ADAM, BIG),
+        lambda: adamx.quantize_state(ADAM, "int8", seed=BIG),
         lambda: adamx.watch(every=BIG),
         lambda: adamx.watch(groups=BIG),
-        lambda: adamx.get(BIG),
+        lambda: adamx.get_recipe(BIG),
         lambda: adamx.from_config(BIG),
-        lambda: adamx.numbers(BIG),
+        lambda: adamx.hyperparams(BIG),
         lambda: adamx.sweep(lambda opt: opt, BIG),
     ],
 )

@@ -180,7 +180,7 @@ GRADS = {name: 0.3 + 0.5 * RNG.standard_normal((STEPS, *SHAPES[name])) for name 
 
 def visible(opt):
     """The same with every ε so large that its place matters."""
-    small = {name: x for name, x in adamx.numbers(opt).items() if "eps" in name}
+    small = {name: x for name, x in adamx.hyperparams(opt).items() if "eps" in name}
     return opt.replace({name: 0.01 for name, x in small.items() if not callable(x) and x > 0})
 
 
@@ -222,7 +222,7 @@ CHAINS = {
     "nothing": [],
     "scaled in front": [adamx.scale(2.0), adamx.adam(0.05)],
     "scaled behind": [adamx.adam(0.05), adamx.scale(-2.0)],
-    "frozen": [adamx.adam(0.05), adamx.freeze()],
+    "frozen": [adamx.adam(0.05), adamx.set_to_zero()],
     "scheduled": [
         adamx.adamw(falling(0.1), rising(0.5, 0.9), rising(0.9, 0.99), weight_decay=falling(0.1))
     ],
@@ -472,7 +472,7 @@ def test_a_batch_and_a_traced_number_are_symbols_a_scalar_array_is_a_number():
 @stage
 def power(exponent: Real):
     """Without equations."""
-    return lambda s: s.becomes(jnp.sign(s.update) * jnp.power(jnp.abs(s.update), exponent))
+    return lambda s: s.with_update(jnp.sign(s.update) * jnp.power(jnp.abs(s.update), exponent))
 
 
 @stage
@@ -482,7 +482,7 @@ def average(b: Decay):
 
     def update(signal, slots, step):
         mu = mean(slots["mu"], signal.update)
-        return signal.measured(mu, weight=mean.weight(step)), {"mu": mu}
+        return signal.with_statistic(mu, weight=mean.weight(step)), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
 
@@ -528,11 +528,11 @@ def test_a_transformation_of_optax_is_a_line_with_its_name():
 def test_anyone_can_write_equations():
     @stage
     def square():
-        return lambda s: s.becomes(s.update * jnp.abs(s.update))
+        return lambda s: s.with_update(s.update * jnp.abs(s.update))
 
     @in_symbols(square)
     def _(signal):
-        return signal.becomes(signal.update * absolute(signal.update))
+        return signal.with_update(signal.update * absolute(signal.update))
 
     assert lines(adamx.scale_by_momentum(), square())[-1] == "θₜ = θₜ₋₁ + mₜ |mₜ|"
     agree(adamx.chain(adamx.adam(0.05), square()))

@@ -114,7 +114,7 @@ def test_train_state_with_another_number_is_another_program():
 @pytest.mark.parametrize(
     "again",
     {
-        "replaced": lambda tx: tx.replace(adamx.numbers(tx)),
+        "replaced": lambda tx: tx.replace(adamx.hyperparams(tx)),
         "config": lambda tx: from_config(json.loads(json.dumps(to_config(tx)))),
         "deepcopy": copy.deepcopy,
     }.items(),

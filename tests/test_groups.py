@@ -98,7 +98,7 @@ def test_a_pattern_that_means_nothing_is_an_error():
 
 def meant(pattern, tree=PARAMS):
     opt = adamx.where(pattern, adamx.scale(2.0))
-    return [path for path, chain in adamx.assignments(opt, tree).items() if chain.links]
+    return [path for path, chain in adamx.describe_partition(opt, tree).items() if chain.links]
 
 
 @pytest.mark.parametrize(
@@ -176,21 +176,23 @@ def test_a_near_match_is_named_and_a_far_one_is_not():
 
 @pytest.mark.parametrize("back", ["layers/0", ("bias", "kernel"), lambda path, x: "layers" in path])
 def test_a_group_that_gets_nothing_is_an_error_that_says_who_has_it(back):
-    opt = adamx.partition({"*": adamx.adam(0.1), back: adamx.freeze()})
+    opt = adamx.partition({"*": adamx.adam(0.1), back: adamx.set_to_zero()})
     with pytest.raises(StageError, match=r"gets no parameter.*layers/0/bias.*taken by '\*'.*front"):
         opt.init(PARAMS)
-    opt = adamx.partition({"layers": adamx.adam(0.1), back: adamx.freeze(), "*": adamx.sgd(0.1)})
+    opt = adamx.partition(
+        {"layers": adamx.adam(0.1), back: adamx.set_to_zero(), "*": adamx.sgd(0.1)}
+    )
     with pytest.raises(
         StageError, match=r"taken by 'layers', in front of it.*in front of 'layers'"
     ):
         opt.update(FIRST, {"count": jnp.zeros((), jnp.int32)})
-    opt = adamx.partition({back: adamx.freeze(), "*": adamx.adam(0.1)})
+    opt = adamx.partition({back: adamx.set_to_zero(), "*": adamx.adam(0.1)})
     assert not opt.update(FIRST, opt.init(PARAMS))[0]["layers"][0]["kernel"].any()
 
 
 def test_a_predicate_that_means_nothing_is_no_error():
     none = lambda path, x: x.ndim > 5  # noqa: E731
-    opt = adamx.partition({none: adamx.freeze(), "*": adamx.sgd(1.0)})
+    opt = adamx.partition({none: adamx.set_to_zero(), "*": adamx.sgd(1.0)})
     opt = adamx.chain(opt, adamx.where(none, adamx.scale(3.0)))
     chex.assert_trees_all_equal(
         opt.update(FIRST, opt.init(PARAMS))[0], jax.tree.map(jnp.negative, FIRST)
@@ -262,7 +264,7 @@ def test_a_clip_for_the_parameters_that_train_does_not_see_the_frozen(frozen, ba
     """Expected: the clip of NumPy, of the trained gradients alone."""
     opt = adamx.chain(
         adamx.where(f"!{frozen}", adamx.clip_by_global_norm(0.5)),
-        adamx.partition({frozen: adamx.freeze(), "*": adamx.sgd(0.1, momentum=0.9)}),
+        adamx.partition({frozen: adamx.set_to_zero(), "*": adamx.sgd(0.1, momentum=0.9)}),
     )
     apart = [path for path in paths(PARAMS) if path.endswith(frozen.rpartition("/")[2])]
     tree = jax.tree.structure(FIRST)
@@ -371,7 +373,7 @@ def test_optax_transformations_can_be_restricted():
 
 
 def test_frozen_parameters_stay_and_keep_nothing():
-    opt = adamx.partition({"embedding": adamx.freeze(), "*": adamx.adam(0.1)})
+    opt = adamx.partition({"embedding": adamx.set_to_zero(), "*": adamx.adam(0.1)})
     state = opt.init(PARAMS)
     assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (2,), (2, 2)}
     grads = {**FIRST, "embedding": jnp.full((3, 2), jnp.nan)}
@@ -410,7 +412,7 @@ def test_a_group_is_part_of_a_stages_name():
 
 def test_numbers_of_groups_are_named_and_replaced_by_group():
     opt = adamx.partition({"kernel": adamx.adam(0.1), "*": adamx.sgd(0.2)})
-    assert {"b1", "learning_rate@kernel", "learning_rate@rest"} <= set(adamx.numbers(opt))
+    assert {"b1", "learning_rate@kernel", "learning_rate@rest"} <= set(adamx.hyperparams(opt))
     changed = opt.replace({"learning_rate@rest": 0.3})
     assert changed == adamx.partition({"kernel": adamx.adam(0.1), "*": adamx.sgd(0.3)})
     with pytest.raises(ValueError, match="'learning_rate' is ambiguous"):
@@ -428,7 +430,7 @@ def test_it_prints_as_the_code_that_makes_it_and_is_equal_by_value():
         adamx.clip_by_global_norm(1.0),
         adamx.partition(
             {
-                "embedding": adamx.freeze(),
+                "embedding": adamx.set_to_zero(),
                 ("bias", "scale"): adamx.where("bias", adamx.sgd(0.1, momentum=0.9)),
                 "*": adamx.adam(1e-3),
             }
@@ -448,9 +450,9 @@ def test_it_prints_as_the_code_that_makes_it_and_is_equal_by_value():
 
 
 def test_the_order_of_groups_matters():
-    one = adamx.partition({"layers": adamx.sgd(1.0), "*": adamx.freeze()})
+    one = adamx.partition({"layers": adamx.sgd(1.0), "*": adamx.set_to_zero()})
     other = adamx.partition(
-        {"kernel": adamx.freeze(), "layers": adamx.sgd(1.0), "*": adamx.freeze()}
+        {"kernel": adamx.set_to_zero(), "layers": adamx.sgd(1.0), "*": adamx.set_to_zero()}
     )
     u = one.update(FIRST, one.init(PARAMS))[0]["layers"][0]["kernel"]
     np.testing.assert_array_equal(u, -FIRST["layers"][0]["kernel"])
@@ -485,19 +487,21 @@ def test_groups_are_batched_and_differentiated_as_any_optimiser():
 
 def test_assignments_are_the_chains_of_each_parameter():
     opt = adamx.chain(
-        adamx.partition({"embedding": adamx.freeze(), "*": adamx.sgd(0.1)}),
+        adamx.partition({"embedding": adamx.set_to_zero(), "*": adamx.sgd(0.1)}),
         adamx.where("kernel", adamx.polyak_ema(0.9)),
     )
-    found = adamx.assignments(opt, PARAMS)
-    assert found["embedding"] == adamx.freeze()
+    found = adamx.describe_partition(opt, PARAMS)
+    assert found["embedding"] == adamx.set_to_zero()
     assert found["layers/1/bias"] == adamx.sgd(0.1)
     assert found["layers/1/kernel"] == adamx.chain(adamx.sgd(0.1), adamx.polyak_ema(0.9))
-    assert str(found).startswith("embedding [3,2]:\n    freeze()\nlayers/0/bias [2], layers/1/bias")
-    assert adamx.assignments(opt, jax.eval_shape(lambda: PARAMS)) == found
+    assert str(found).startswith(
+        "embedding [3,2]:\n    set_to_zero()\nlayers/0/bias [2], layers/1/bias"
+    )
+    assert adamx.describe_partition(opt, jax.eval_shape(lambda: PARAMS)) == found
     with pytest.raises(StageError, match="does not cover"):
-        adamx.assignments(adamx.partition({"kernel": adamx.sgd(0.1)}), PARAMS)
+        adamx.describe_partition(adamx.partition({"kernel": adamx.sgd(0.1)}), PARAMS)
     with pytest.raises(StageError, match=r"\['name'\]: it is 'mlp' of type str, not an array"):
-        adamx.assignments(opt, {**PARAMS, "name": "mlp"})
+        adamx.describe_partition(opt, {**PARAMS, "name": "mlp"})
 
 
 @pytest.mark.parametrize(

@@ -711,7 +711,7 @@ def test_numbers_of_what_cant_be_resolved_are_refused_once_a_step_was_traced(nam
     f, scope = made(source, **world())
     tx = adamx.sgd(f)
     assert tx != adamx.sgd(f)
-    rate = lambda: float(adamx.numbers(tx, 0)["learning_rate"])  # noqa: E731
+    rate = lambda: float(adamx.hyperparams(tx, 0)["learning_rate"])  # noqa: E731
     size = outside_jit()
     for now in (0.1, 0.2):  # outside jit each step reads it
         change(scope, now)
@@ -727,7 +727,7 @@ def test_numbers_of_what_cant_be_resolved_are_refused_once_a_step_was_traced(nam
     again = adamx.sgd(f)
     as_pytree()(again)
     with pytest.raises(StageError, match="a change can't be seen"):
-        adamx.numbers(again, 0)
+        adamx.hyperparams(again, 0)
 
 
 COUNTERS = {
@@ -762,7 +762,7 @@ def test_what_a_schedule_counts_or_caches_for_itself_is_no_change(name):
     jax.jit(tx.update)(W, state, W)
     tx.update(W, state, W)
     assert tx._program.last is program and program.lasts  # compiled once
-    assert adamx.numbers(tx, 0)["learning_rate"] == pytest.approx(0.1)
+    assert adamx.hyperparams(tx, 0)["learning_rate"] == pytest.approx(0.1)
     assert tx == adamx.sgd(f)
 
 
@@ -782,7 +782,7 @@ def test_a_schedule_that_reads_what_it_counts_equals_nothing(source):
     assert tx != adamx.sgd(f)
     sizes = [size(tx) for _ in range(3)]
     assert sizes[0] < sizes[1] < sizes[2]
-    adamx.numbers(tx, 0)
+    adamx.hyperparams(tx, 0)
 
 
 def test_an_error_of_numbers_is_true_of_an_old_jitted_step_after_a_new_one_outside():
@@ -795,7 +795,7 @@ def test_an_error_of_numbers_is_true_of_an_old_jitted_step_after_a_new_one_outsi
     np.testing.assert_allclose(tx.update(W, state, W)[0], -0.2, rtol=1e-6)
     np.testing.assert_allclose(step(W, state, W)[0], -0.1, rtol=1e-6)
     with pytest.raises(StageError, match="reads lr, which has changed: a step that was compiled"):
-        adamx.numbers(tx, state)
+        adamx.hyperparams(tx, state)
 
 
 @pytest.mark.parametrize("name", sorted(WORLDS.keys() - UNSEEN))
@@ -805,12 +805,12 @@ def test_numbers_never_show_another_value_than_the_step_uses(name):
     tx = adamx.sgd(f)
     step = jax.jit(lambda state: tx.update(W, state, W)[0])
     state = tx.init(W)
-    before = float(adamx.numbers(tx, state)["learning_rate"])
+    before = float(adamx.hyperparams(tx, state)["learning_rate"])
     np.testing.assert_allclose(before, -step(state)[0], rtol=1e-6)
     change(scope, 0.2)
     # The compiled step still uses 0.1, and what would be read now is 0.2.
     np.testing.assert_allclose(step(state)[0], -0.1, rtol=1e-6)
-    for read in (lambda: adamx.numbers(tx, state), lambda: adamx.explain(tx)):
+    for read in (lambda: adamx.hyperparams(tx, state), lambda: adamx.explain(tx)):
         with pytest.raises(StageError, match=r"learning_rate.*changed.*Make the optimiser"):
             read()
 
@@ -820,9 +820,9 @@ def test_numbers_are_shown_again_when_the_value_is_back():
     tx = adamx.sgd(f)
     scope["c"].lr = 0.2
     with pytest.raises(StageError):
-        adamx.numbers(tx, 0)
+        adamx.hyperparams(tx, 0)
     scope["c"].lr = 0.1
-    assert adamx.numbers(tx, 0)["learning_rate"] == 0.1
+    assert adamx.hyperparams(tx, 0)["learning_rate"] == 0.1
 
 
 def test_the_error_names_what_has_changed():
@@ -830,7 +830,7 @@ def test_the_error_names_what_has_changed():
     tx = adamx.sgd(f)
     scope["config"].lr = 0.2
     with pytest.raises(StageError, match=re.escape("schedule of learning_rate reads config.lr, ")):
-        adamx.numbers(tx, 0)
+        adamx.hyperparams(tx, 0)
     with pytest.raises(StageError, match=re.escape("reads config.lr, ")):
         adamx.to_config(tx)
 
@@ -843,9 +843,9 @@ def test_numbers_after_a_step_with_the_new_value_show_it():
     tx.update(W, state, W)
     scope["lr"] = 0.2
     with pytest.raises(StageError):
-        adamx.numbers(tx, state)
+        adamx.hyperparams(tx, state)
     np.testing.assert_allclose(tx.update(W, state, W)[0], -0.2, rtol=1e-6)
-    assert adamx.numbers(tx, state)["learning_rate"] == 0.2
+    assert adamx.hyperparams(tx, state)["learning_rate"] == 0.2
 
 
 def test_numbers_of_an_optimiser_that_is_compiled_with_two_values_are_refused():
@@ -856,7 +856,7 @@ def test_numbers_of_an_optimiser_that_is_compiled_with_two_values_are_refused():
     scope["lr"] = 0.2
     np.testing.assert_allclose(step(jnp.ones(3)), -0.2, rtol=1e-6)
     with pytest.raises(StageError, match="lr"):
-        adamx.numbers(tx, 0)
+        adamx.hyperparams(tx, 0)
 
 
 # Equal again -------------------------------------------------------------------------------------
@@ -896,7 +896,7 @@ def test_an_equal_value_in_another_object_is_no_change():
     f, scope = made("f = lambda t: c.lr", c=Config(0.1))
     tx = adamx.sgd(f)
     scope["c"] = Config(float("0.1"))
-    assert tx == adamx.sgd(f) and adamx.numbers(tx, 0)["learning_rate"] == 0.1
+    assert tx == adamx.sgd(f) and adamx.hyperparams(tx, 0)["learning_rate"] == 0.1
 
 
 def test_what_a_schedule_does_not_read_does_not_count():
@@ -913,7 +913,7 @@ def test_what_a_schedule_does_not_read_does_not_count():
     one = adamx.sgd(trainer.rate), adamx.sgd(lambda t: trainer.base)
     trainer.params, trainer.steps = jnp.ones(3), 7
     assert one == (adamx.sgd(trainer.rate), adamx.sgd(lambda t: trainer.base))
-    assert adamx.numbers(one[0], 0)["learning_rate"] == 0.1
+    assert adamx.hyperparams(one[0], 0)["learning_rate"] == 0.1
     trainer.base = 0.2
     assert one[0] != adamx.sgd(trainer.rate)
 
@@ -1051,7 +1051,7 @@ def test_a_codec_counts_by_what_it_reads():
     f, scope = made("f = lambda x, bits, nonnegative: x * factor", factor=1.0)
     codec = adamx.Codec("c", f, lambda x: x)
     assert codec == adamx.Codec("c", f, lambda x: x)
-    make = lambda: adamx.store(  # noqa: E731
+    make = lambda: adamx.quantize_state(  # noqa: E731
         adamx.sgd(0.1, momentum=0.5), adamx.Codec("c", f, lambda x: x), min_size=1
     )
     tx, state = make(), make().init({"a": W})
@@ -1067,7 +1067,7 @@ def test_a_stage_of_ones_own_counts_by_what_its_factory_reads():
     source = """
     @stage
     def damp(factor: Real):
-        return lambda signal: signal.becomes(signal.update * factor * gain)
+        return lambda signal: signal.with_update(signal.update * factor * gain)
     """
     damp, scope = made(source, "damp", stage=stage, Real=Real, gain=0.1)
     sizes = as_static()
@@ -1085,7 +1085,7 @@ def test_an_array_that_was_given_is_copied():
     size = as_static()
     assert size(tx) == pytest.approx(0.1)
     rate[...] = 0.2
-    assert adamx.numbers(tx)["learning_rate"] == 0.1
+    assert adamx.hyperparams(tx)["learning_rate"] == 0.1
     assert tx != adamx.sgd(rate) and size(adamx.sgd(rate)) == pytest.approx(0.2)
 
 

@@ -146,10 +146,10 @@ def test_without_any_compilation():
 
 
 STORED = {
-    "bf16": lambda: adamx.store(adamx.adam(0.1), "bf16", min_size=1),
-    "fp8": lambda: adamx.store(adamx.adam(0.1), "fp8", min_size=1),
-    "int8": lambda: adamx.store(adamx.adam(0.1), "int8", min_size=1),
-    "int8 nearest": lambda: adamx.store(
+    "bf16": lambda: adamx.quantize_state(adamx.adam(0.1), "bf16", min_size=1),
+    "fp8": lambda: adamx.quantize_state(adamx.adam(0.1), "fp8", min_size=1),
+    "int8": lambda: adamx.quantize_state(adamx.adam(0.1), "int8", min_size=1),
+    "int8 nearest": lambda: adamx.quantize_state(
         adamx.adam(0.1), adamx.int8(rounding="nearest"), min_size=1
     ),
 }
@@ -802,8 +802,8 @@ def test_device_sharding_of_parameters_is_that_of_slots_made_under_jit():
 SHARDED = OPTIMISERS | {
     "watch": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch({"matrix": "w"})),
     "watch every 2nd": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch(every=2)),
-    "int8": lambda rate: adamx.store(adamx.adam(rate), "int8", min_size=2),
-    "bf16": lambda rate: adamx.store(adamx.adam(rate), "bf16", min_size=2),
+    "int8": lambda rate: adamx.quantize_state(adamx.adam(rate), "int8", min_size=2),
+    "bf16": lambda rate: adamx.quantize_state(adamx.adam(rate), "bf16", min_size=2),
     "constant start": lambda rate: adamx.chain(counts_from_a_constant(), adamx.sgd(rate)),
     "optax": lambda rate: adamx.chain(optax.clip(0.5), adamx.adam(rate)),
 }

@@ -111,13 +111,13 @@ def test_a_stored_block_stays_finite(codec):
     grads = {"w": np.random.default_rng(0).standard_normal((STEPS, 3, 64)).astype(np.float32)}
     grads["w"][6, 0, 1] = 1e20
     grads["w"][7, 0, 2] = LARGEST
-    opt = adamx.store(adamx.adam(RATE), codec, min_size=1)
+    opt = adamx.quantize_state(adamx.adam(RATE), codec, min_size=1)
     params = {"w": jnp.ones((3, 64))}
     state = opt.init(params)
     for t in range(STEPS):
         updates, state = opt.update({"w": jnp.asarray(grads["w"][t])}, state, params)
         assert_finite(updates)
-    assert_finite({slot: adamx.decoded(state, slot) for slot in ("mu", "nu")})
+    assert_finite({slot: adamx.dequantize(state, slot) for slot in ("mu", "nu")})
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda x: jnp.dtype(x).name)
@@ -288,12 +288,12 @@ def test_limits_are_differentiable():
 
 @stage
 def shorter(most: NonNegative = 1.0):
-    return lambda signal: signal.becomes(shrunk(signal.update, norm(signal.update), most))
+    return lambda signal: signal.with_update(shrunk(signal.update, norm(signal.update), most))
 
 
 @stage
 def squared(width: NonNegative = 1.0):
-    return lambda signal: signal.becomes(width * signal.update * jnp.abs(signal.update))
+    return lambda signal: signal.with_update(width * signal.update * jnp.abs(signal.update))
 
 
 def test_check_stage_asks_for_finite_steps():

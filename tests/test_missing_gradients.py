@@ -173,8 +173,8 @@ def test_in_a_scan():
 
 
 RANDOM_BITS = {
-    "int8": lambda: adamx.store(adamx.adam(0.1), "int8", min_size=1),
-    "bf16": lambda: adamx.store(adamx.sgd(0.1, 0.9), "bf16", min_size=1),
+    "int8": lambda: adamx.quantize_state(adamx.adam(0.1), "int8", min_size=1),
+    "bf16": lambda: adamx.quantize_state(adamx.sgd(0.1, 0.9), "bf16", min_size=1),
     "stochastic_rounding": lambda: adamx.chain(adamx.sgd(0.1), adamx.stochastic_rounding()),
     "kahan_summation": lambda: adamx.chain(adamx.sgd(0.1), adamx.kahan_summation()),
 }
@@ -257,7 +257,7 @@ def test_a_transformation_of_optax_that_would_lose_its_statistics_is_an_error(ma
 def test_in_an_equinox_model(whole):
     """None stands for functions and numbers, and for one parameter."""
     model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
-    opt = adamx.store(adamx.adam(0.1), "int8", min_size=1)
+    opt = adamx.quantize_state(adamx.adam(0.1), "int8", min_size=1)
     params = eqx.filter(model, eqx.is_inexact_array)
     grads = jax.tree.map(jnp.ones_like, params)
     _, state = opt.update(grads, opt.init(params), params)
@@ -281,12 +281,15 @@ def test_a_single_array_may_have_none():
 
 
 FROZEN = {
-    "freeze": lambda: {"enc": adamx.freeze(), "*": adamx.adam(0.1)},
+    "freeze": lambda: {"enc": adamx.set_to_zero(), "*": adamx.adam(0.1)},
     "sgd": lambda: {"enc": adamx.sgd(0.1), "head": adamx.adam(0.1)},
     "optax": lambda: {"enc": optax.sgd(0.1), "*": adamx.adam(0.1)},
     "stateless": lambda: {"enc": adamx.sgd(0.1), "head": adamx.sgd(0.1)},
-    "tuple": lambda: {("enc", "absent*"): adamx.freeze(), "*": adamx.sgd(0.1)},
-    "predicate": lambda: {lambda path, shape: "enc" in path: adamx.freeze(), "*": adamx.adam(0.1)},
+    "tuple": lambda: {("enc", "absent*"): adamx.set_to_zero(), "*": adamx.sgd(0.1)},
+    "predicate": lambda: {
+        lambda path, shape: "enc" in path: adamx.set_to_zero(),
+        "*": adamx.adam(0.1),
+    },
 }
 
 
@@ -325,7 +328,7 @@ def test_a_group_that_keeps_nothing_may_have_no_gradient_beside_watched_groups()
 
 
 def test_a_parameter_with_a_gradient_is_covered_still():
-    opt = adamx.partition({"enc": adamx.freeze(), "head": adamx.sgd(0.1)})
+    opt = adamx.partition({"enc": adamx.set_to_zero(), "head": adamx.sgd(0.1)})
     state = opt.init({"enc": jnp.ones(2), "head": jnp.ones(3)})
     with pytest.raises(StageError, match="does not cover other"):
         opt.update({"enc": None, "other": jnp.ones(3)}, state)
@@ -348,7 +351,7 @@ def test_the_frozen_part_of_an_equinox_model_is_in_no_group():
 
 AVERAGED = {
     "chain": lambda: adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5)),
-    "stored": lambda: adamx.store(
+    "stored": lambda: adamx.quantize_state(
         adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5)), "int8", min_size=1
     ),
     "where": lambda: adamx.chain(adamx.sgd(1e-2), adamx.where("a", adamx.polyak_ema(0.5))),
@@ -405,7 +408,7 @@ def test_lookahead_goes_back_when_the_parameter_moves_again():
         updates, state = opt.update(grads, state, theta)
         theta = adamx.apply_updates(theta, updates)
     np.testing.assert_array_equal(theta["x"], [1.5])
-    np.testing.assert_array_equal(adamx.decoded(state, "slow")["x"], [1.5])
+    np.testing.assert_array_equal(adamx.dequantize(state, "slow")["x"], [1.5])
 
 
 @pytest.mark.parametrize("start", [0, 2])
@@ -435,7 +438,7 @@ def test_master_weights_stay():
         updates, state = opt.update(at(t, *("a" if t != 3 else "")), state, params)
         params = adamx.apply_updates(params, updates)
     master = master - np.float32(1e-3) * np.asarray(GRADS["a"][3])
-    np.testing.assert_allclose(adamx.decoded(state, "master")["a"], master, rtol=1e-6)
+    np.testing.assert_allclose(adamx.dequantize(state, "master")["a"], master, rtol=1e-6)
     np.testing.assert_array_equal(params["a"], jnp.asarray(master).astype(jnp.bfloat16))
 
 

@@ -57,7 +57,7 @@ CASES = {
 DECAYS = ("adamw", "stableadamw")
 
 
-def numbers(name):
+def hyperparams(name):
     common = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-3}
     if name == "adam_atan2":
         del common["eps"]
@@ -78,8 +78,8 @@ def ours_of(name, grads, kwargs):
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_papers_rule(name, gradients):
     grads = GRADIENTS[gradients]
-    truth = truth_of(name, grads, numbers(name))
-    error = np.abs(ours_of(name, grads, numbers(name)) - truth)
+    truth = truth_of(name, grads, hyperparams(name))
+    error = np.abs(ours_of(name, grads, hyperparams(name)) - truth)
     assert np.all(error <= 1e-5 * np.abs(truth).max(axis=0) + 1e-30)
 
 
@@ -89,8 +89,8 @@ def test_in_double_precision_it_is_the_oracle(name, gradients):
     wide = np.complex128 if gradients == "complex" else np.float64
     grads = GRADIENTS[gradients].astype(wide)
     with x64():
-        ours = ours_of(name, grads, numbers(name))
-    truth = truth_of(name, grads, numbers(name))
+        ours = ours_of(name, grads, hyperparams(name))
+    truth = truth_of(name, grads, hyperparams(name))
     assert ours.dtype == wide
     np.testing.assert_allclose(ours, truth, rtol=1e-9, atol=1e-12 * np.abs(truth).max())
 
@@ -105,7 +105,7 @@ def test_every_number_may_be_scheduled(name):
 
     kwargs = {
         key: decays(x) if key in ("b1", "b2") else schedule(x, 0.05)
-        for key, x in numbers(name).items()
+        for key, x in hyperparams(name).items()
         if key != "initial_accumulator_value"  # only ever seen at the start
     }
     t = jnp.arange(STEPS)
@@ -113,7 +113,7 @@ def test_every_number_may_be_scheduled(name):
         values = {
             k: np.asarray(jax.vmap(f)(t) + jnp.zeros(STEPS), np.float64) for k, f in kwargs.items()
         }
-    kept = {k: x for k, x in numbers(name).items() if k not in kwargs}
+    kept = {k: x for k, x in hyperparams(name).items() if k not in kwargs}
     truth = truth_of(name, REAL, values | kept)
     error = np.abs(ours_of(name, REAL, kwargs | kept) - truth)
     assert np.all(error <= 2e-5 * np.abs(truth).max(axis=0))
@@ -469,7 +469,7 @@ def test_a_threshold_of_rectification_is_at_least_4():
 
 # Corners.
 
-RECIPES = {name: adamx.get(name) for name in (
+RECIPES = {name: adamx.get_recipe(name) for name in (
     "adabelief", "adam_atan2", "adamw", "adopt", "amsgrad", "laprop", "nadam", "nadamw", "radam",
     "stableadamw", "yogi",
 )}  # fmt: skip

@@ -125,7 +125,7 @@ def test_a_step_lands_on_any_parameter_that_is_not_far_smaller(dtype):
 
     @adamx.stage
     def land(seed: int = 0):
-        return lambda signal: signal.lands(jnp.asarray(target).astype(jnp.float32))
+        return lambda signal: signal.step_to(jnp.asarray(target).astype(jnp.float32))
 
     reached, _ = landed(land(), theta, np.ones(theta.shape))
     assert_same(reached, target)
@@ -320,7 +320,7 @@ def test_the_memory_is_what_is_said(name, dtype):
     # The count, a key, and a zero of the parameter's dtype.
     scalars = {"master_weights": 4, "kahan_summation": 8, "stochastic_rounding": 10}[name]
     slots = {"stochastic_rounding": 0, "kahan_summation": 2, "master_weights": 4}[name]
-    assert adamx.memory(state).bytes == scalars + slots * 5000
+    assert adamx.memory_usage(state).bytes == scalars + slots * 5000
 
 
 @every_stage
@@ -413,12 +413,12 @@ def test_they_are_for_some_parameters_and_stay_as_they_are_in_a_store(name):
     some = adamx.chain(adamx.sgd(1e-4), adamx.where("a", STAGES[name]()))
     updates, _ = some.update(grads, some.init(params), params)
     assert (updates["a"].dtype, updates["b"].dtype) == (jnp.float32, jnp.bfloat16)
-    stored = adamx.store(adamx.chain(adamx.sgd(1e-4, 0.9), STAGES[name]()), "int8")
+    stored = adamx.quantize_state(adamx.chain(adamx.sgd(1e-4, 0.9), STAGES[name]()), "int8")
     state = jax.jit(stored.init)(params)
     for _ in range(3):
         updates, state = stored.update(grads, state, params)
         params = adamx.apply_updates(params, updates)
-    rows = {(row.slot, row.kept_as) for row in adamx.memory(state).rows}
+    rows = {(row.slot, row.kept_as) for row in adamx.memory_usage(state).rows}
     own = {"kahan_summation": {("lost", "bfloat16")}, "master_weights": {("master", "float32")}}
     assert rows >= {("trace", "int8")} | own.get(name, set())
 

@@ -78,8 +78,10 @@ def test_every_format_is_trained_and_nothing_twice(options, tmp_path, monkeypatc
 
 
 def test_a_training_is_the_ordinary_one_and_its_seed_that_of_the_rounding(monkeypatch):
-    task, seeds, store = small()._replace(steps=5), [], adamx.store
-    monkeypatch.setattr(adamx, "store", lambda *x, seed: (seeds.append(seed), store(*x))[1])
+    task, seeds, store = small()._replace(steps=5), [], adamx.quantize_state
+    monkeypatch.setattr(
+        adamx, "quantize_state", lambda *x, seed: (seeds.append(seed), store(*x))[1]
+    )
     found = quality.train(task, None, 3).train_loss
     assert seeds == [3]
 

@@ -73,7 +73,7 @@ def test_every_optimiser_refuses_it_and_takes_it_under_vmap(name):
 @pytest.mark.parametrize("codec", ["bf16", "fp8", "int8"])
 @pytest.mark.parametrize("with_params", [False, True])
 def test_a_stored_state_made_under_vmap(codec, with_params):
-    opt = adamx.store(adamx.sgd(0.1, momentum=0.9), codec, min_size=1)
+    opt = adamx.quantize_state(adamx.sgd(0.1, momentum=0.9), codec, min_size=1)
     state = batched(opt, PARAMS) | {"count": jnp.zeros((), jnp.int32)}
     state["scale_by_heavy_ball"]["key"] = jnp.zeros((), jnp.uint32)
     named = says("'scale_by_heavy_ball'", "['b']", "'trace'", "[4,2]", f"'{codec}' makes", "vmap")
@@ -156,7 +156,7 @@ def remembers(start: object = None, slow: bool = False):
         return jnp.full((3,), float(jnp.max(param)))  # rests on the value
 
     def update(signal, slots, step):
-        return signal.becomes(signal.update + slots["largest"][0]), slots
+        return signal.with_update(signal.update + slots["largest"][0]), slots
 
     clock = Clock(lambda: jnp.zeros(2), lambda x: x + 1, lambda x: x)
     return Rule(update, slots={"largest": first}, clocks={"steps": clock})

@@ -118,10 +118,10 @@ HOLDERS = {
 @pytest.mark.parametrize("where", HOLDERS)
 def test_every_reader_finds_the_state(where):
     holder = HOLDERS[where]()
-    np.testing.assert_allclose(adamx.numbers(OPT, holder)["learning_rate"], 0.08, rtol=1e-6)
+    np.testing.assert_allclose(adamx.hyperparams(OPT, holder)["learning_rate"], 0.08, rtol=1e-6)
     np.testing.assert_allclose(adamx.metrics(holder)["learning_rate"], 0.09, rtol=1e-6)
-    assert {row.stage for row in adamx.memory(holder).rows} >= {"scale_by_rms", "polyak_ema"}
-    mean, nu = adamx.polyak_params(holder), adamx.decoded(holder, "nu")
+    assert {row.stage for row in adamx.memory_usage(holder).rows} >= {"scale_by_rms", "polyak_ema"}
+    mean, nu = adamx.polyak_params(holder), adamx.dequantize(holder, "nu")
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(mean))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape), nu)
     state, report = adamx.restore_state(holder, OPT, params)
@@ -131,12 +131,12 @@ def test_every_reader_finds_the_state(where):
 
 
 @pytest.mark.parametrize("reader", [
-    lambda x: adamx.numbers(OPT, [x]),
+    lambda x: adamx.hyperparams(OPT, [x]),
     adamx.metrics,
-    adamx.memory,
+    adamx.memory_usage,
     adamx.polyak_params,
     lambda x: adamx.schedule_free_eval_params(x, PARAMS),
-    lambda x: adamx.decoded(x, "nu"),
+    lambda x: adamx.dequantize(x, "nu"),
     lambda x: adamx.restore_state(x, OPT, PARAMS),
     lambda x: convert.to_optax(x, adamx.adam(0.1), optax.adam(0.1).init(PARAMS)),
 ])  # fmt: skip
@@ -151,7 +151,7 @@ def test_where_there_is_no_state_the_error_says_what_was_given(reader, given):
 def test_two_states_are_told_apart_by_where_they_are():
     both = {"a": train(OPT)[1], "b": [train(OPT)[1]]}
     for read in (
-        lambda: adamx.numbers(OPT, both),
+        lambda: adamx.hyperparams(OPT, both),
         lambda: adamx.restore_state(both, OPT, PARAMS),
     ):
         with pytest.raises((ValueError, TypeError), match=r"there are 2, at \['a'\], \['b'\]\[0\]"):
@@ -161,7 +161,7 @@ def test_two_states_are_told_apart_by_where_they_are():
 def test_an_optimiser_and_a_state_in_the_wrong_order_do_not_print_arrays():
     state = train(OPT)[1]
     for read in (
-        lambda: adamx.numbers(state, OPT),
+        lambda: adamx.hyperparams(state, OPT),
         lambda: adamx.restore_state(OPT, state, PARAMS),
         lambda: convert.from_optax(OPT, state),
         lambda: convert.to_optax(OPT, state, PARAMS),
@@ -207,7 +207,7 @@ def test_a_batch_of_states_is_read_as_its_members_are():
                 one,
             )
     opt = adamx.sgd(optax.linear_schedule(1.0, 0.0, 4), momentum=0.5)
-    found = adamx.numbers(opt, states)
+    found = adamx.hyperparams(opt, states)
     np.testing.assert_array_equal(found["learning_rate"], np.full(3, 0.25))
     assert found["momentum"] == 0.5
 
@@ -271,7 +271,7 @@ def nnx_and_plain(kind):
     opt = {
         "plain": adam,
         "grouped": adamx.partition({"bias": adamx.sgd(0.1, 0.9), "*": adam}),
-        "stored": adamx.store(adam, "int8", min_size=3),
+        "stored": adamx.quantize_state(adam, "int8", min_size=3),
     }[kind]
     opt = adamx.chain(opt, optax.trace(0.1), adamx.polyak_ema(0.9), adamx.watch())
     model, optimizer = nnx_trained(opt)
@@ -296,10 +296,10 @@ def test_states_of_nnx_are_read_and_restored_in_every_form(kind, form, tmp_path)
     opt, model, optimizer, params, expected = nnx_and_plain(kind)
     held = NNX[form](model, optimizer, tmp_path)
     rate = "learning_rate" if kind != "grouped" else "learning_rate@rest"
-    np.testing.assert_allclose(adamx.numbers(opt, held)[rate], 0.08, rtol=1e-6)
+    np.testing.assert_allclose(adamx.hyperparams(opt, held)[rate], 0.08, rtol=1e-6)
     seen = adamx.metrics(held)
     np.testing.assert_allclose(seen["grad_rms"], adamx.metrics(expected)["grad_rms"], rtol=1e-5)
-    assert adamx.memory(held).bytes == adamx.memory(expected).bytes
+    assert adamx.memory_usage(held).bytes == adamx.memory_usage(expected).bytes
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
         adamx.polyak_params(held, params=params),
@@ -328,7 +328,7 @@ def test_a_restored_state_goes_back_into_an_nnx_optimizer():
 
 
 def test_a_restored_state_fits_parameters_that_are_variables():
-    opt = adamx.store(adamx.adam(0.1), "int8", min_size=3)
+    opt = adamx.quantize_state(adamx.adam(0.1), "int8", min_size=3)
     model, optimizer = nnx_trained(opt)
     variables = nnx.state(model, nnx.Param)
     state, report = adamx.restore_state(optimizer.opt_state, opt, variables)
@@ -352,7 +352,7 @@ def test_a_state_of_nnx_goes_to_optax_and_torch(monkeypatch):
     assert int(state["count"]) == 2
 
 
-# Memory of one's own
+# MemoryUsage of one's own
 
 
 def overwritten(tree):
@@ -363,7 +363,7 @@ def overwritten(tree):
 
 ADAMS = {
     "plain": adamx.adam(0.1),
-    "stored": adamx.store(adamx.adam(0.1), "int8", min_size=4),
+    "stored": adamx.quantize_state(adamx.adam(0.1), "int8", min_size=4),
     "with Optax's": adamx.chain(optax.trace(0.5), adamx.lookahead(2), adamx.adam(0.1)),
 }
 
@@ -574,7 +574,7 @@ def test_a_parameter_that_never_had_a_gradient_starts_as_init_makes_it():
 
 
 def test_it_may_be_frozen_in_the_chain():
-    opt = adamx.partition({"gate": adamx.freeze(), "*": adamx.adam(1e-3)})
+    opt = adamx.partition({"gate": adamx.set_to_zero(), "*": adamx.adam(1e-3)})
     params, names = {"w": jnp.ones(3), "gate": jnp.ones(2)}, ["w", "gate"]
     state = convert.from_torch(state_dict(moments(3), None), opt, params, names)
     assert state["scale_by_rms@rest"]["nu"]["gate"] is None
@@ -592,7 +592,7 @@ def test_it_goes_back_as_zeros_and_what_is_frozen_without_an_entry(monkeypatch):
     params = {"w": jnp.ones(3), "gate": jnp.ones(2)}
     for opt, kept in (
         (adamx.adam(1e-3), {0, 1}),
-        (adamx.partition({"gate": adamx.freeze(), "*": adamx.adam(1e-3)}), {0}),
+        (adamx.partition({"gate": adamx.set_to_zero(), "*": adamx.adam(1e-3)}), {0}),
     ):
         state = convert.from_torch(given, opt, params, ["w", "gate"])
         back = convert.to_torch(state, opt, given, params, ["w", "gate"])
@@ -617,7 +617,7 @@ def test_half_an_entry_and_none_at_all_are_errors():
 # Groups come and go
 
 
-HEAD = {"encoder": adamx.freeze(), "*": adamx.adam(0.1)}
+HEAD = {"encoder": adamx.set_to_zero(), "*": adamx.adam(0.1)}
 SLOTS = [("scale_by_momentum", "mu"), ("scale_by_rms", "nu")]
 
 
@@ -716,7 +716,7 @@ def test_groups_are_matched_in_what_a_checkpoint_gives_back(read, tmp_path):
 def test_the_second_of_a_name_in_a_group_is_matched_with_the_second():
     ball = adamx.scale_by_heavy_ball
     twice = adamx.chain(ball(0.5), ball(0.9))
-    grouped = adamx.partition({"encoder": adamx.freeze(), "*": twice})
+    grouped = adamx.partition({"encoder": adamx.set_to_zero(), "*": twice})
     saved = train(grouped)[1]
     state, _ = adamx.restore_state(saved, twice, PARAMS)
     for name in ("scale_by_heavy_ball", "scale_by_heavy_ball_2"):
@@ -734,12 +734,12 @@ def test_the_second_of_a_name_in_a_group_is_matched_with_the_second():
 
 
 def test_codecs_change_with_the_groups():
-    stored = adamx.store(adamx.partition(HEAD), "int8", min_size=3)
+    stored = adamx.quantize_state(adamx.partition(HEAD), "int8", min_size=3)
     saved = train(stored)[1]
     with pytest.warns(UserWarning, match="starts anew for encoder"):
         state, report = adamx.restore_state(saved, adamx.adam(0.1), PARAMS)
     assert "int8 → float32" in {row.recoded for row in report.rows}
-    kept = adamx.decoded(saved, "nu")
+    kept = adamx.dequantize(saved, "nu")
     assert_same_bits(state["scale_by_rms"]["nu"]["head"], kept["head"])
 
 
@@ -784,7 +784,7 @@ def test_what_is_lost_is_not_called_moments_where_there_are_none():
 def test_a_new_parameter_is_initialised_and_the_others_go_on(name):
     opt = {
         "adam": lambda: adamx.adam(0.1),
-        "stored": lambda: adamx.store(adamx.adam(0.1), "int8", min_size=1),
+        "stored": lambda: adamx.quantize_state(adamx.adam(0.1), "int8", min_size=1),
         "heavy_ball": lambda: adamx.sgd(0.1, 0.9),
     }[name]()
     params, saved = train(opt)
@@ -889,7 +889,7 @@ def test_averages_of_several_groups_are_one():
 
 def test_schedule_free_beside_a_frozen_backbone():
     free = adamx.schedule_free_adamw(0.1)
-    opt = adamx.partition({"encoder": adamx.freeze(), "*": free})
+    opt = adamx.partition({"encoder": adamx.set_to_zero(), "*": free})
     params, state = train(opt)
     x = adamx.schedule_free_eval_params(state, params)
     alone, inner = train(free, params={"encoder": PARAMS["encoder"], "head": PARAMS["head"]})
@@ -912,15 +912,17 @@ def test_schedule_free_in_groups_of_other_rates():
 
 
 def test_a_slot_of_all_groups_is_decoded_at_once():
-    opt = adamx.partition({"encoder": adamx.adam(0.1), "*": adamx.store(adamx.adam(0.1), "fp8")})
+    opt = adamx.partition(
+        {"encoder": adamx.adam(0.1), "*": adamx.quantize_state(adamx.adam(0.1), "fp8")}
+    )
     state = train(opt)[1]
     plain = train(adamx.adam(0.1))[1]
-    nu = adamx.decoded(state, "nu")
+    nu = adamx.dequantize(state, "nu")
     assert_same_bits(nu["encoder"], plain["scale_by_rms"]["nu"]["encoder"])
-    assert_same_bits(adamx.decoded(state, "scale_by_rms.nu"), nu)
-    assert adamx.decoded(state, "scale_by_rms@rest.nu")["encoder"]["bias"] is None
+    assert_same_bits(adamx.dequantize(state, "scale_by_rms.nu"), nu)
+    assert adamx.dequantize(state, "scale_by_rms@rest.nu")["encoder"]["bias"] is None
     assert_same_bits(
-        adamx.decoded(train(adamx.partition(HEAD))[1], "nu", params=PARAMS)["encoder"],
+        adamx.dequantize(train(adamx.partition(HEAD))[1], "nu", params=PARAMS)["encoder"],
         PARAMS["encoder"],
     )
 
@@ -932,15 +934,15 @@ def test_factored_slots_of_groups_are_decoded_at_once():
     (stage,) = (name for name in whole if name.startswith("scale_by_factored"))
     for slot in whole[stage]:
         if isinstance(whole[stage][slot], dict):
-            assert_same_bits(adamx.decoded(state, slot), adamx.decoded(whole, slot))
+            assert_same_bits(adamx.dequantize(state, slot), adamx.dequantize(whole, slot))
 
 
 def test_slow_and_master_parameters_are_read_by_name():
     params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(3)}
     opt = adamx.chain(adamx.sgd(1e-3), adamx.lookahead(2), adamx.master_weights())
     _, state = opt.update(jax.tree.map(jnp.ones_like, params), opt.init(params), params)
-    assert_same_bits(adamx.decoded(state, "slow"), state["lookahead"]["slow"])
-    master = adamx.decoded(state, "master", params=params)
+    assert_same_bits(adamx.dequantize(state, "slow"), state["lookahead"]["slow"])
+    master = adamx.dequantize(state, "master", params=params)
     assert master["b"] is params["b"] and master["w"].dtype == jnp.float32
     np.testing.assert_allclose(master["w"], 0.999, rtol=1e-6)
 

@@ -67,14 +67,14 @@ def one_step(opt, carry, grad):
 
 
 def adam(codec="int8", **options):
-    return adamx.store(adamx.adam(1e-2), codec, min_size=1, **options)
+    return adamx.quantize_state(adamx.adam(1e-2), codec, min_size=1, **options)
 
 
 def encoded(state):
     """The slots that a codec has encoded, by stage and slot."""
     return {
         (row.stage, row.slot): row.kept_as
-        for row in adamx.memory(state).rows
+        for row in adamx.memory_usage(state).rows
         if row.kept_as in CODECS
     }
 
@@ -92,7 +92,9 @@ DISTANCE_OF_SIGNS = {"bf16": 0.03, "fp8": 0.1, "int8": 0.08}
 def test_every_optimiser_trains_with_every_codec_as_it_does_in_float32(name):
     """The way from the start differs by a few per cent: about as much as a code is wide."""
     plain = OPTIMISERS[name](1e-2)
-    opts = {codec: adamx.store(plain, codec, min_size=1) for codec in CODECS} | {"plain": plain}
+    opts = {codec: adamx.quantize_state(plain, codec, min_size=1) for codec in CODECS} | {
+        "plain": plain
+    }
 
     @jax.jit
     def run(carries, grads):
@@ -110,7 +112,7 @@ def test_every_optimiser_trains_with_every_codec_as_it_does_in_float32(name):
         params, state = end[codec]
         assert np.linalg.norm(params - end["plain"][0]) <= limits[codec] * np.linalg.norm(way)
         assert set(encoded(state).values()) == (set() if name in EXACT else {codec})
-        assert adamx.memory(state).float32_bytes >= adamx.memory(end["plain"][1]).bytes
+        assert adamx.memory_usage(state).float32_bytes >= adamx.memory_usage(end["plain"][1]).bytes
     resumed = run(pickle.loads(pickle.dumps(middle)), GRADS[STEPS:])
     assert_identical(resumed, end)
     target = jax.tree.map(jnp.zeros_like, start)
@@ -128,18 +130,18 @@ def test_what_is_exact_stays_as_it_is():
         "rmsprop_centered": {"mu", "nu"},
     }.items():
         opt = OPTIMISERS[name](1e-2)
-        rows = adamx.memory(adamx.store(opt, "int8", min_size=1).init(PARAMS)).rows
+        rows = adamx.memory_usage(adamx.quantize_state(opt, "int8", min_size=1).init(PARAMS)).rows
         kept = {row.slot for row in rows if row.elements >= PARAMS.size and row.kept_as != "int8"}
         assert kept == slots
         for slot in slots:
             with pytest.raises(ValueError, match=rf"the slot '{slot}' can't be stored"):
-                adamx.store(opt, **{slot: "int8"})
+                adamx.quantize_state(opt, **{slot: "int8"})
 
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "adagrad", "adadelta", "adafactor", "adan"])
 def test_squares_have_codes_without_a_sign(name):
     """Those never make zero of a positive value."""
-    state = adamx.store(OPTIMISERS[name](1e-2), "int8", min_size=1).init(PARAMS)
+    state = adamx.quantize_state(OPTIMISERS[name](1e-2), "int8", min_size=1).init(PARAMS)
     found = jax.tree_util.tree_leaves_with_path(state)
     kept = {path[1].key: x.dtype for path, x in found if path[-1] == jax.tree_util.DictKey("codes")}
     squares = {"nu", "nu_max", "sum_of_squares", "delta"}
@@ -158,8 +160,8 @@ def test_an_average_decays_in_the_mean_where_rounded_to_the_nearest_it_sticks(co
     found = {}
     for rounding in ("stochastic", "nearest"):
         used = getattr(adamx, codec)(rounding=rounding)
-        _, state = train(adamx.store(opt, used, min_size=1), jnp.zeros((64, 64)), grads)
-        found[rounding] = np.mean(adamx.decoded(state, "nu")) / np.mean(0.001 * first**2)
+        _, state = train(adamx.quantize_state(opt, used, min_size=1), jnp.zeros((64, 64)), grads)
+        found[rounding] = np.mean(adamx.dequantize(state, "nu")) / np.mean(0.001 * first**2)
     assert abs(found["stochastic"] / 0.999**400 - 1) < 0.01
     assert found["nearest"] > 0.95
 
@@ -171,7 +173,7 @@ def test_the_same_seed_takes_the_same_steps_and_another_one_others():
 
 
 def test_every_parameter_step_slot_and_stage_is_rounded_by_bits_of_its_own():
-    opt = adamx.store(
+    opt = adamx.quantize_state(
         adamx.chain(adamx.scale_by_momentum(0.5), adamx.scale_by_momentum(0.5)), "int8", min_size=1
     )
     grad = {"a": GRADS[0], "b": GRADS[0]}
@@ -186,14 +188,14 @@ def test_every_parameter_step_slot_and_stage_is_rounded_by_bits_of_its_own():
     assert_identical(again[1]["scale_by_momentum"], two["scale_by_momentum"])
     keys = [int(s[name]["key"]) for s in (one, two) for name in s if name != "count"]
     assert len(set(keys)) == 2  # the same in both stages, whose names make the difference
-    twin = adamx.store(adamx.adabelief(1e-2, b1=0.5, b2=0.5), "int8", min_size=1)
+    twin = adamx.quantize_state(adamx.adabelief(1e-2, b1=0.5, b2=0.5), "int8", min_size=1)
     assert twin.init(grad)["scale_by_belief"]["key"].dtype == jnp.uint32
 
 
 def test_nearest_rounding_keeps_no_key():
-    opt = adamx.store(adamx.adam(1e-2), adamx.int8(rounding="nearest"), min_size=1)
+    opt = adamx.quantize_state(adamx.adam(1e-2), adamx.int8(rounding="nearest"), min_size=1)
     assert not any("key" in entry for entry in opt.init(PARAMS).values() if isinstance(entry, dict))
-    mixed = adamx.store(
+    mixed = adamx.quantize_state(
         adamx.adam(1e-2), mu=adamx.bf16(rounding="nearest"), nu="int8", min_size=1
     ).init(PARAMS)
     assert "key" in mixed["scale_by_rms"] and "key" not in mixed["scale_by_momentum"]
@@ -203,20 +205,20 @@ def test_nearest_rounding_keeps_no_key():
 
 
 def test_single_slots_have_codecs_of_their_own():
-    opt = adamx.store(adamx.adam(1e-2), "int8", mu="bf16", min_size=1)
+    opt = adamx.quantize_state(adamx.adam(1e-2), "int8", mu="bf16", min_size=1)
     assert encoded(opt.init(PARAMS)) == {
         ("scale_by_momentum", "mu"): "bf16",
         ("scale_by_rms", "nu"): "int8",
     }
-    opt = adamx.store(adamx.adam(1e-2), "int8", mu=None, min_size=1)
+    opt = adamx.quantize_state(adamx.adam(1e-2), "int8", mu=None, min_size=1)
     assert encoded(opt.init(PARAMS)) == {("scale_by_rms", "nu"): "int8"}
-    opt = adamx.store(adamx.adam(1e-2), nu=adamx.fp8(16), min_size=1)
+    opt = adamx.quantize_state(adamx.adam(1e-2), nu=adamx.fp8(16), min_size=1)
     assert encoded(opt.init(PARAMS)) == {("scale_by_rms", "nu"): "fp8"}
 
 
 def test_small_arrays_stay_float32():
     params = {"small": jnp.zeros(4095), "large": jnp.zeros(4096), "scalar": jnp.zeros(())}
-    nu = adamx.store(adamx.adam(1e-2), "int8").init(params)["scale_by_rms"]["nu"]
+    nu = adamx.quantize_state(adamx.adam(1e-2), "int8").init(params)["scale_by_rms"]["nu"]
     assert nu["small"].dtype == nu["scalar"].dtype == jnp.float32
     assert set(nu["large"]) == {"@int8"}
     nu = adam().init(params)["scale_by_rms"]["nu"]
@@ -224,12 +226,12 @@ def test_small_arrays_stay_float32():
 
 
 def test_without_a_codec_nothing_changes():
-    assert_identical(train(adamx.store(adamx.adam(1e-2))), train(adamx.adam(1e-2)))
+    assert_identical(train(adamx.quantize_state(adamx.adam(1e-2))), train(adamx.adam(1e-2)))
 
 
 def test_what_is_stored_inside_stays_as_it_is():
-    inside = adamx.store(adamx.scale_by_momentum(), "bf16", min_size=1)
-    opt = adamx.store(adamx.chain(inside, adamx.scale_by_rms()), "int8", min_size=1)
+    inside = adamx.quantize_state(adamx.scale_by_momentum(), "bf16", min_size=1)
+    opt = adamx.quantize_state(adamx.chain(inside, adamx.scale_by_rms()), "int8", min_size=1)
     assert set(encoded(opt.init(PARAMS)).values()) == {"bf16", "int8"}
     params, state = train(adamx.chain(opt, adamx.scale_by_learning_rate(1e-2)))
     assert encoded(state) == {("scale_by_momentum", "mu"): "bf16", ("scale_by_rms", "nu"): "int8"}
@@ -239,8 +241,11 @@ def test_what_is_stored_inside_stays_as_it_is():
 @pytest.mark.parametrize("turn", [1, -1])
 def test_a_slot_that_is_stored_in_one_stage_may_still_be_in_another(turn):
     """Whichever of them comes first."""
-    both = [adamx.store(adamx.scale_by_momentum(), "bf16", min_size=1), adamx.scale_by_momentum()]
-    opt = adamx.store(adamx.chain(*both[::turn]), mu="int8", min_size=1)
+    both = [
+        adamx.quantize_state(adamx.scale_by_momentum(), "bf16", min_size=1),
+        adamx.scale_by_momentum(),
+    ]
+    opt = adamx.quantize_state(adamx.chain(*both[::turn]), mu="int8", min_size=1)
     assert sorted(encoded(opt.init(PARAMS)).values()) == ["bf16", "int8"]
 
 
@@ -252,7 +257,7 @@ def test_whole_numbers_that_a_stage_counts_stay_whole():
 
         return Rule(update, slots={"times": lambda p: jnp.zeros(p.shape, jnp.int32)})
 
-    opt = adamx.store(seen(), "int8", min_size=1)
+    opt = adamx.quantize_state(seen(), "int8", min_size=1)
     _, state = train(opt)
     assert state["seen"]["times"].dtype == jnp.int32
     assert np.all(state["seen"]["times"] == len(GRADS))
@@ -274,10 +279,10 @@ def test_a_codec_of_ones_own_keeps_what_it_makes():
     like, state_like = train(adam("bf16"))
     np.testing.assert_array_equal(params, like)
     assert set(state["scale_by_rms"]["nu"]) == {"@planes"}
-    found = adamx.decoded(state, "nu", codecs=(planes,))
-    np.testing.assert_array_equal(found, adamx.decoded(state_like, "nu"))
-    assert adamx.memory(state, codecs=(planes,)).bytes == adamx.memory(state_like).bytes
-    for look in (adamx.memory, lambda state: adamx.decoded(state, "nu")):
+    found = adamx.dequantize(state, "nu", codecs=(planes,))
+    np.testing.assert_array_equal(found, adamx.dequantize(state_like, "nu"))
+    assert adamx.memory_usage(state, codecs=(planes,)).bytes == adamx.memory_usage(state_like).bytes
+    for look in (adamx.memory_usage, lambda state: adamx.dequantize(state, "nu")):
         with pytest.raises(ValueError, match=r"codec 'planes'.* codecs=\(codec,\)"):
             look(state)
 
@@ -288,7 +293,7 @@ def test_a_codec_of_ones_own_keeps_what_it_makes():
 def test_a_selection_may_stand_inside_and_outside():
     params = {"kernel": PARAMS, "bias": PARAMS[0]}
     grads = {"kernel": GRADS, "bias": GRADS[:, 0]}
-    inside = adamx.store(adamx.where("kernel", adamx.adam(1e-2)), "int8", min_size=1)
+    inside = adamx.quantize_state(adamx.where("kernel", adamx.adam(1e-2)), "int8", min_size=1)
     outside = adamx.where("kernel", adam())
     one, two = train(inside, params, grads), train(outside, params, grads)
     assert_identical(one, two)
@@ -304,26 +309,30 @@ def test_groups_have_codecs_of_their_own():
     assert sorted(encoded(state).values()) == ["fp8", "fp8", "int8", "int8"]
     plain, _ = train(adamx.adam(1e-2), params["scale"], grads["scale"])
     np.testing.assert_allclose(found["scale"], plain, rtol=1e-5)
-    assert "store(" in repr(opt) and eval(repr(opt), {**vars(adamx), "adamx": adamx}) == opt
-    stored = adamx.store(
+    assert (
+        "quantize_state(" in repr(opt) and eval(repr(opt), {**vars(adamx), "adamx": adamx}) == opt
+    )
+    stored = adamx.quantize_state(
         adamx.partition({"kernel": adamx.adam(1e-2), "*": adamx.lion(1e-2)}), "int8", min_size=1
     )
     assert set(encoded(train(stored, params, grads)[1]).values()) == {"int8"}
 
 
 def test_transformations_of_optax_pass_if_they_keep_little():
-    opt = adamx.store(
+    opt = adamx.quantize_state(
         adamx.chain(optax.clip_by_global_norm(1.0), adamx.adam(1e-2), optax.scale(0.5)),
         "int8",
         min_size=1,
     )
     assert np.isfinite(train(opt)[0]).all()
-    kept = adamx.store(adamx.chain(adamx.adam(1e-2), optax.trace(0.9)), "int8", min_size=420)
-    with pytest.raises(adamx.StageError, match=r"trace keeps \(float32\[6,70\]\).*chain\(store"):
+    kept = adamx.quantize_state(
+        adamx.chain(adamx.adam(1e-2), optax.trace(0.9)), "int8", min_size=420
+    )
+    with pytest.raises(adamx.StageError, match=r"trace keeps \(float32\[6,70\]\).*chain\(quantize_state"):
         kept.init(PARAMS)
     assert kept.init(PARAMS[:, :69]) is not None
     with pytest.raises(adamx.StageError, match=r"can't encode .* no stage of adamx"):
-        adamx.store(optax.adam(1e-2), "int8", min_size=1).init(PARAMS)
+        adamx.quantize_state(optax.adam(1e-2), "int8", min_size=1).init(PARAMS)
 
 
 @pytest.mark.usefixtures("_standard_promotion")
@@ -346,7 +355,7 @@ def test_optax_wraps_it(codec):
     inside = optax.chain(optax.clip(1.0), adam(codec))
     state = inside.init(PARAMS)
     assert set(optax.tree.get(state, "nu")) == {f"@{codec}"}
-    assert adamx.decoded(state, "nu").shape == SHAPE
+    assert adamx.dequantize(state, "nu").shape == SHAPE
 
 
 # JAX
@@ -387,7 +396,7 @@ def test_a_member_of_a_batch_is_its_own_single_run():
     rates = jnp.array([1e-3, 1e-2, 1e-1])
 
     def final(rate):
-        opt = adamx.store(adamx.adam(rate), "int8", min_size=1)
+        opt = adamx.quantize_state(adamx.adam(rate), "int8", min_size=1)
         state = opt.init(PARAMS)
         return jax.lax.scan(functools.partial(one_step, opt), (PARAMS, state), GRADS)[0]
 
@@ -470,14 +479,14 @@ def test_complex_slots_are_refused_by_name_and_may_be_left_out():
 
 
 def test_it_is_a_value_like_any_optimiser():
-    opt = adamx.store(adamx.adam(1e-2), "int8", mu=adamx.bf16(rounding="nearest"), seed=3)
+    opt = adamx.quantize_state(adamx.adam(1e-2), "int8", mu=adamx.bf16(rounding="nearest"), seed=3)
     assert eval(repr(opt), {**vars(adamx), "chain": adamx.chain}) == opt
     again = pickle.loads(pickle.dumps(opt))
     assert again == opt and hash(again) == hash(opt)
     assert adamx.from_config(adamx.to_config(opt)) == opt
-    assert adamx.numbers(opt) == adamx.numbers(adamx.adam(1e-2))
+    assert adamx.hyperparams(opt) == adamx.hyperparams(adamx.adam(1e-2))
     changed = opt.replace(learning_rate=0.5)
-    assert changed == adamx.store(
+    assert changed == adamx.quantize_state(
         adamx.adam(0.5), "int8", mu=adamx.bf16(rounding="nearest"), seed=3
     )
     assert str(adamx.explain(opt)) == str(adamx.explain(adamx.adam(1e-2)))
@@ -487,12 +496,12 @@ def test_it_is_a_value_like_any_optimiser():
 def test_equal_stores_are_equal_and_others_are_not():
     make = {
         "plain": lambda: adamx.adam(1e-2),
-        "int8": lambda: adamx.store(adamx.adam(1e-2), "int8"),
-        "int8 of 32": lambda: adamx.store(adamx.adam(1e-2), adamx.int8(32)),
-        "seed": lambda: adamx.store(adamx.adam(1e-2), "int8", seed=1),
-        "size": lambda: adamx.store(adamx.adam(1e-2), "int8", min_size=1),
-        "slot": lambda: adamx.store(adamx.adam(1e-2), mu="int8"),
-        "fp8": lambda: adamx.store(adamx.adam(1e-2), "fp8"),
+        "int8": lambda: adamx.quantize_state(adamx.adam(1e-2), "int8"),
+        "int8 of 32": lambda: adamx.quantize_state(adamx.adam(1e-2), adamx.int8(32)),
+        "seed": lambda: adamx.quantize_state(adamx.adam(1e-2), "int8", seed=1),
+        "size": lambda: adamx.quantize_state(adamx.adam(1e-2), "int8", min_size=1),
+        "slot": lambda: adamx.quantize_state(adamx.adam(1e-2), mu="int8"),
+        "fp8": lambda: adamx.quantize_state(adamx.adam(1e-2), "fp8"),
     }
     assert len({opt() for opt in (*make.values(), *make.values())}) == len(make)
 
@@ -507,7 +516,7 @@ def test_an_equal_one_finds_the_program_compiled(codec):
         return opt.update(grad, state)
 
     for _ in range(2):
-        opt = adamx.store(adamx.sgd(1e-2, 0.9), codec, min_size=1)
+        opt = adamx.quantize_state(adamx.sgd(1e-2, 0.9), codec, min_size=1)
         step(opt, opt.init(PARAMS), GRADS[0])
     assert len(traces) == 1
 
@@ -535,8 +544,8 @@ def test_a_train_state_trains_and_shows_its_memory():
     for _ in range(60):
         state = step(state)
     assert loss(state.params) < 0.5 * before
-    assert adamx.memory(state) == adamx.memory(state.opt_state)
-    chex.assert_trees_all_equal_shapes(adamx.decoded(state, "nu"), state.params)
+    assert adamx.memory_usage(state) == adamx.memory_usage(state.opt_state)
+    chex.assert_trees_all_equal_shapes(adamx.dequantize(state, "nu"), state.params)
     restored = serialization.from_bytes(step(state), serialization.to_bytes(state))
     assert_identical(restored.opt_state, state.opt_state)
     assert_identical(step(restored).params, step(state).params)
@@ -572,25 +581,25 @@ def test_what_it_is_given_is_checked():
     opt = adamx.adam(1e-2)
     for given in ("int4", 8, "INT8"):
         with pytest.raises(ValueError, match=rf"no codec {given!r}.*'bf16', 'fp8', 'int8'.*Codec"):
-            adamx.store(opt, given)
+            adamx.quantize_state(opt, given)
         with pytest.raises(ValueError, match=rf"no codec {given!r}"):
-            adamx.store(opt, nu=given)
+            adamx.quantize_state(opt, nu=given)
     with pytest.raises(TypeError, match=r"a codec is called: int8\(\), not int8"):
-        adamx.store(opt, adamx.int8)
+        adamx.quantize_state(opt, adamx.int8)
     for min_size in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match=f"min_size must be .* got {min_size!r}"):
-            adamx.store(opt, "int8", min_size=min_size)
+            adamx.quantize_state(opt, "int8", min_size=min_size)
     for seed in (1.5, True, None):
         with pytest.raises(ValueError, match=f"seed must be .* got {seed!r}"):
-            adamx.store(opt, "int8", seed=seed)
+            adamx.quantize_state(opt, "int8", seed=seed)
     with pytest.raises(ValueError, match=r"no stage .* slot 'mmu'; there are 'mu', 'nu'"):
-        adamx.store(opt, mmu="int8")
+        adamx.quantize_state(opt, mmu="int8")
     with pytest.raises(ValueError, match=r"slot 'mu'; there are none"):
-        adamx.store(adamx.sgd(1e-2), mu="int8")
+        adamx.quantize_state(adamx.sgd(1e-2), mu="int8")
     with pytest.raises(ValueError, match=r"slot 'mu' can't be stored: it is stored already"):
-        adamx.store(adamx.store(opt, "int8"), mu="bf16")
+        adamx.quantize_state(adamx.quantize_state(opt, "int8"), mu="bf16")
     with pytest.raises(TypeError, match="chain"):
-        adamx.store("adam", "int8")
+        adamx.quantize_state("adam", "int8")
 
 
 OTHERS = {codec: adam(codec) for codec in CODECS} | {"plain": adamx.adam(1e-2)}
@@ -628,12 +637,12 @@ def test_the_state_of_another_block_size_is_refused():
         adam(adamx.int8(8)).update(GRADS[0], adam().init(PARAMS))
     with pytest.raises(adamx.StageError, match=r"slot 'mu'.*other arguments"):
         adam().update(GRADS[0], adam(adamx.int8(8)).init(PARAMS))
-    smaller = adamx.store(adamx.adam(1e-2), "int8", min_size=1000)
+    smaller = adamx.quantize_state(adamx.adam(1e-2), "int8", min_size=1000)
     with pytest.raises(adamx.StageError, match=r"kept as int8 .* without a codec"):
         smaller.update(GRADS[0], adam().init(PARAMS))
 
 
-# Memory and what is in it
+# MemoryUsage and what is in it
 
 
 @pytest.mark.parametrize(("codec", "most"), [("bf16", 4.0), ("fp8", 2.1), ("int8", 2.1)])
@@ -641,13 +650,13 @@ def test_bytes_of_a_parameter(codec, most):
     """By the arrays' own sizes: Adam's two slots."""
     params = {"w": jnp.zeros((256, 1024)), "odd": jnp.zeros((300, 513))}
     count = 256 * 1024 + 300 * 513
-    state = adamx.store(adamx.adam(1e-2), codec).init(params)
+    state = adamx.quantize_state(adamx.adam(1e-2), codec).init(params)
     arrays = [x for x in jax.tree.leaves(state) if x.size > 2]
     assert sum(x.nbytes for x in arrays) <= most * count
     assert (codec == "bf16") == (sum(x.nbytes for x in arrays) == 4 * count)
-    found = adamx.memory(state)
+    found = adamx.memory_usage(state)
     assert found.bytes == sum(x.nbytes for x in jax.tree.leaves(state))
-    plain = adamx.memory(adamx.adam(1e-2).init(params))
+    plain = adamx.memory_usage(adamx.adam(1e-2).init(params))
     keys = found.float32_bytes - plain.bytes
     assert keys == 2 * 4 and plain.float32_bytes == plain.bytes
 
@@ -656,10 +665,12 @@ def test_bytes_of_a_parameter(codec, most):
 def test_memory_is_the_size_of_all_arrays(name):
     params = {"w": PARAMS, "b": PARAMS[0], "scalar": np.float32(1), "none": None}
     for codec in (None, *CODECS):
-        state = adamx.store(OPTIMISERS[name](1e-2), codec, min_size=71).init(params)
-        found = adamx.memory(state)
+        state = adamx.quantize_state(OPTIMISERS[name](1e-2), codec, min_size=71).init(params)
+        found = adamx.memory_usage(state)
         assert found.bytes == sum(np.asarray(x).nbytes for x in jax.tree.leaves(state))
-        shapes = adamx.memory(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
+        shapes = adamx.memory_usage(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        )
         assert set(shapes.rows) == set(found.rows)
         assert found.float32_bytes >= found.bytes
         assert len(str(found).splitlines()) == len(found.rows) + 2
@@ -667,7 +678,7 @@ def test_memory_is_the_size_of_all_arrays(name):
 
 def test_memory_has_a_row_for_every_slot_and_format():
     params = {"w": jnp.zeros((64, 64)), "b": jnp.zeros(64)}
-    rows = adamx.memory(adamx.store(adamx.adam(1e-2), nu="int8").init(params)).rows
+    rows = adamx.memory_usage(adamx.quantize_state(adamx.adam(1e-2), nu="int8").init(params)).rows
     found = {(r.slot, r.kept_as): (r.elements, r.bytes, r.float32_bytes) for r in rows}
     assert found == {
         ("mu", "float32"): (4160, 16640, 16640),
@@ -679,39 +690,39 @@ def test_memory_has_a_row_for_every_slot_and_format():
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_decoded_is_what_the_stage_will_see(codec):
-    opt = adamx.store(adamx.scale_by_rms(0.5), codec, min_size=1)
+    opt = adamx.quantize_state(adamx.scale_by_rms(0.5), codec, min_size=1)
     params = {"w": PARAMS, "none": None}
     grads = {"w": GRADS[0], "none": None}
     _, state = opt.update(grads, opt.init(params))
-    found, square = adamx.decoded(state, "nu"), 0.5 * GRADS[0] ** 2
+    found, square = adamx.dequantize(state, "nu"), 0.5 * GRADS[0] ** 2
     np.testing.assert_allclose(found["w"], square, rtol=0.126, atol=2.0**-16 * square.max())
     assert found["none"] is None and found["w"].dtype == jnp.float32
     _, after = opt.update({"w": np.zeros_like(PARAMS), "none": None}, state)
-    half = adamx.decoded(after, "nu")["w"]  # half of a value of the code is mostly one again
+    half = adamx.dequantize(after, "nu")["w"]  # half of a value of the code is mostly one again
     np.testing.assert_allclose(half, found["w"] / 2, rtol=0.126, atol=2.0**-16 * square.max())
 
 
 def test_decoded_knows_slots_by_name_and_asks_where_there_are_several():
-    opt = adamx.store(
+    opt = adamx.quantize_state(
         adamx.chain(adamx.scale_by_momentum(), adamx.scale_by_momentum()), "int8", min_size=1
     )
     state = opt.init(PARAMS)
     with pytest.raises(ValueError, match=r"scale_by_momentum\.mu, scale_by_momentum_2\.mu"):
-        adamx.decoded(state, "mu")
-    assert adamx.decoded(state, "scale_by_momentum_2.mu").shape == SHAPE
+        adamx.dequantize(state, "mu")
+    assert adamx.dequantize(state, "scale_by_momentum_2.mu").shape == SHAPE
     with pytest.raises(ValueError, match=r"no slot 'nu'; it has scale_by_momentum\.mu"):
-        adamx.decoded(state, "nu")
+        adamx.dequantize(state, "nu")
     with pytest.raises(ValueError, match="no state of a chain in"):
-        adamx.decoded({"mu": PARAMS}, "mu")
+        adamx.dequantize({"mu": PARAMS}, "mu")
     with pytest.raises(ValueError, match="no state of a chain in"):
-        adamx.memory(optax.adam(1e-2).init(PARAMS))
+        adamx.memory_usage(optax.adam(1e-2).init(PARAMS))
 
 
 def test_decoded_does_not_choose_between_two_states():
     both = adam().init(PARAMS), adam("bf16").init(PARAMS)
     with pytest.raises(ValueError, match="several"):
-        adamx.decoded(both, "nu")
-    assert adamx.memory(both).bytes == sum(adamx.memory(state).bytes for state in both)
+        adamx.dequantize(both, "nu")
+    assert adamx.memory_usage(both).bytes == sum(adamx.memory_usage(state).bytes for state in both)
 
 
 # Devices

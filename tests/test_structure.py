@@ -633,7 +633,7 @@ def test_scalars_empty_arrays_and_missing_gradients(name):
 
 def test_a_recipe_is_found_by_its_name():
     for name in adamx.list_recipes():
-        assert adamx.get(name) is getattr(adamx, name)
+        assert adamx.get_recipe(name) is getattr(adamx, name)
 
 
 def test_recipes_are_listed_by_pattern_and_sorted():
@@ -647,15 +647,15 @@ def test_recipes_are_listed_by_pattern_and_sorted():
 
 def test_an_unknown_recipe_is_an_error_with_the_near_ones():
     with pytest.raises(ValueError, match="no recipe 'adm'; did you mean 'adam'"):
-        adamx.get("adm")
+        adamx.get_recipe("adm")
     with pytest.raises(ValueError, match="no recipe 'SGD'; did you mean 'sgd'"):
-        adamx.get("SGD")
+        adamx.get_recipe("SGD")
     with pytest.raises(ValueError, match="no recipe 'Prodigy'; did you mean 'prodigy'"):
-        adamx.get("Prodigy")
+        adamx.get_recipe("Prodigy")
     with pytest.raises(ValueError, match=r"no recipe 'zzzz'; there are .*adam, .*sgd"):
-        adamx.get("zzzz")
+        adamx.get_recipe("zzzz")
     with pytest.raises(TypeError, match="takes the name of a recipe"):
-        adamx.get(adamx.adam)
+        adamx.get_recipe(adamx.adam)
 
 
 # The family's page

@@ -47,7 +47,7 @@ def level(opt):
 
 
 def rate_of(opt):
-    return adamx.numbers(opt)["learning_rate"]
+    return adamx.hyperparams(opt)["learning_rate"]
 
 
 def squared(opt):
@@ -85,7 +85,7 @@ def test_what_members_share_keeps_its_double_precision():
     """1 − 0.99999 from a float32 is another β: 1.0014e-5."""
 
     def complement(opt):
-        return jnp.float32(1 - adamx.numbers(opt)["b2"])
+        return jnp.float32(1 - adamx.hyperparams(opt)["b2"])
 
     exact = sweep(complement, [adamx.adam(rate, b2=0.99999) for rate in RATES])
     np.testing.assert_array_equal(exact.outputs, np.float32(1 - 0.99999))
@@ -466,7 +466,7 @@ def test_two_coordinates_are_a_map():
     pytest.importorskip("matplotlib")
 
     def train(opt):
-        return squared(opt) + adamx.numbers(opt)["momentum"]
+        return squared(opt) + adamx.hyperparams(opt)["momentum"]
 
     grid = [adamx.sgd(r, momentum=m) for m in (0.0, 0.9) for r in (1.0, 2.0, 200.0)]
     result = sweep(train, grid)

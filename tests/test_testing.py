@@ -21,7 +21,7 @@ NAMES = set(conformance._PROMISES)
 
 def shaped(function):
     """The rule of a stage that only shapes the update."""
-    return lambda signal: signal.becomes(function(signal.update))
+    return lambda signal: signal.with_update(function(signal.update))
 
 
 # One stage for every promise that it breaks
@@ -94,7 +94,7 @@ def choosing(factor: Real = 0.5):
 @stage
 def rounding():
     """Goes by what leaves the chain, where 1 − 0.99 of bfloat16 is not 0.01."""
-    return lambda s: s.becomes((s.emitted - 0.99 * s.emitted).astype(s.update.dtype))
+    return lambda s: s.with_update((s.output - 0.99 * s.output).astype(s.update.dtype))
 
 
 @stage
@@ -153,13 +153,13 @@ def misprinted(factor: Real = 0.5):
 
 @in_symbols(misprinted)
 def _(signal, factor):
-    return signal.becomes(2 * factor * signal.update)
+    return signal.with_update(2 * factor * signal.update)
 
 
 @stage
 def starting_near_one():
     def update(signal, slots, step):
-        return signal.becomes((slots["a"] - 1) * signal.update), slots
+        return signal.with_update((slots["a"] - 1) * signal.update), slots
 
     return Rule(update, slots={"a": lambda param: zeros(param) + 1.001})
 
@@ -300,7 +300,7 @@ def test_an_argument_that_is_no_hyperparameter_is_structure(make):
     [
         adamx.where("kernel", adamx.scale(2.0)),
         adamx.where("!bias", optax.trace(0.9)),
-        adamx.partition({"kernel": adamx.scale(2.0), "*": adamx.freeze()}),
+        adamx.partition({"kernel": adamx.scale(2.0), "*": adamx.set_to_zero()}),
     ],
     ids=["where", "optax", "partition"],
 )

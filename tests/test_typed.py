@@ -75,7 +75,7 @@ def test_recipes_stages_and_schedules_make_transformations() -> None:
     assert_type(adamx.adam(1e-3), adamx.Transformation)
     assert_type(adamx.adam(schedule, b1=jnp.float32(0.9)), adamx.Transformation)
     assert_type(adamx.adam(optax.cosine_decay_schedule(1e-3, 10)), adamx.Transformation)
-    assert_type(adamx.get("lion"), Callable[..., adamx.Transformation])
+    assert_type(adamx.get_recipe("lion"), Callable[..., adamx.Transformation])
     assert_type(adamx.list_recipes("ada*"), list[str])
     opt = adamx.chain(
         optax.clip_by_global_norm(1.0),
@@ -97,10 +97,10 @@ def test_recipes_stages_and_schedules_make_transformations() -> None:
 
 
 def test_groups_say_who_gets_what() -> None:
-    opt = adamx.partition({"slope": adamx.adamw(1e-3), "*": adamx.freeze()})
+    opt = adamx.partition({"slope": adamx.adamw(1e-3), "*": adamx.set_to_zero()})
     assert_type(opt, adamx.Transformation)
-    found = adamx.assignments(opt, START)
-    assert_type(found, adamx.Assignments)
+    found = adamx.describe_partition(opt, START)
+    assert_type(found, adamx.PartitionSummary)
     assert_type(found["slope"], adamx.Transformation)
     assert_type(found.shapes, dict[str, tuple[int, ...]])
     assert found["slope"] == adamx.adamw(1e-3)
@@ -149,9 +149,9 @@ def test_optax_takes_it_and_it_takes_optax() -> None:
         _, state = tx.update(gradient(START), tx.init(START), START)
         return state
 
-    assert adamx.memory(through(optax.chain(optax.clip(1.0), adamx.adam(1e-1)))).bytes > 0
+    assert adamx.memory_usage(through(optax.chain(optax.clip(1.0), adamx.adam(1e-1)))).bytes > 0
     assert_type(adamx.chain(optax.adam(1e-1)), adamx.Transformation)
-    adamx.decoded(through(adamx.adam(1e-1)), "mu")
+    adamx.dequantize(through(adamx.adam(1e-1)), "mu")
 
 
 # Writing a stage
@@ -161,7 +161,7 @@ def test_optax_takes_it_and_it_takes_optax() -> None:
 def soft_sign(width: NonNegative = 1.0) -> Callable[[Signal], Signal]:
     """u ← u / (w + |u|)"""
     w = cast(float, width)  # a schedule may be given, but a number is what arrives here
-    return lambda signal: signal.becomes(signal.update / (w + jnp.abs(signal.update)))
+    return lambda signal: signal.with_update(signal.update / (w + jnp.abs(signal.update)))
 
 
 @adamx.stage
@@ -173,7 +173,7 @@ def scale_by_average(beta: Decay = 0.9, *, nesterov: bool = False) -> Rule:
         mu = mean(slots["mu"], signal.update)
         assert_type(mu, jax.Array)
         u = mean(mu, signal.update) if nesterov else mu
-        after = signal.measured(u, weight=mean.weight(step))
+        after = signal.with_statistic(u, weight=mean.weight(step))
         assert_type(after.gradient, jax.Array)
         assert_type(after.bias, jax.Array | None)
         return after, {"mu": mu}
@@ -198,8 +198,8 @@ def test_a_stage_keeps_the_arguments_of_its_factory() -> None:
 def test_numbers_replace_config_and_equations() -> None:
     opt = adamx.adamw(1e-3).replace({"scale_by_rms.eps": 1e-6}, learning_rate=3e-4)
     assert_type(opt, adamx.Transformation)
-    assert_type(adamx.numbers(opt), dict[str, Any])
-    assert adamx.numbers(opt)["learning_rate"] == 3e-4
+    assert_type(adamx.hyperparams(opt), dict[str, Any])
+    assert adamx.hyperparams(opt)["learning_rate"] == 3e-4
     config = adamx.to_config(opt)
     assert_type(config, dict[str, Any])
     back = adamx.from_config(json.loads(json.dumps(config)))
@@ -227,13 +227,13 @@ def test_a_sweep_is_typed_to_its_best() -> None:
 
 
 def test_states_are_stored_measured_converted_and_restored() -> None:
-    opt = adamx.store(adamx.adam(1e-1), "int8", mu=adamx.bf16(), min_size=1)
+    opt = adamx.quantize_state(adamx.adam(1e-1), "int8", mu=adamx.bf16(), min_size=1)
     assert_type(opt, adamx.Transformation)
     state = opt.init(INPUTS)
     assert_type(state, dict[str, Any])
-    rows = adamx.memory(state).rows
+    rows = adamx.memory_usage(state).rows
     assert_type(rows[0].bytes, int)
-    assert adamx.decoded(state, "nu").shape == INPUTS.shape
+    assert adamx.dequantize(state, "nu").shape == INPUTS.shape
     restored, report = adamx.restore_state(state, adamx.adam(1e-1), INPUTS)
     assert_type(restored, dict[str, Any])
     assert_type(report.kept, tuple[str, ...])

@@ -27,7 +27,7 @@ def test_arrays_are_what_annotations_say():
         "adamx.core.arithmetic.DecayingAverage.__call__",
         "adamx.core.arithmetic.root",
         "adamx.core.random.bits",
-        "adamx.core.signal.Signal.measured",
+        "adamx.core.signal.Signal.with_statistic",
         "adamx.stages.factored.reduced_zeros",
         "adamx.wrappers.codecs._exponents",
         "adamx.wrappers.codecs._from_int8",

@@ -82,7 +82,7 @@ def test_scheduled_numbers_are_shown_as_they_were_in_the_step():
     seen = adamx.metrics(state)
     np.testing.assert_allclose([seen["learning_rate"], seen["b1"]], [0.08, 0.7], rtol=1e-6)
     assert "b2" not in seen
-    now = adamx.numbers(opt, state)  # of the next step
+    now = adamx.hyperparams(opt, state)  # of the next step
     np.testing.assert_allclose([now["learning_rate"], now["b1"]], [0.07, 0.8], rtol=1e-6)
 
 

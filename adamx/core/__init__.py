@@ -26,7 +26,7 @@ bias as it found it::
 
 A stage is written for one array (:class:`Rule`): arrays it keeps for a parameter are *slots*,
 scalars it keeps for a step are *clocks*, and a number it needs of all parameters at once is a
-*measure*. Its hyperparameters are data; by the time it runs they are plain numbers. It knows
+*global sum*. Its hyperparameters are data; by the time it runs they are plain numbers. It knows
 nothing of trees, schedules, batches, or how its slots are kept, so that all of these can be
 changed around it. :mod:`adamx.core.engine` is the only code that knows trees.
 """
@@ -45,7 +45,7 @@ from adamx.core.arithmetic import (
     shrunk,
     times,
 )
-from adamx.core.editing import numbers
+from adamx.core.editing import hyperparams
 from adamx.core.equations import Explanation, explain, in_symbols
 from adamx.core.errors import StageError
 from adamx.core.hyper import Decay, Domain, Hyper, NonNegative, Positive, Real, Schedule
@@ -80,9 +80,9 @@ __all__ = [
     "decaying_average",
     "divide",
     "explain",
+    "hyperparams",
     "in_symbols",
     "norm",
-    "numbers",
     "plus",
     "root",
     "shrunk",

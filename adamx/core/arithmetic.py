@@ -94,7 +94,7 @@ class Squares(NamedTuple):
     """Σ|x|² in three units, so that one of the three is finite for every finite x.
 
     They are 1, 2¹⁶⁰ and, of float64, 2¹¹²⁰. The sums of several arrays are added part by part, as a
-    ``measure`` that returns it does.
+    ``global_sum`` that returns it does.
 
     >>> Squares.of(jnp.array([3e30, 4e30])).norm().value
     Array(5.e+30, dtype=float32)

@@ -18,10 +18,10 @@ from adamx.core.naming import Place, labels, names
 from adamx.core.reading import batched, the_state
 from adamx.core.stage import Stage
 
-__all__ = ["numbers", "replace"]
+__all__ = ["hyperparams", "replace"]
 
 
-def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
+def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
     """The numbers of an optimiser by name: "what is my learning rate now?"
 
     Args:
@@ -46,7 +46,7 @@ def numbers(opt: Any, at: Any = None) -> dict[str, Any]:
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
     >>> _, state = opt.update(jnp.ones(1), state)
-    >>> adamx.numbers(opt, state)
+    >>> adamx.hyperparams(opt, state)
     {'momentum': 0.9, 'learning_rate': Array(0.25, dtype=float32, weak_type=True)}
     """
     links = getattr(opt, "links", None)

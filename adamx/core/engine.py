@@ -2,7 +2,7 @@
 
 Leaves of one shape and dtype share one trace: consecutive stages are composed into one function
 of one array, a nested ``jax.jit``. The row is cut only in front of a stage that must look beyond
-one array (``measure``) and around transformations that see whole trees (``Foreign``).
+one array (``global_sum``) and around transformations that see whole trees (``Foreign``).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Program:
         def look(count: Any) -> None:
             for name, link in zip(names(self.links), self.links, strict=True):
                 rule = link.at(count).rule(hyper.clock_dtype()) if isinstance(link, Stage) else None
-                if rule is None or rule.measure or rule.seed is not None or link.where:
+                if rule is None or rule.global_sum or rule.seed is not None or link.where:
                     raise _Beyond
                 if rule.slots:
                     found[name] = tuple(rule.slots)
@@ -401,7 +401,7 @@ class _Row:
         kept, slots = self.per_leaf(name, rule, entry, here)
         values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
         step = Step({k: clock.read(values[k]) for k, clock in rule.clocks.items()})
-        if rule.measure is not None:
+        if rule.global_sum is not None:
             self.advance()
             total = self.total(name, stage, step, slots)
             for k, clock in rule.clocks.items():
@@ -563,7 +563,7 @@ class _Row:
             seen = zip(self.params, self.signals, strict=True)
             own = [None if signal is None else theta for theta, signal in seen]
             thetas = self.tree.unflatten(_only(here, own, ABSENT))
-        emitted = [None if signal is None else signal.emitted for signal in self.signals]
+        emitted = [None if signal is None else signal.output for signal in self.signals]
         updates = self.tree.unflatten(_only(here, emitted, ABSENT))
         lacking = any(signal is None for signal in self.signals)
         with link.noted(name):
@@ -580,7 +580,7 @@ class _Row:
         for i, (u, signal) in enumerate(zip(shaped, self.signals, strict=True)):
             if not (u is None or signal is None or isinstance(u, type(ABSENT))):
                 self.at_leaf(i, _check_passed, name, u, signal)
-                self.signals[i] = signal.becomes(jnp.asarray(u).astype(signal.update.dtype))
+                self.signals[i] = signal.with_update(jnp.asarray(u).astype(signal.update.dtype))
 
     def finish(self) -> tuple[list[Any], State]:
         self.advance(last=True)
@@ -634,7 +634,7 @@ def _advance(
                     f"{error} (with the slots {kept or 'none'}). The gradient and the state must "
                     "be of the same parameters"
                 ).within(stage=name) from error
-        return signal.emitted if last else signal, done
+        return signal.output if last else signal, done
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -643,10 +643,10 @@ def _measure(
 ) -> Any:
     """What a stage needs to know of one array."""
     rule, step = _at_precision(static.join(numbers), step, signal)
-    assert rule.measure is not None
+    assert rule.global_sum is not None
     try:
         with _promotion(signal):
-            return rule.measure(_seen(signal, rule), slots, step)
+            return rule.global_sum(_seen(signal, rule), slots, step)
     except StageError as error:
         raise error.within(stage=label) from None
 

@@ -6,7 +6,7 @@ of the stage's arguments: numbers as expressions, the others as they are::
 
     @in_symbols(scale_by_momentum)
     def _(signal, b1):
-        return signal.measured(signal.average("m", b1, of=signal.update))
+        return signal.with_statistic(signal.average("m", b1, of=signal.update))
 
 The signal carries the update both as it is and as it will be once its bias is corrected: Adam's
 √v + ε√w is then √v̂ + ε, which no algebra of formulas would have to find out.
@@ -240,7 +240,7 @@ class SymbolicSignal:
         self.numbers: dict[Symbol, Any] = {}
         self.weights: dict[Symbol, Expression] = {}
         self.gradient: Expression = Symbol("g")
-        self.statistic: bool = False
+        self.has_statistic: bool = False
         self._form: Expression = self.gradient
         self._corrected: Expression | None = None
         self._bias: Expression | None = None
@@ -255,9 +255,9 @@ class SymbolicSignal:
 
     # The vocabulary of the numeric signal
 
-    def becomes(self, update: Expression) -> SymbolicSignal:
+    def with_update(self, update: Expression) -> SymbolicSignal:
         """The update, and the gradient too as long as no statistic was taken, is this."""
-        if self.statistic:
+        if self.has_statistic:
             return self._shaped(update)
         self._name_if_needed(update)
         value = self._filled(update)
@@ -267,7 +267,7 @@ class SymbolicSignal:
         self.gradient = value
         return self
 
-    def measured(
+    def with_statistic(
         self,
         update: Expression,
         corrected: Expression | None = None,
@@ -280,7 +280,7 @@ class SymbolicSignal:
             corrected: what it is once all bias is divided out, in terms of the corrected update.
             weight: the factor that this statistic adds to the bias.
         """
-        self.statistic = True
+        self.has_statistic = True
         if isinstance(update, Symbol) and update in self.weights:
             weight = self.weights[update]
             corrected = update.hat
@@ -387,7 +387,7 @@ class SymbolicSignal:
         if isinstance(self._form, Symbol):
             return self
         symbol = self._assign(self._own_symbol(), self._form)
-        if not self.statistic:
+        if not self.has_statistic:
             self.gradient = symbol
         self._change(symbol)
         if self._bias is not None:
@@ -409,7 +409,7 @@ class SymbolicSignal:
         symbol = self._assign(self._own_symbol(), value)
         self._change(symbol)
         self._corrected = None
-        if not self.statistic:
+        if not self.has_statistic:
             self.gradient = symbol
         return self
 
@@ -483,10 +483,10 @@ class SymbolicSignal:
 
         The name it has had is given anew, unless that value will be needed in the next step.
         """
-        name = self._name if self.statistic else self.gradient
+        name = self._name if self.has_statistic else self.gradient
         if not isinstance(name, Symbol) or name in self._remembered:
-            name = self.fresh("u" if self.statistic else "g")
-        if self.statistic:
+            name = self.fresh("u" if self.has_statistic else "g")
+        if self.has_statistic:
             self._name = name
         return name
 
@@ -551,10 +551,10 @@ def in_symbols(stage: Callable[..., Any]) -> Callable[[Any], Any]:
     >>> from adamx.core.symbols import absolute, sign
     >>> @stage
     ... def power(exponent: Real):
-    ...     return lambda s: s.becomes(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
+    ...     return lambda s: s.with_update(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
     >>> @in_symbols(power)
     ... def _(signal, exponent):
-    ...     return signal.becomes(sign(signal.update) * absolute(signal.update) ** exponent)
+    ...     return signal.with_update(sign(signal.update) * absolute(signal.update) ** exponent)
     >>> explain(adamx.chain(power(0.5), adamx.scale_by_learning_rate(0.1)))
     gₜ = ∇f(θₜ₋₁)
     gₜ ← sign(gₜ) |gₜ|^0.5
@@ -672,7 +672,7 @@ def _unknown(signal: SymbolicSignal, link: Stage) -> None:
     """A stage without equations: what it does to the signal is found out by running it."""
     statistic, keeps_bias = _effect(link)
     signal.named()
-    signal.statistic |= statistic
+    signal.has_statistic |= statistic
     arguments = repr(link)[len(link.name) + 1 : -1]
     signal.opaque(f"{link.name}(", f"; {arguments})" if arguments else ")")
     signal.bias_known &= keeps_bias
@@ -686,7 +686,7 @@ def _effect(link: Stage) -> tuple[bool, bool]:
         return lambda signal: seen.append(signal) or signal
 
     def average() -> Any:
-        return lambda signal: signal.measured(signal.update, weight=jnp.ones(()))
+        return lambda signal: signal.with_statistic(signal.update, weight=jnp.ones(()))
 
     def behind(*stages: Stage) -> Signal:
         x = jax.ShapeDtypeStruct((2, 2), jnp.float32)
@@ -698,7 +698,7 @@ def _effect(link: Stage) -> tuple[bool, bool]:
         alone, biased = behind(link.at(0)), behind(Definition(average).bind(), link.at(0))
     except Exception:  # it needs other arrays, or its numbers are a batch
         return True, False
-    return alone.statistic, alone.bias is None and biased.bias is not None
+    return alone.has_statistic, alone.bias is None and biased.bias is not None
 
 
 def _transformation(stages: Sequence[Stage]) -> Any:

@@ -40,7 +40,7 @@ class Signal:
     gradient: Values
     update: Values
     bias: Scalar | None = None
-    statistic: bool = False
+    has_statistic: bool = False
     direction: Values | None = None
     correction: Scalar | None = None
     is_limited: bool = False
@@ -92,12 +92,12 @@ class Signal:
         return self._dtypes[-1]
 
     @property
-    def emitted(self) -> Values:
+    def output(self) -> Values:
         """The update as it leaves the chain, in the wider of the gradient's and parameter's dtype.
 
         A step rounded to bfloat16 loses little beside the parameter's own rounding, and Optax's
         wrappers expect updates to have the dtype in which gradients came. Only one that
-        :meth:`lands` is not rounded. A finite update that this dtype cannot hold becomes its
+        :meth:`step_to` is not rounded. A finite update that this dtype cannot hold becomes its
         largest number.
         """
         dtype = wider(*self._dtypes)
@@ -122,13 +122,13 @@ class Signal:
         step = rounded(saturated(self.update, dtype), dtype)
         return rounded(self.param + step, self._dtypes[-1])
 
-    def becomes(self, update: Values) -> Signal:
+    def with_update(self, update: Values) -> Signal:
         """The signal with another update: and gradient, as long as no statistic was taken."""
-        if self.statistic:
+        if self.has_statistic:
             return dataclasses.replace(self, update=update)
         return dataclasses.replace(self, gradient=update, update=update, is_limited=False)
 
-    def measured(self, update: Values, weight: Any = None) -> Signal:
+    def with_statistic(self, update: Values, weight: Any = None) -> Signal:
         """The signal with an update that holds a statistic of the gradient.
 
         Args:
@@ -139,9 +139,9 @@ class Signal:
         bias = self.bias
         if weight is not None:
             bias = weight if bias is None else bias * weight
-        return dataclasses.replace(self, update=update, bias=bias, statistic=True)
+        return dataclasses.replace(self, update=update, bias=bias, has_statistic=True)
 
-    def lands(self, param: Values) -> Signal:
+    def step_to(self, param: Values) -> Signal:
         """The signal with the update that ``apply_updates`` turns into just this parameter.
 
         It is θ' − θ in the precision of statistics, and leaves the chain in it. ``param`` is a
@@ -149,7 +149,7 @@ class Signal:
         other, too, unless it is 2¹⁶ times smaller than θ: then to the last digit of such a sum.
         """
         wide = (param.dtype, self.param_dtype)
-        return dataclasses.replace(self.measured(param - self.param), _dtypes=wide)
+        return dataclasses.replace(self.with_statistic(param - self.param), _dtypes=wide)
 
     def corrected(self) -> Signal:
         """The signal with the bias divided out of its update."""
@@ -169,7 +169,7 @@ class Signal:
 jax.tree_util.register_dataclass(
     Signal,
     data_fields=["gradient", "update", "bias", "direction", "correction", "_param"],
-    meta_fields=["statistic", "is_limited", "_dtypes"],
+    meta_fields=["has_statistic", "is_limited", "_dtypes"],
 )
 
 

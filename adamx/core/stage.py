@@ -34,8 +34,8 @@ class Clock(NamedTuple):
         start: ``() -> value`` before the first step.
         tick: ``value -> value``, once a step, before the stage's arrays are updated.
         read: ``value -> reading``, what the stage needs of it.
-        settle: ``(value, total) -> value``, for a scalar that depends on what was measured in
-            this step; ``measure`` sees the reading before it, ``update`` the one after it.
+        settle: ``(value, total) -> value``, for a scalar that depends on this step's sum over all
+            parameters; ``global_sum`` sees the reading before it, ``update`` the one after it.
     """
 
     start: Callable[[], jax.Array]
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
     Attributes:
         clock: the readings of the rule's clocks, by name.
-        total: what the rule's ``measure`` gave, summed over all parameters (None without one).
+        total: what the rule's ``global_sum`` gave, summed over all parameters (None without one).
     """
 
     clock: dict[str, Any]
@@ -86,7 +86,7 @@ class Rule:
             :class:`Slot` that says more. They may be of any shape, and are the same in shape
             and dtype after every step.
         clocks: the scalars it keeps per step, by name. Names are distinct from the slots'.
-        measure: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
+        global_sum: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
             over all parameters before ``update`` runs. The only way to look beyond one array.
         seed: of a rule that draws random bits: the clock ``key`` starts from it, and reads as
             another key for every parameter and step (:func:`adamx.core.random.bits`).
@@ -98,7 +98,7 @@ class Rule:
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
     slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
-    measure: Callable[[Signal, Slots, Step], Any] | None = None
+    global_sum: Callable[[Signal, Slots, Step], Any] | None = None
     seed: int | None = None
     idle: bool = False
 

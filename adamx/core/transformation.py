@@ -117,7 +117,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
             ValueError: for a name that no stage has, or several; or a value out of its domain.
 
         >>> opt = adamx.adamw(1e-3).replace({"scale_by_rms.eps": 1e-6}, learning_rate=3e-4, b2=0.99)
-        >>> adamx.numbers(opt)["learning_rate"]
+        >>> adamx.hyperparams(opt)["learning_rate"]
         0.0003
         """
         if twice := sorted(changes.keys() & named.keys()):
@@ -208,7 +208,7 @@ def stage(factory: Callable[P, Rule | Callable[[Signal], Signal]]) -> Callable[P
     >>> @stage
     ... def power(exponent: Real):
     ...     '''u ← sign(u) |u|^p'''
-    ...     return lambda s: s.becomes(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
+    ...     return lambda s: s.with_update(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
     >>> import jax.numpy as jnp
     >>> opt = adamx.chain(power(0.5), adamx.scale_by_learning_rate(0.1))
     >>> opt.update(jnp.array([4.0, -9.0]), opt.init(jnp.zeros(2)))[0]

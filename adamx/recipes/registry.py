@@ -10,10 +10,10 @@ from adamx import recipes
 from adamx.core import Transformation
 from adamx.core.errors import as_given
 
-__all__ = ["get", "list_recipes"]
+__all__ = ["get_recipe", "list_recipes"]
 
 
-def get(name: str) -> Callable[..., Transformation]:
+def get_recipe(name: str) -> Callable[..., Transformation]:
     """The recipe of this name; call it with its arguments.
 
     The names are those that ``adamx.recipes`` exports; :func:`list_recipes` lists them.
@@ -24,11 +24,11 @@ def get(name: str) -> Callable[..., Transformation]:
     Raises:
         ValueError: for a name that no recipe has, with the nearest ones.
 
-    >>> adamx.get("sgd")(0.1) == adamx.sgd(0.1)
+    >>> adamx.get_recipe("sgd")(0.1) == adamx.sgd(0.1)
     True
     """
     if not isinstance(name, str):
-        raise TypeError(f"adamx.get takes the name of a recipe, got {as_given(name)}")
+        raise TypeError(f"adamx.get_recipe takes the name of a recipe, got {as_given(name)}")
     if name in recipes.__all__:
         return getattr(recipes, name)
     near = difflib.get_close_matches(name.lower(), recipes.__all__, n=5)

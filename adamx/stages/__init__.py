@@ -36,9 +36,9 @@ from adamx.stages.schedule_free import schedule_free, schedule_free_eval_params
 from adamx.stages.shaping import (
     add_decayed_weights,
     clip_by_global_norm,
-    freeze,
     scale,
     scale_by_learning_rate,
+    set_to_zero,
 )
 from adamx.stages.signs import align_with_gradient, cautious, sign
 from adamx.stages.two_rates import scale_by_mixed_momentum, scale_by_two_rate_momentum
@@ -53,7 +53,6 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
-    "freeze",
     "kahan_summation",
     "lookahead",
     "master_weights",
@@ -88,6 +87,7 @@ __all__ = [
     "scale_by_yogi",
     "schedule_free",
     "schedule_free_eval_params",
+    "set_to_zero",
     "sign",
     "stochastic_rounding",
     "trust_ratio",

@@ -46,7 +46,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     Keeps ``slow`` (φ), a copy of the parameters, float32 at least, and a clock of the steps since
     θ was φ. A parameter that has no gradient in a k-th step goes back in the next k-th step in
     which it has one. The slow parameters, which the paper evaluates, are
-    ``adamx.decoded(state, "slow")``; after every k-th step they are the parameters themselves.
+    ``adamx.dequantize(state, "slow")``; after every k-th step they are the parameters themselves.
 
     Args:
         sync_period: k ≥ 1.
@@ -63,7 +63,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     >>> for _ in range(2):
     ...     u, state = opt.update(jnp.array([-3.0]), state, theta)
     ...     theta = adamx.apply_updates(theta, u)
-    >>> theta, adamx.decoded(state, "slow")
+    >>> theta, adamx.dequantize(state, "slow")
     (Array([3.], dtype=float32), Array([3.], dtype=float32))
     """
     steps = Clock(
@@ -84,7 +84,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
         synchronise, slow = step.clock["steps"], slots["slow"]
         moved = subtractable(signal.param + signal.update)
         back = (1 - slow_step_size) * (moved - subtractable(slow))
-        signal = signal.becomes(jnp.where(synchronise, signal.update - back, signal.update))
+        signal = signal.with_update(jnp.where(synchronise, signal.update - back, signal.update))
         return signal, {"slow": jnp.where(synchronise, signal.next_param, slow)}
 
     return Rule(update, slots={"slow": Slot(start, exact=True)}, clocks={"steps": steps})
@@ -104,7 +104,7 @@ def _(signal, sync_period, slow_step_size):
         lambda slow: symbols.cases(synchronise, slow + slow_step_size * (moved - slow), slow),
         start=symbols.START,
     )
-    return signal.becomes(symbols.cases(synchronise, slow - signal.param, signal.update))
+    return signal.with_update(symbols.cases(synchronise, slow - signal.param, signal.update))
 
 
 @stage

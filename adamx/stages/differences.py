@@ -42,7 +42,7 @@ def reduce_variance(b1: Decay = 0.95, gamma: NonNegative = 0.025):
     def update(signal, slots, step):
         change = signal.update - slots["previous"]
         reduced = signal.update + gamma * b1 / (1 - b1) * change
-        return signal.becomes(reduced), {"previous": signal.update}
+        return signal.with_update(reduced), {"previous": signal.update}
 
     return Rule(update, slots={"previous": zeros})
 
@@ -50,7 +50,7 @@ def reduce_variance(b1: Decay = 0.95, gamma: NonNegative = 0.025):
 @in_symbols(reduce_variance)
 def _(signal, b1, gamma):
     change = signal.update - signal.named().previous
-    return signal.becomes(signal.let("c", signal.update + gamma * b1 / (1 - b1) * change))
+    return signal.with_update(signal.let("c", signal.update + gamma * b1 / (1 - b1) * change))
 
 
 @stage
@@ -96,8 +96,8 @@ def scale_by_extrapolated_momentum(b1: Decay = 0.98, b2: Decay = 0.92):
         d = jnp.where(step.clock["steps"], g - slots["previous"], 0)
         m, n = mean(slots["mu"], g), drift(slots["drift"], d)
         u = m / mean.weight(step) + b2 * (n / drift.weight(step))
-        extrapolated = signal.becomes(g + b2 * d)
-        return extrapolated.measured(u), {"mu": m, "drift": n, "previous": g}
+        extrapolated = signal.with_update(g + b2 * d)
+        return extrapolated.with_statistic(u), {"mu": m, "drift": n, "previous": g}
 
     return Rule(
         update,
@@ -112,4 +112,4 @@ def _(signal, b1, b2):
     change = g - signal.named().previous
     d = signal.let("d", symbols.cases(symbols.STEP > 1, change, 0))
     m, n = signal.average("m", b1, of=g), signal.average("n", b2, of=d)
-    return signal.becomes(g + b2 * d).measured(m.hat + b2 * n.hat)
+    return signal.with_update(g + b2 * d).with_statistic(m.hat + b2 * n.hat)

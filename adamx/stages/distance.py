@@ -115,7 +115,7 @@ def scale_by_prodigy(
         rate = 1.0 if safeguard_warmup else eta(step)[1]
         return b3 * slots["grad_sum"] + d_squared(step) * rate * signal.gradient
 
-    def measure(signal, slots, step):
+    def global_sum(signal, slots, step):
         moved = slots["params0"] - signal.param
         inner = jnp.sum((jnp.conj(signal.gradient) * moved).real)
         return {
@@ -151,13 +151,13 @@ def scale_by_prodigy(
             "grad_sum": grad_sum(signal, slots, step),
             "params0": slots["params0"],
         }
-        return signal.measured(eta(step)[0] * before * direction), kept
+        return signal.with_statistic(eta(step)[0] * before * direction), kept
 
     return Rule(
         update,
         slots={"mu": zeros, "nu": squares, "grad_sum": zeros, "params0": iterate},
         clocks=mean.clocks | mean_square.clocks | {"distance": distance},
-        measure=measure,
+        global_sum=global_sum,
     )
 
 
@@ -196,4 +196,4 @@ def _(
     m = signal.average("m", b1, of=d.before * signal.update)
     v = signal.average("v", b2, of=d.before**2 * g**2)
     direction = m / (symbols.root(v) + eps * d) + weight_decay * signal.param
-    return signal.measured(kappa * d.before * direction)
+    return signal.with_statistic(kappa * d.before * direction)

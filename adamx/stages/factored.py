@@ -108,7 +108,7 @@ def scale_by_factored_rms(
         square = summable_squares(signal.gradient) + eps
         if (over := axes(square.shape)) is None:
             nu = old + share * (square - old)
-            return signal.measured(divide(signal.update, root(nu), eps)), {"nu": nu}
+            return signal.with_statistic(divide(signal.update, root(nu), eps)), {"nu": nu}
         i, j = over
         row = old["row"] + share * (square.mean(j) - old["row"])
         column = old["column"] + share * (square.mean(i) - old["column"])
@@ -116,7 +116,7 @@ def scale_by_factored_rms(
         # Two divisions: the product of two squares may underflow.
         relative = divide(tall, tall.mean(i, keepdims=True), eps)
         u = divide(divide(signal.update, root(relative), eps), root(wide), eps)
-        return signal.measured(u), {"nu": {"row": row, "column": column}}
+        return signal.with_statistic(u), {"nu": {"row": row, "column": column}}
 
     return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks={"steps": steps})
 
@@ -137,7 +137,7 @@ def _(signal, decay_rate, eps, b2_cap, min_dim_size_to_factor):
             beta * v + (1 - beta) * square,
         ),
     )
-    return signal.measured(signal.update / symbols.root(v))
+    return signal.with_statistic(signal.update / symbols.root(v))
 
 
 @stage
@@ -190,7 +190,7 @@ def scale_by_block_rms(
         nu = mean_square(slots["nu"], square)
         shrunk = root(mean_square.weight(step))
         u = divide(signal.update, plus(root(nu), eps, shrunk), eps)
-        return signal.measured(u, weight=1 / shrunk), {"nu": nu}
+        return signal.with_statistic(u, weight=1 / shrunk), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks=mean_square.clocks)
 
@@ -221,7 +221,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
 
     def shape(signal):
         u = signal.update
-        return signal.becomes(shrunk(u, norm(u), threshold * math.sqrt(max(u.size, 1))))
+        return signal.with_update(shrunk(u, norm(u), threshold * math.sqrt(max(u.size, 1))))
 
     return shape
 
@@ -229,7 +229,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
 @in_symbols(clip_by_block_rms)
 def _(signal, threshold):
     rms = symbols.rms(signal.update)
-    return signal.becomes(signal.update / symbols.maximum(1, rms / threshold))
+    return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))
 
 
 @stage
@@ -258,14 +258,14 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     def shape(signal):
         rms = root(block_mean(abs_sq(signal.param)))
         size = jnp.maximum(rms, min_scale)  # pyright: ignore[reportArgumentType]
-        return signal.becomes(times(signal.update, size))
+        return signal.with_update(times(signal.update, size))
 
     return shape
 
 
 @in_symbols(scale_by_param_block_rms)
 def _(signal, min_scale):
-    return signal.becomes(symbols.maximum(min_scale, symbols.rms(signal.param)) * signal.update)
+    return signal.with_update(symbols.maximum(min_scale, symbols.rms(signal.param)) * signal.update)
 
 
 def factored_axes(shape: tuple[int, ...], at_least: int) -> tuple[int, int] | None:

@@ -75,7 +75,7 @@ def trust_ratio(
         by = plus(plus(of_u.size, weight_decay, length * one), eps, one)
         no_norm = (length == 0) | (by == 0)
         ratio = jnp.where(no_norm, of_u.unit, trust_coefficient * divide(length, by))
-        trusted = signal.becomes(ratio * of_u.in_units(plus(u, weight_decay, theta)))
+        trusted = signal.with_update(ratio * of_u.in_units(plus(u, weight_decay, theta)))
         return dataclasses.replace(trusted, bias=None)
 
     return shape
@@ -89,7 +89,7 @@ def _(signal, trust_coefficient, eps, weight_decay):
     by = symbols.norm(u, "array") + added
     either = length * by if added == symbols.ZERO else length
     r = signal.let("r", symbols.cases(either.equals(0), 1, trust_coefficient * length / by))
-    return signal.becomes(r * (u + weight_decay * theta)).without_bias()
+    return signal.with_update(r * (u + weight_decay * theta)).without_bias()
 
 
 @stage
@@ -124,7 +124,7 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
     def update(signal, slots, step):
         square, nu = jnp.sum(summable_squares(signal.gradient)), slots["nu"]
         nu = jnp.where(nu == 0, square, mean_square(nu, square))
-        return signal.measured(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
+        return signal.with_statistic(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, nonnegative=True)})
 
@@ -133,7 +133,7 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
 def _(signal, b2, eps):
     square = symbols.norm(signal.gradient, "array") ** 2
     v = signal.let("v", lambda v: symbols.cases(v.equals(0), square, b2 * v + (1 - b2) * square))
-    return signal.measured(signal.update / (symbols.root(v) + eps))
+    return signal.with_statistic(signal.update / (symbols.root(v) + eps))
 
 
 @stage
@@ -158,7 +158,7 @@ def clip_by_norm(max_norm: Positive = 1.0):
     """
 
     def shape(signal):
-        return signal.becomes(shrunk(signal.update, norm(signal.update), max_norm))
+        return signal.with_update(shrunk(signal.update, norm(signal.update), max_norm))
 
     return shape
 
@@ -166,7 +166,7 @@ def clip_by_norm(max_norm: Positive = 1.0):
 @in_symbols(clip_by_norm)
 def _(signal, max_norm):
     length = symbols.norm(signal.update, "array")
-    return signal.becomes(signal.update * symbols.minimum(1, max_norm / length))
+    return signal.with_update(signal.update * symbols.minimum(1, max_norm / length))
 
 
 @stage
@@ -210,7 +210,7 @@ def adaptive_clip(
     def shape(signal):
         summed = units(signal.update.shape) if axis is None else axis
         most = clipping * at_least(eps, norm(signal.param, summed).value)
-        return signal.becomes(shrunk(signal.update, norm(signal.update, summed), most))
+        return signal.with_update(shrunk(signal.update, norm(signal.update, summed), most))
 
     return shape
 
@@ -220,7 +220,7 @@ def _(signal, clipping, eps, axis):
     over = "unit" if axis is None else f"axis={axis}"
     most = clipping * symbols.maximum(symbols.norm(signal.param, over), eps)
     length = symbols.norm(signal.update, over)
-    return signal.becomes(signal.update * symbols.minimum(1, most / length))
+    return signal.with_update(signal.update * symbols.minimum(1, most / length))
 
 
 def at_least(least: Any, x: Reals) -> Reals:

@@ -41,14 +41,14 @@ def scale_by_momentum(b1: Decay = 0.9):
 
     def update(signal, slots, step):
         mu = mean(slots["mu"], signal.update)
-        return signal.measured(mu, weight=mean.weight(step)), {"mu": mu}
+        return signal.with_statistic(mu, weight=mean.weight(step)), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
 
 
 @in_symbols(scale_by_momentum)
 def _(signal, b1):
-    return signal.measured(signal.average("m", b1, of=signal.update))
+    return signal.with_statistic(signal.average("m", b1, of=signal.update))
 
 
 @stage
@@ -82,7 +82,7 @@ def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
     def update(signal, slots, step):
         trace = momentum * slots["trace"] + signal.update
         ahead = signal.update + momentum * trace if nesterov else trace
-        return signal.measured(ahead), {"trace": trace}
+        return signal.with_statistic(ahead), {"trace": trace}
 
     return Rule(update, slots={"trace": zeros})
 
@@ -90,10 +90,10 @@ def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
 @in_symbols(scale_by_heavy_ball)
 def _(signal, momentum, nesterov):
     if not nesterov:
-        return signal.measured(signal.let("b", lambda b: momentum * b + signal.update))
+        return signal.with_statistic(signal.let("b", lambda b: momentum * b + signal.update))
     signal.named()
     trace = signal.let("b", lambda b: momentum * b + signal.update)
-    return signal.measured(signal.update + momentum * trace)
+    return signal.with_statistic(signal.update + momentum * trace)
 
 
 @stage
@@ -132,7 +132,7 @@ def scale_by_nesterov_momentum(
         mean = decaying_average(b1 if constant_decay else momentum)
         mu = mean(slots["mu"], signal.update)
         u = ahead / weight_ahead * mu + (1 - momentum) / weight * signal.update
-        return signal.measured(u), {"mu": mu}
+        return signal.with_statistic(u), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks={"momentum": _warming_up(b1, momentum_decay)})
 
@@ -150,7 +150,7 @@ def _(signal, b1, momentum_decay, constant_decay):
     m = signal.average("m", b1 if constant_decay else now, of=signal.update)
     product = decayed(now)
     u = ahead * m / (1 - ahead * product) + (1 - now) * signal.update / (1 - product)
-    return signal.measured(signal.let(m.hat, u))
+    return signal.with_statistic(signal.let(m.hat, u))
 
 
 def _warming_up(b1: Any, momentum_decay: Any) -> Clock:

@@ -44,7 +44,7 @@ def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
 
     def update(signal, slots, step):
         nu = jnp.maximum(b2 * slots["nu"], jnp.abs(signal.gradient) + eps)
-        return signal.measured(divide(signal.update, nu, eps)), {"nu": nu}
+        return signal.with_statistic(divide(signal.update, nu, eps)), {"nu": nu}
 
     return Rule(update, slots={"nu": squares})
 
@@ -52,7 +52,9 @@ def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
 @in_symbols(scale_by_adamax)
 def _(signal, b2, eps):
     size = symbols.absolute(signal.gradient) + eps
-    return signal.measured(signal.update / signal.let("n", lambda n: symbols.maximum(b2 * n, size)))
+    return signal.with_statistic(
+        signal.update / signal.let("n", lambda n: symbols.maximum(b2 * n, size))
+    )
 
 
 @stage
@@ -99,7 +101,7 @@ def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e
         nu = lp_norm(a, c, p)
         shrunk = step.clock["log_decay"] ** (1 / p)
         u = divide(signal.update, nu + eps * shrunk, eps)
-        return signal.measured(u, weight=1 / shrunk), {"nu": nu}
+        return signal.with_statistic(u, weight=1 / shrunk), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks={"log_decay": decay_clock(log_decay)})
 
@@ -110,7 +112,7 @@ def _(signal, p, b2, eps):
     if p == symbols.Number(math.inf):
         n = signal.let("n", lambda n: symbols.maximum(b2 * n, size))
         u = signal.update / (n + eps)
-        return signal.measured(u, corrected=u, weight=symbols.ONE)
+        return signal.with_statistic(u, corrected=u, weight=symbols.ONE)
     if not p.constant:
         q = signal.let("q", b2**p)
         n = signal.let(
@@ -119,12 +121,12 @@ def _(signal, p, b2, eps):
             weight=signal.weight(q) ** (1 / p),
         )
         shrunk = signal.weights[n]
-        return signal.measured(
+        return signal.with_statistic(
             signal.update / (n + eps * shrunk), signal.update / (n.hat + eps), 1 / shrunk
         )
     v = signal.average("v", b2**p, of=size**p)
     shrunk = signal.weights[v] ** (1 / p)
-    return signal.measured(
+    return signal.with_statistic(
         signal.update / (v ** (1 / p) + eps * shrunk),
         corrected=signal.update / (v.hat ** (1 / p) + eps),
         weight=1 / shrunk,

@@ -73,7 +73,7 @@ def stochastic_rounding(seed: int = 0):
         if not _is_narrow(signal.param_dtype):
             return signal, slots
         bits = random.bits(step.clock["key"], param.shape, "parameter")
-        return signal.lands(_dithered(param + signal.update, bits, signal.param_dtype)), slots
+        return signal.step_to(_dithered(param + signal.update, bits, signal.param_dtype)), slots
 
     return Rule(update, slots={"dtype": Slot(start, exact=True)}, seed=seed)
 
@@ -81,7 +81,7 @@ def stochastic_rounding(seed: int = 0):
 @in_symbols(stochastic_rounding)
 def _(signal, seed):
     new = symbols.Function("SR", (signal.param + signal.update,))
-    return signal.measured(new - signal.param)
+    return signal.with_statistic(new - signal.param)
 
 
 @stage
@@ -131,7 +131,7 @@ def kahan_summation(seed: int = 0):
         if lost is None:
             return signal, slots
         s = signal.update + lost.astype(param.dtype)
-        signal = signal.lands(rounded(param + s, dtype))
+        signal = signal.step_to(rounded(param + s, dtype))
         bits = random.bits(step.clock["key"], param.shape, "lost")
         return signal, {"lost": _dithered(s - signal.update, bits, dtype).astype(dtype)}
 
@@ -142,7 +142,7 @@ def kahan_summation(seed: int = 0):
 def _(signal, seed):
     lost = signal.fresh("ℓ")
     s = signal.let("s", signal.update + lost.before)
-    signal = signal.measured(_nearest(signal.param + s) - signal.param)
+    signal = signal.with_statistic(_nearest(signal.param + s) - signal.param)
     rest = s - (signal.next_param - signal.param)
     signal.let(lost, symbols.Function("SR", (rest,)))
     return signal
@@ -162,7 +162,7 @@ def master_weights():
     with another's): then w takes its value, and nothing is silently undone.
 
     Stands last. Keeps ``master`` (w), shaped like the parameter, float32: the best parameters to
-    store, ``adamx.decoded(state, "master", params=params)``.
+    store, ``adamx.dequantize(state, "master", params=params)``.
 
     Source: Micikevicius et al. 2018 (arXiv 1710.03740), Section 3.1.
 
@@ -176,7 +176,7 @@ def master_weights():
     >>> for _ in range(5):  # bfloat16 can hold 1.0078125 next
     ...     u, state = opt.update(jnp.full(2, -1e-3), state, theta)
     ...     theta = adamx.apply_updates(theta, u)
-    >>> theta, adamx.decoded(state, "master")
+    >>> theta, adamx.dequantize(state, "master")
     (Array([1.00781, 1.00781], dtype=bfloat16), Array([1.005, 1.005], dtype=float32))
     """
 
@@ -188,7 +188,7 @@ def master_weights():
         if master is None:
             return signal, slots
         master = jnp.where(rounded(master, dtype) == param, master, param) + signal.update
-        return signal.lands(rounded(master, dtype)), {"master": master}
+        return signal.step_to(rounded(master, dtype)), {"master": master}
 
     return Rule(update, slots={"master": Slot(start, exact=True)})
 
@@ -196,7 +196,7 @@ def master_weights():
 @in_symbols(master_weights)
 def _(signal):
     master = signal.let("w", lambda w: w + signal.update, start=symbols.START)
-    return signal.measured(_nearest(master) - signal.param)
+    return signal.with_statistic(_nearest(master) - signal.param)
 
 
 def _nearest(x: symbols.Expression) -> symbols.Function:

@@ -38,10 +38,10 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
 
     def shape(signal):
         if isinstance(weight_decay, float) and weight_decay == 0:
-            return signal.measured(times(signal.update, -learning_rate))
+            return signal.with_statistic(times(signal.update, -learning_rate))
         shrunk = 1 + learning_rate * weight_decay
         u = signal.update + weight_decay * signal.param
-        return signal.measured(times(u, -learning_rate / shrunk))
+        return signal.with_statistic(times(u, -learning_rate / shrunk))
 
     return shape
 
@@ -49,6 +49,6 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
 @in_symbols(proximal_step)
 def _(signal, learning_rate, weight_decay):
     if weight_decay == symbols.ZERO:
-        return signal.measured(-learning_rate * signal.update)
+        return signal.with_statistic(-learning_rate * signal.update)
     moved = signal.param - learning_rate * signal.update
-    return signal.measured(moved / (1 + learning_rate * weight_decay) - signal.param)
+    return signal.with_statistic(moved / (1 + learning_rate * weight_decay) - signal.param)

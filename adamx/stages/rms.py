@@ -65,7 +65,7 @@ def over_rms_in_symbols(
     signal: SymbolicSignal, v: symbols.Symbol, *eps: symbols.Expression
 ) -> SymbolicSignal:
     """:func:`over_rms` of the update, as it is and corrected."""
-    return signal.measured(*quotients_in_symbols(signal, v, *eps))
+    return signal.with_statistic(*quotients_in_symbols(signal, v, *eps))
 
 
 def quotients_in_symbols(
@@ -146,7 +146,7 @@ def scale_by_rms(
             nu = mean_square(slots["nu"], square)
             kept = {"nu": nu}
         u, bias = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat, eps_root)
-        return signal.measured(u, weight=bias), kept
+        return signal.with_statistic(u, weight=bias), kept
 
     slots = {"nu": squares} | ({"nu_lost": remainder} if compensated else {})
     return Rule(update, slots=slots, clocks=mean_square.clocks)
@@ -171,7 +171,7 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     zero and are used as they are: their difference has no single factor to correct.
 
     Keeps ``mu`` and ``nu``, shaped like the parameter; ``nu`` is real. As their difference is
-    taken, :func:`store` leaves both as they are.
+    taken, :func:`quantize_state` leaves both as they are.
 
     Args:
         b2: β₂ in [0, 1).
@@ -190,7 +190,7 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
         mu = mean(slots["mu"], signal.gradient)
         nu = mean(slots["nu"], abs_sq(signal.gradient))
         stddev = root(jnp.maximum(nu - abs_sq(mu), 0)) + eps
-        return signal.measured(divide(signal.update, stddev, eps)), {"mu": mu, "nu": nu}
+        return signal.with_statistic(divide(signal.update, stddev, eps)), {"mu": mu, "nu": nu}
 
     # v − |m|² cancels: of slots of few bits, their rounding would be all that is left.
     exact = {"mu": Slot(zeros, exact=True), "nu": Slot(real_zeros, nonnegative=True, exact=True)}
@@ -201,7 +201,7 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
 def _(signal, b2, eps):
     m = signal.average("m", b2, of=signal.gradient)
     v = signal.average("v", b2, of=signal.gradient**2)
-    return signal.measured(signal.update / (symbols.root(v - m**2) + eps))
+    return signal.with_statistic(signal.update / (symbols.root(v - m**2) + eps))
 
 
 @stage
@@ -231,7 +231,7 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
         total = slots["sum_of_squares"] + abs_sq(signal.gradient)
         total = jnp.minimum(total, largest_square(total.dtype))
         u = divide(signal.update, root(total) + eps, eps)
-        return signal.measured(u), {"sum_of_squares": total}
+        return signal.with_statistic(u), {"sum_of_squares": total}
 
     return Rule(update, slots={"sum_of_squares": Slot(start, nonnegative=True)})
 
@@ -239,7 +239,7 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
 @in_symbols(scale_by_rss)
 def _(signal, eps, initial_accumulator_value):
     s = signal.let("s", lambda s: s + signal.gradient**2, start=initial_accumulator_value)
-    return signal.measured(signal.update / (symbols.root(s) + eps))
+    return signal.with_statistic(signal.update / (symbols.root(s) + eps))
 
 
 @stage
@@ -269,7 +269,7 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
         nu = mean_square(slots["nu"], abs_sq(signal.gradient))
         u = root(slots["delta"] + eps) * divide(signal.update, root(nu + eps), eps)
         delta = mean_square(slots["delta"], abs_sq(u))
-        return signal.measured(u), {"nu": nu, "delta": delta}
+        return signal.with_statistic(u), {"nu": nu, "delta": delta}
 
     return Rule(update, slots={"nu": squares, "delta": squares})
 
@@ -278,7 +278,7 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
 def _(signal, rho, eps):
     v, d = signal.average("v", rho, of=signal.gradient**2), signal.fresh("d")
     units = symbols.root(d.before + eps) / symbols.root(v + eps)
-    signal.measured(units * signal.update).named()
+    signal.with_statistic(units * signal.update).named()
     signal.average(d, rho, of=signal.update**2)
     return signal
 
@@ -328,7 +328,7 @@ def scale_by_max_rms(
         nu = mean_square(slots["nu"], abs_sq(signal.gradient))
         nu_max = jnp.maximum(slots["nu_max"], nu)
         u, bias = over_rms(signal.update, nu_max, mean_square.weight(step), eps, eps_hat, eps_root)
-        return signal.measured(u, weight=bias), {"nu": nu, "nu_max": nu_max}
+        return signal.with_statistic(u, weight=bias), {"nu": nu, "nu_max": nu_max}
 
     return Rule(update, slots={"nu": squares, "nu_max": squares}, clocks=mean_square.clocks)
 
@@ -389,7 +389,7 @@ def scale_by_yogi(
         square = abs_sq(signal.gradient)
         nu = slots["nu"] - (1 - b2) * jnp.sign(slots["nu"] - square) * square
         u, bias = over_rms(signal.update, nu, step.clock["log_decay"], eps, eps_hat, eps_root)
-        return signal.measured(u, weight=bias), {"nu": nu}
+        return signal.with_statistic(u, weight=bias), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks={"log_decay": clock})
 
@@ -463,7 +463,7 @@ def rectified_in_symbols(
     spread = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
     r, reliable = signal.let("r", symbols.root(spread)), rho > threshold
     u, corrected, weight = quotients_in_symbols(signal, v, *eps)
-    return signal.named().measured(
+    return signal.named().with_statistic(
         symbols.cases(reliable, r * u, signal.update),
         symbols.cases(reliable, r * corrected, signal.update),
         symbols.cases(reliable, weight, 1),
@@ -526,7 +526,7 @@ def scale_by_rectified_rms(
         nu = mean_square(slots["nu"], abs_sq(signal.gradient))
         divided = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat, eps_root)
         u, bias = rectified(signal.update, *divided, step.clock["length"])
-        return signal.measured(u, weight=bias), {"nu": nu}
+        return signal.with_statistic(u, weight=bias), {"nu": nu}
 
     clocks = mean_square.clocks | {"length": rectification_clock(b2, threshold)}
     return Rule(update, slots={"nu": squares}, clocks=clocks)
@@ -581,7 +581,7 @@ def scale_by_belief(
         u, bias = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat)
         if rectify:
             u, bias = rectified(signal.update, u, bias, step.clock["length"])
-        return signal.measured(u, weight=bias), {"nu": nu}
+        return signal.with_statistic(u, weight=bias), {"nu": nu}
 
     clocks = mean_square.clocks
     if rectify:
@@ -640,7 +640,7 @@ def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
         angle = a * jnp.arctan2(size, jnp.where((size == 0) & (rms == 0), 1, rms))
         if jnp.iscomplexobj(u):
             angle = angle * divide(u, size)
-        return signal.measured(angle), {"nu": nu}
+        return signal.with_statistic(angle), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
 
@@ -650,7 +650,9 @@ def _(signal, b2, a, b):
     v = signal.average("v", b2, of=signal.gradient**2)
     if signal.biased:
         signal.corrected()
-    return signal.measured(a * symbols.Function("atan2", (signal.update, b * symbols.root(v.hat))))
+    return signal.with_statistic(
+        a * symbols.Function("atan2", (signal.update, b * symbols.root(v.hat)))
+    )
 
 
 @stage
@@ -699,7 +701,7 @@ def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6, *, clip: b
         elif clip:
             u = jnp.clip(u, -bound, bound)
         nu = jnp.where(seeds, square, mean_square(slots["nu"], square))
-        return signal.measured(jnp.where(seeds, 0, u)), {"nu": nu}
+        return signal.with_statistic(jnp.where(seeds, 0, u)), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks={"steps": _steps_since_the_first()})
 
@@ -712,7 +714,7 @@ def _(signal, b2, eps, clip):
         u = symbols.Function("clip", (u, (symbols.STEP - 1) ** 0.25))
     c = signal.let("c", symbols.cases(first, 0, u))
     signal.let(v, lambda v: symbols.cases(first, square, b2 * v + (1 - b2) * square))
-    return signal.measured(c)
+    return signal.with_statistic(c)
 
 
 def _steps_since_the_first() -> Clock:
@@ -769,7 +771,7 @@ def clip_by_relative_rms(b2: Decay = 0.99, eps: NonNegative = 1e-6, threshold: P
         expected = at_least(eps, root(nu / mean_square.weight(step)))
         relative = divide(root(square), expected, eps)
         excess = root(jnp.sum(relative**2) / max(relative.size, 1)) / threshold
-        return signal.becomes(signal.update / jnp.maximum(1, excess)), {"nu": nu}
+        return signal.with_update(signal.update / jnp.maximum(1, excess)), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
 
@@ -779,4 +781,4 @@ def _(signal, b2, eps, threshold):
     v = signal.average("v", b2, of=signal.gradient**2)
     relative = signal.gradient**2 / symbols.maximum(v.hat, eps**2)
     rms = signal.let("RMS", symbols.root(symbols.mean(relative)))
-    return signal.becomes(signal.update / symbols.maximum(1, rms / threshold))
+    return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))

@@ -104,7 +104,7 @@ def schedule_free(
         u = subtractable(signal.update)
         towards = c + (1 - ratio) * (1 - c)  # c, where β₁ is what it was
         step_of_y = towards * (z - y) + (1 - b1 * (1 - c)) * u
-        return signal.measured(step_of_y), {"z": z + u}
+        return signal.with_statistic(step_of_y), {"z": z + u}
 
     return Rule(update, slots={"z": iterate}, clocks={"weights": weights, "b1": interpolation})
 
@@ -122,7 +122,7 @@ def _(signal, learning_rate, b1, r, weight_lr_power):
         share = signal.let("c", symbols.cases(total.equals(0), 1, w / total))
     z = signal.let("z", lambda z: z + signal.update, start=symbols.START)
     x = signal.let("x", lambda x: (1 - share) * x + share * z, start=symbols.START)
-    return signal.measured((1 - b1) * z + b1 * x - signal.param)
+    return signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
 
 
 def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedule_free") -> Params:
@@ -145,7 +145,7 @@ def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedu
         StageError: if the state is of other parameters.
 
     >>> opt = adamx.partition(
-    ...     {"backbone": adamx.freeze(), "*": adamx.schedule_free_adamw(1.0, weight_decay=0.0)}
+    ...     {"backbone": adamx.set_to_zero(), "*": adamx.schedule_free_adamw(1.0, weight_decay=0.0)}
     ... )
     >>> y = {"backbone": jnp.ones(1), "head": jnp.ones(1)}
     >>> adamx.schedule_free_eval_params(opt.init(y), y)

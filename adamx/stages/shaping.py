@@ -10,9 +10,9 @@ from adamx.core.equations import in_symbols
 __all__ = [
     "add_decayed_weights",
     "clip_by_global_norm",
-    "freeze",
     "scale",
     "scale_by_learning_rate",
+    "set_to_zero",
 ]
 
 
@@ -30,38 +30,38 @@ def scale(factor: Real):
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
     Array([-2.], dtype=float32)
     """
-    return lambda signal: signal.becomes(times(signal.update, factor))
+    return lambda signal: signal.with_update(times(signal.update, factor))
 
 
 @in_symbols(scale)
 def _(signal, factor):
-    return signal.becomes(factor * signal.update)
+    return signal.with_update(factor * signal.update)
 
 
 @stage
-def freeze():
+def set_to_zero():
     r"""Keep the parameter as it is.
 
     .. math::
         u \leftarrow 0
 
     whatever the gradient, NaN included. In :func:`adamx.partition` it stands alone and keeps
-    nothing. At the end of a chain, ``chain(adam(rate), where("encoder", freeze()))``, it sets the
-    update to zero, but the stages in front still take their statistics. Behind stages that keep
+    nothing. At the end of a chain, ``chain(adam(rate), where("encoder", set_to_zero()))``, it sets
+    the update to zero, but the stages in front still take their statistics. Behind stages that keep
     iterates of their own (:func:`schedule_free_adamw`, :func:`lookahead`, :func:`master_weights`)
     only the parameter stays and these iterates move on: freeze with ``partition`` there.
 
-    >>> opt = adamx.partition({"encoder": adamx.freeze(), "*": adamx.adam(1e-3)})
+    >>> opt = adamx.partition({"encoder": adamx.set_to_zero(), "*": adamx.adam(1e-3)})
     >>> params = {"encoder": jnp.ones(2), "head": jnp.ones(1)}
     >>> opt.update(params, opt.init(params))[0]["encoder"]
     Array([0., 0.], dtype=float32)
     """
-    return lambda signal: signal.measured(jnp.zeros_like(signal.update))
+    return lambda signal: signal.with_statistic(jnp.zeros_like(signal.update))
 
 
-@in_symbols(freeze)
+@in_symbols(set_to_zero)
 def _(signal):
-    return signal.measured(symbols.ZERO)
+    return signal.with_statistic(symbols.ZERO)
 
 
 @stage
@@ -80,12 +80,12 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
     Array([-0.5], dtype=float32)
     """
-    return lambda signal: signal.measured(times(signal.update, -learning_rate))
+    return lambda signal: signal.with_statistic(times(signal.update, -learning_rate))
 
 
 @in_symbols(scale_by_learning_rate)
 def _(signal, learning_rate):
-    return signal.measured(-learning_rate * signal.update)
+    return signal.with_statistic(-learning_rate * signal.update)
 
 
 @stage
@@ -112,12 +112,12 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     >>> opt.update(jnp.array([1.0]), opt.init(theta), theta)[0]
     Array([2.], dtype=float32)
     """
-    return lambda signal: signal.becomes(signal.update + weight_decay * signal.param)
+    return lambda signal: signal.with_update(signal.update + weight_decay * signal.param)
 
 
 @in_symbols(add_decayed_weights)
 def _(signal, weight_decay):
-    return signal.becomes(signal.update + weight_decay * signal.param)
+    return signal.with_update(signal.update + weight_decay * signal.param)
 
 
 @stage
@@ -143,16 +143,16 @@ def clip_by_global_norm(max_norm: Positive):
     {'a': Array([0.6], dtype=float32), 'b': Array([0.8], dtype=float32)}
     """
 
-    def measure(signal, slots, step):
+    def global_sum(signal, slots, step):
         return Squares.of(signal.update)
 
     def update(signal, slots, step):
-        return signal.becomes(shrunk(signal.update, step.total.norm(), max_norm)), slots
+        return signal.with_update(shrunk(signal.update, step.total.norm(), max_norm)), slots
 
-    return Rule(update, measure=measure)
+    return Rule(update, global_sum=global_sum)
 
 
 @in_symbols(clip_by_global_norm)
 def _(signal, max_norm):
     length = symbols.norm(signal.update)
-    return signal.becomes(signal.update * symbols.minimum(1, max_norm / length))
+    return signal.with_update(signal.update * symbols.minimum(1, max_norm / length))

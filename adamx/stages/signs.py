@@ -31,12 +31,12 @@ def sign():
     >>> opt.update(jnp.array([3.0, 0.0, -1e-3]), opt.init(jnp.zeros(3)))[0]
     Array([ 1.,  0., -1.], dtype=float32)
     """
-    return lambda signal: dataclasses.replace(signal.becomes(sign_of(signal.update)), bias=None)
+    return lambda signal: dataclasses.replace(signal.with_update(sign_of(signal.update)), bias=None)
 
 
 @in_symbols(sign)
 def _(signal):
-    return signal.becomes(symbols.sign(signal.update)).without_bias()
+    return signal.with_update(symbols.sign(signal.update)).without_bias()
 
 
 @stage
@@ -76,7 +76,7 @@ def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
     def shape(signal):
         agrees = _agreement(signal, downhill) > 0
         mask = agrees.astype(jnp.finfo(signal.update.dtype).dtype)
-        return signal.becomes(times(signal.update, mask / at_least(floor, _mean(mask))))
+        return signal.with_update(times(signal.update, mask / at_least(floor, _mean(mask))))
 
     return shape
 
@@ -84,9 +84,9 @@ def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
 @in_symbols(cautious)
 def _(signal, floor, downhill):
     agreement = signal.named().update * signal.gradient
-    agrees = agreement < 0 if downhill and signal.statistic else agreement > 0
+    agrees = agreement < 0 if downhill and signal.has_statistic else agreement > 0
     mask = signal.let("φ", symbols.indicator(agrees))
-    return signal.becomes(mask * signal.update / symbols.maximum(symbols.mean(mask), floor))
+    return signal.with_update(mask * signal.update / symbols.maximum(symbols.mean(mask), floor))
 
 
 @stage
@@ -117,7 +117,7 @@ def align_with_gradient(downhill: bool = True):
     def shape(signal):
         size = modulus(signal.update)
         along = sign_of(signal.gradient)
-        return signal.becomes(-size * along if _against(signal, downhill) else size * along)
+        return signal.with_update(-size * along if _against(signal, downhill) else size * along)
 
     return shape
 
@@ -125,7 +125,7 @@ def align_with_gradient(downhill: bool = True):
 @in_symbols(align_with_gradient)
 def _(signal, downhill):
     along = symbols.absolute(signal.update) * symbols.sign(signal.gradient)
-    return signal.becomes(-along if downhill and signal.statistic else along)
+    return signal.with_update(-along if downhill and signal.has_statistic else along)
 
 
 def modulus(x: Values) -> Reals:
@@ -141,7 +141,7 @@ def _against(signal: Signal, downhill: bool) -> bool:
 
     As long as no statistic was taken the update is the gradient, learning rate and all.
     """
-    return downhill and signal.statistic
+    return downhill and signal.has_statistic
 
 
 def _agreement(signal: Signal, downhill: bool) -> Reals:

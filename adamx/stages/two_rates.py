@@ -60,7 +60,7 @@ def scale_by_two_rate_momentum(b1: Decay = 0.9, b2: Decay = 0.99):
     def update(signal, slots, step):
         c = interpolate(slots["mu"], signal.update)
         mu = remember(slots["mu"], signal.update)
-        return signal.measured(c, weight=step.clock["log_decay"]), {"mu": mu}
+        return signal.with_statistic(c, weight=step.clock["log_decay"]), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks={"log_decay": clock})
 
@@ -75,7 +75,7 @@ def _(signal, b1, b2):
         weight=1 - b1 * decayed(b2, before=True),
     )
     signal.average(m, b2, of=signal.update)
-    return signal.measured(c)
+    return signal.with_statistic(c)
 
 
 @stage
@@ -136,7 +136,7 @@ def scale_by_mixed_momentum(
         mu, n = fast(slots["mu"], signal.update), slots["mu_slow"]
         mu_slow = n + share * (signal.update - n)
         u = mu / fast.weight(step) + done(alpha_warmup) * alpha * mu_slow
-        return signal.measured(u), {"mu": mu, "mu_slow": mu_slow}
+        return signal.with_statistic(u), {"mu": mu, "mu_slow": mu_slow}
 
     return Rule(
         update, slots={"mu": zeros, "mu_slow": zeros}, clocks=fast.clocks | {"steps": steps}
@@ -157,7 +157,7 @@ def _(signal, b1, b3, alpha, alpha_warmup, b3_warmup):
         start = 0 if b1 == symbols.ZERO else (1 - s) / symbols.log(b1)
         b3 = signal.let(signal.fresh("β", "3"), symbols.exp(1 / (start + s / symbols.log(b3))))
     n = signal.average("n", b3, of=signal.update)
-    return signal.measured(m.hat + alpha * n)
+    return signal.with_statistic(m.hat + alpha * n)
 
 
 def reciprocal_log(beta: Any) -> Any:

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Transformation, apply_updates, chain, explain, numbers
+from adamx.core import Transformation, apply_updates, chain, explain, hyperparams
 from adamx.core.stage import Stage
 from adamx.testing.equations import Evaluator
 from adamx.tools.config import from_config, to_config
-from adamx.wrappers import store
+from adamx.wrappers import quantize_state
 
 __all__ = ["Conformance", "check_stage"]
 
@@ -112,7 +112,7 @@ def check_stage(
     >>> @stage
     ... def soft_sign(width: NonNegative = 1.0):
     ...     '''u ← u / (w + |u|)'''
-    ...     return lambda signal: signal.becomes(signal.update / (width + jnp.abs(signal.update)))
+    ...     return lambda s: s.with_update(s.update / (width + jnp.abs(s.update)))
     >>> report = check_stage(soft_sign(0.5), oracle=lambda g, theta: g / (0.5 + abs(g)))
     >>> report.held["bare"]
     'zero gradients give finite updates'
@@ -187,8 +187,8 @@ class _Case:
         return any(link.at(_zero()).rule(jnp.float32).slots for link in self.stages)
 
     @property
-    def measures(self) -> bool:
-        return any(link.at(_zero()).rule(jnp.float32).measure for link in self.stages)
+    def sums(self) -> bool:
+        return any(link.at(_zero()).rule(jnp.float32).global_sum for link in self.stages)
 
     def narrowed(self, dtype: Any = jnp.float32, by: float = 1.0) -> tuple[Any, Any]:
         """Parameters and gradients in a dtype, the gradients times a number."""
@@ -401,7 +401,7 @@ def _(case: _Case) -> None:
 
 @_promise("schedules", "a constant schedule does what the number does")
 def _(case: _Case) -> None:
-    given = {name: x for name, x in numbers(case.opt).items() if not callable(x)}
+    given = {name: x for name, x in hyperparams(case.opt).items() if not callable(x)}
     if not given:
         raise _DoesNotApply(_NO_NUMBERS)
     scheduled = case.opt.replace({name: _constant(x) for name, x in given.items()})
@@ -463,13 +463,13 @@ def _(case: _Case) -> None:
     _finite("the updates", updates)
 
 
-@_promise("alone", "without compilation, and array by array if it measures none, it does the same")
+@_promise("alone", "without compilation, and array by array if it sums over none, it does the same")
 def _(case: _Case) -> None:
     params, gradients = case.narrowed()
     leaves, tree = jax.tree.flatten(params)
     first = jax.tree.leaves(_at(0, gradients))
     with jax.disable_jit():
-        if case.measures or not case.all_stages or any(x.where for x in case.stages):
+        if case.sums or not case.all_stages or any(x.where for x in case.stages):
             updates, _ = case.opt.update(_at(0, gradients), case.opt.init(params), params)
         else:
             alone = [
@@ -585,7 +585,7 @@ def _(case: _Case) -> None:
 @_promise("pickle", "it can be pickled")
 def _(case: _Case) -> None:
     known = all(_is_importable(x.definition) for x in case.stages)
-    if not (known and case.all_stages) or any(map(callable, numbers(case.opt).values())):
+    if not (known and case.all_stages) or any(map(callable, hyperparams(case.opt).values())):
         raise _DoesNotApply("it, or a function in it, is not found by importing its module")
     other = pickle.loads(pickle.dumps(case.opt))
     if other != case.opt or hash(other) != hash(case.opt):
@@ -621,7 +621,7 @@ def _(case: _Case) -> None:
         raise _DoesNotApply("it has no equations (@in_symbols)")
     if not isinstance(case.params, dict) or any(x.where for x in case.stages):
         raise _DoesNotApply("equations are run on a dict of parameters that all go the same way")
-    epsilons = {k: x for k, x in numbers(case.opt).items() if "eps" in k and not callable(x)}
+    epsilons = {k: x for k, x in hyperparams(case.opt).items() if "eps" in k and not callable(x)}
     large = case.opt.replace({name: 0.01 for name, x in epsilons.items() if np.all(x)})
     updates, *_ = case.in_double(large)
     equations = Evaluator(explain(large), case.params)
@@ -639,7 +639,7 @@ def _(case: _Case) -> None:
         raise _DoesNotApply("it keeps no slots")
     if not case.all_stages:
         raise _DoesNotApply("a transformation of Optax can't be stored")
-    opt = store(case.opt, "bf16", min_size=1)
+    opt = quantize_state(case.opt, "bf16", min_size=1)
     params, gradients = case.narrowed()
     _keeps(opt, params, _at(0, gradients), "that is stored")
     updates, *_ = _compiled(functools.partial(_run, opt))(params, gradients)

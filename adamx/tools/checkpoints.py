@@ -22,7 +22,7 @@ from adamx.core.stage import Stage, kind
 from adamx.core.trees import is_encoded
 from adamx.core.types import PyTree, State
 from adamx.wrappers.codecs import Codec
-from adamx.wrappers.store import Storage, codecs_around, decoded_array, encoded_slot
+from adamx.wrappers.quantize import Storage, codecs_around, decoded_array, encoded_slot
 
 __all__ = ["RestoreReport", "RestoreRow", "Restored", "restore_state"]
 
@@ -187,7 +187,7 @@ def restore_state(
 
     >>> params = {"encoder": jnp.ones(3), "head": jnp.ones(2)}
     >>> saved = adamx.sgd(0.1, momentum=0.9).init(params)
-    >>> opt = adamx.partition({"encoder": adamx.freeze(), "*": adamx.sgd(0.1, momentum=0.9)})
+    >>> opt = adamx.partition({"encoder": adamx.set_to_zero(), "*": adamx.sgd(0.1, momentum=0.9)})
     >>> print(adamx.restore_state(saved, opt, params).report)
     stage                     entry  outcome  recoded  saved as             parameters
     count                            kept

@@ -27,7 +27,7 @@ from adamx.core.stage import Stage
 from adamx.tools.factories import Names, call, calls, default_of
 from adamx.wrappers import watch
 from adamx.wrappers.codecs import CODECS, Codec, as_codec
-from adamx.wrappers.store import Storage
+from adamx.wrappers.quantize import Storage
 
 __all__ = ["from_config", "to_config"]
 
@@ -53,7 +53,7 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
 
         {"where": selector}                                  parameters that are selected
         {"partition": [selector, ...], "part": index}        those of a part
-        {"store": codec, "slots": {slot: codec, ...}, "min_size": 4096, "seed": 0}
+        {"quantize_state": codec, "slots": {slot: codec, ...}, "min_size": 4096, "seed": 0}
 
     A codec is ``{"codec": "int8", "block_size": 64, "rounding": "stochastic"}``, ``null``, or
     ``{"name": ...}``. A selector is a pattern, a list of patterns, or a predicate
@@ -198,7 +198,7 @@ class _Writer:
         if isinstance(around, Storage):
             codec, slots, min_size, seed = around.value
             return {
-                "store": self.codec(codec, place),
+                "quantize_state": self.codec(codec, place),
                 "slots": {slot: self.codec(x, f"{place}.{slot}") for slot, x in slots},
                 "min_size": min_size,
                 "seed": seed,
@@ -379,9 +379,9 @@ class _Reader:
         return [self.around(row, f"{place}[{i}]") for i, row in enumerate(rows)]
 
     def around(self, written: dict[str, Any], place: str) -> Around:
-        kind = _kind(written, ["where", "partition", "store"], place)
+        kind = _kind(written, ["where", "partition", "quantize_state"], place)
         try:
-            if kind == "store":
+            if kind == "quantize_state":
                 return self.storage(written, place)
             if kind == "where":
                 _check_keys(written, place, ["where"])
@@ -395,12 +395,12 @@ class _Reader:
             raise ValueError(f"{place}: {str(error).removeprefix(f'{place}: ')}") from None
 
     def storage(self, written: dict[str, Any], place: str) -> Storage:
-        _check_keys(written, place, ["store"], ["slots", "min_size", "seed"])
+        _check_keys(written, place, ["quantize_state"], ["slots", "min_size", "seed"])
         rest = {"slots": {}, "min_size": 4096, "seed": 0} | written
         if not isinstance(rest["slots"], dict):
             raise TypeError(f"slots: must be an object, got {rest['slots']!r}")
         slots = {k: self.codec(x, f"{place}.{k}") for k, x in rest["slots"].items()}
-        codec = self.codec(rest["store"], place)
+        codec = self.codec(rest["quantize_state"], place)
         return Storage.of(codec, slots, min_size=rest["min_size"], seed=rest["seed"])
 
     def codec(self, written: Any, place: str) -> Codec | None:

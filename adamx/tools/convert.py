@@ -25,7 +25,7 @@ from adamx.core.reading import beside, copied, place_of, the_state, unwrapped
 from adamx.core.stage import Rule, Stage, kind
 from adamx.core.trees import is_encoded, mismatch, path_of
 from adamx.core.types import PyTree, State
-from adamx.wrappers.store import codecs_around, decoded_array, encoded_slot
+from adamx.wrappers.quantize import codecs_around, decoded_array, encoded_slot
 
 __all__ = ["from_optax", "from_torch", "to_optax", "to_torch"]
 
@@ -67,8 +67,8 @@ def from_optax(
     Understood are the states of ``optax.adam``, ``adamw``, ``adamax``, ``nadam``, ``radam``,
     ``rmsprop``, ``adagrad``, ``sgd`` and of their parts, in ``optax.chain`` with anything that
     keeps no arrays. An Optax transformation in the chain takes over its own state, whatever it is.
-    Slots have the precision that ``opt.init`` gives them; those under :func:`adamx.store` are
-    encoded, rounded to the nearest.
+    Slots have the precision that ``opt.init`` gives them; those under :func:`adamx.quantize_state`
+    are encoded, rounded to the nearest.
 
     Args:
         opt_state: Optax's state after some steps, or a Flax ``TrainState`` or ``nnx.Optimizer``
@@ -203,7 +203,7 @@ def from_torch(
     gradient; a chain has one clock for all its parameters, which goes on. The first averages of
     such a parameter are of zeros and few gradients, and are not debiased for it: with Adam's
     defaults its first step is up to 3.2 times the learning rate. A group of its own
-    (:func:`adamx.partition`, :func:`adamx.freeze` until then) gives it a clock of its own.
+    (:func:`adamx.partition`, :func:`adamx.set_to_zero` until then) gives it a clock of its own.
 
     Args:
         state_dict: ``optimizer.state_dict()``, of tensors or NumPy arrays.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Transformation, apply_updates, chain, numbers
+from adamx.core import Transformation, apply_updates, chain, hyperparams
 from adamx.core.errors import described
 from adamx.core.types import Array, Float, PyTree, Scalar
 from adamx.recipes import adam
@@ -116,7 +116,7 @@ def find_learning_rate(
     recipe = _recipe(opt)
 
     def train(rated: Transformation) -> Float[Array, " steps"]:
-        tx = recipe(numbers(rated)["learning_rate"])
+        tx = recipe(hyperparams(rated)["learning_rate"])
 
         def step(carry: Any, batch: PyTree) -> tuple[Any, Scalar]:
             params, state = carry
@@ -174,7 +174,7 @@ def _recipe(opt: Any) -> Callable[[Any], Transformation]:
         recipe: Callable[[Any], Any] = opt
         return lambda rate: chain(recipe(rate))
     remedy = "pass a function of the rate instead, lambda rate: …"
-    if callable(numbers(opt).get("learning_rate")):
+    if callable(hyperparams(opt).get("learning_rate")):
         raise ValueError(
             f"the learning rate of opt is a schedule, which no number can replace; {remedy}, as in "
             "lambda rate: adamx.adam(optax.cosine_decay_schedule(rate, 1000))"

@@ -48,7 +48,7 @@ class Sweep:
         optimisers: the members, in the order in which they were given.
         names: their names: the keys of the dict they were given in, else what tells them apart.
         coordinates: the axes of the sweep: by name, one number for each member (NaN where a
-            member has no such number). Only what varies, named as in :func:`adamx.numbers`.
+            member has no such number). Only what varies, named as in :func:`adamx.hyperparams`.
         is_grid: whether the members are points of these axes: of one structure, and no two of them
             at the same place.
         outputs: what ``train`` returned, as NumPy arrays with the leading axes ``[member]`` or

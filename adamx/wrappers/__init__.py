@@ -1,25 +1,25 @@
 """Axes that multiply: what can be changed around any chain, without its stages knowing."""
 
 from adamx.wrappers.codecs import Codec, bf16, fp8, int8
-from adamx.wrappers.groups import Assignments, assignments, partition, where
-from adamx.wrappers.memory import Memory, MemoryRow, decoded, memory
-from adamx.wrappers.store import store
+from adamx.wrappers.groups import PartitionSummary, describe_partition, partition, where
+from adamx.wrappers.memory_usage import MemoryUsage, MemoryUsageRow, dequantize, memory_usage
+from adamx.wrappers.quantize import quantize_state
 from adamx.wrappers.watch import metrics, watch
 
 __all__ = [
-    "Assignments",
     "Codec",
-    "Memory",
-    "MemoryRow",
-    "assignments",
+    "MemoryUsage",
+    "MemoryUsageRow",
+    "PartitionSummary",
     "bf16",
-    "decoded",
+    "dequantize",
+    "describe_partition",
     "fp8",
     "int8",
-    "memory",
+    "memory_usage",
     "metrics",
     "partition",
-    "store",
+    "quantize_state",
     "watch",
     "where",
 ]

@@ -66,7 +66,7 @@ class Codec:
     >>> def encode(x, bits, nonnegative):
     ...     return x.astype(jnp.float16)  # a bad one: it is biased, and 1e-8 becomes zero
     >>> half = adamx.Codec("half", encode, lambda x: x.astype(jnp.float32))
-    >>> opt = adamx.store(adamx.scale_by_momentum(), half, min_size=1)
+    >>> opt = adamx.quantize_state(adamx.scale_by_momentum(), half, min_size=1)
     >>> opt.init(jnp.zeros(2))["scale_by_momentum"]["mu"]
     {'@half': Array([0., 0.], dtype=float16)}
     """
@@ -119,8 +119,8 @@ def bf16(*, rounding: str = "stochastic") -> Codec:
     Raises:
         ValueError: for another rounding.
 
-    >>> adamx.store(adamx.adam(1e-3), adamx.bf16()).init(jnp.zeros(5000))["scale_by_rms"]["nu"][
-    ...     "@bf16"].dtype
+    >>> opt = adamx.quantize_state(adamx.adam(1e-3), adamx.bf16())
+    >>> opt.init(jnp.zeros(5000))["scale_by_rms"]["nu"]["@bf16"].dtype
     dtype(bfloat16)
     """
     return Codec("bf16", _to_bf16, _from_bf16, rounding)

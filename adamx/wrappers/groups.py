@@ -14,7 +14,7 @@ from adamx.core.selection import Chosen, Part, Selector, Where, choose, paths_of
 from adamx.core.trees import as_parameter
 from adamx.core.types import PyTree
 
-__all__ = ["Assignments", "assignments", "partition", "where"]
+__all__ = ["PartitionSummary", "describe_partition", "partition", "where"]
 
 
 def where(selector: Selector, transformation: optax.GradientTransformation) -> Transformation:
@@ -25,12 +25,12 @@ def where(selector: Selector, transformation: optax.GradientTransformation) -> T
     parameters, ``None`` for the others; an Optax transformation gets and keeps
     ``optax.MaskedNode()`` for them, as in ``optax.masked``.
     What a stage sums over "all parameters" (a global norm) it sums over those it is for. In the
-    state and in :func:`adamx.numbers` the stages are called ``stage@group``.
+    state and in :func:`adamx.hyperparams` the stages are called ``stage@group``.
 
     The update of a parameter that is not chosen is what came in. With
     ``where("head", adamw(1e-3))`` alone that is its gradient, which ``apply_updates`` adds, as
     after ``optax.masked``. To train the chosen parameters only, freeze the others:
-    ``partition({"head": adamw(1e-3), "*": freeze()})``.
+    ``partition({"head": adamw(1e-3), "*": set_to_zero()})``.
 
     Args:
         selector: a pattern, a tuple of patterns one of which must match, or a predicate
@@ -69,12 +69,13 @@ def partition(
 
     Args:
         transformations: from a selector (see :func:`where`) to the group's transformation;
-            ``"*"`` as the last one is for all that are left, ``freeze()`` keeps parameters as
-            they are. :func:`assignments` shows who gets what.
+            ``"*"`` as the last one is for all that are left, ``set_to_zero()`` keeps parameters as
+            they are. :func:`describe_partition` shows who gets what.
 
     What stands in front of a partition is for all parameters, also those that a group freezes:
     their gradients are in the norm of ``clip_by_global_norm`` unless it is given to the others,
-    ``chain(where("!encoder", clip_by_global_norm(1.0)), partition({"encoder": freeze(), …}))``.
+    ``chain(where("!encoder", clip_by_global_norm(1.0)),
+    partition({"encoder": set_to_zero(), …}))``.
 
     Raises:
         TypeError: for something that is no selector or no transformation.
@@ -90,7 +91,7 @@ def partition(
     ... })
     >>> params = {"embedding": jnp.ones((5, 2)), "dense": {"kernel": jnp.ones((2, 2)),
     ...           "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
-    >>> print(adamx.assignments(opt, params))
+    >>> print(adamx.describe_partition(opt, params))
     dense/bias [2]:
         chain(
             scale_by_momentum(b1=0.9),
@@ -132,7 +133,7 @@ def _within(chosen: Chosen, transformation: optax.GradientTransformation) -> Tra
     return Transformation(tuple(link.within(chosen) for link in chain(transformation).links))
 
 
-class Assignments(dict[str, Transformation]):
+class PartitionSummary(dict[str, Transformation]):
     """The chain of every parameter, by path; printed, each chain below those that have it."""
 
     def __init__(self, chains: Mapping[str, Transformation], shapes: Mapping[str, tuple[int, ...]]):
@@ -150,7 +151,7 @@ class Assignments(dict[str, Transformation]):
         )
 
 
-def assignments(opt: Transformation, params: PyTree) -> Assignments:
+def describe_partition(opt: Transformation, params: PyTree) -> PartitionSummary:
     """Who gets what: the chain of stages that each parameter goes through.
 
     Args:
@@ -165,7 +166,7 @@ def assignments(opt: Transformation, params: PyTree) -> Assignments:
         StageError: as ``init`` does.
 
     >>> opt = adamx.chain(adamx.sgd(0.1), adamx.where("!bias", adamx.polyak_ema()))
-    >>> adamx.assignments(opt, {"w": jnp.ones(2), "bias": jnp.ones(1)})["bias"]
+    >>> adamx.describe_partition(opt, {"w": jnp.ones(2), "bias": jnp.ones(1)})["bias"]
     scale_by_learning_rate(learning_rate=0.1)
     """
     found, tree = jax.tree_util.tree_flatten_with_path(params)
@@ -181,4 +182,4 @@ def assignments(opt: Transformation, params: PyTree) -> Assignments:
         )
         for i, (path, _) in enumerate(leaves)
     }
-    return Assignments(chains, {path: shape.shape for path, shape in leaves})
+    return PartitionSummary(chains, {path: shape.shape for path, shape in leaves})

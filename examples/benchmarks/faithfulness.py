@@ -109,7 +109,7 @@ class Fall(NamedTuple):
 def second_moments(codec: adamx.Codec | None, setting: Setting) -> np.ndarray:
     """v in every so many steps, [times, elements]."""
     stage = adamx.scale_by_rms(b2=0.999)
-    opt = adamx.store(stage, codec, min_size=1)
+    opt = adamx.quantize_state(stage, codec, min_size=1)
     falls = jnp.arange(setting.elements) % 2 == 0
 
     def step(state: Any, t: jax.Array) -> tuple[Any, None]:
@@ -119,7 +119,7 @@ def second_moments(codec: adamx.Codec | None, setting: Setting) -> np.ndarray:
 
     def some(state: Any, start: jax.Array) -> tuple[Any, jax.Array]:
         state, _ = jax.lax.scan(step, state, start + jnp.arange(setting.every))
-        return state, adamx.decoded(state, "nu", codecs=(codec,) if codec else ())
+        return state, adamx.dequantize(state, "nu", codecs=(codec,) if codec else ())
 
     starts = jnp.arange(0, setting.steps, setting.every)
     run = jax.jit(lambda: jax.lax.scan(some, opt.init(jnp.zeros(setting.elements)), starts)[1])
@@ -226,7 +226,7 @@ def bias(code: str, codec: adamx.Codec, slot: str, setting: Setting) -> Bias:
     stage, name = (
         (adamx.scale_by_rms(0.0), "nu") if squares else (adamx.scale_by_momentum(0.0), "mu")
     )
-    opt = adamx.store(stage, codec, min_size=1)
+    opt = adamx.quantize_state(stage, codec, min_size=1)
     random = np.random.default_rng(0)
     size = setting.blocks, BLOCK
     scales = np.logspace(*DECADES, setting.blocks)[:, None] ** (0.5 if squares else 1.0)
@@ -243,7 +243,7 @@ def bias(code: str, codec: adamx.Codec, slot: str, setting: Setting) -> Bias:
     def step(carry: Any, _: Any) -> tuple[Any, None]:
         state, up = carry
         _, state = opt.update(g, state)
-        share = (adamx.decoded(state, name, codecs=(codec,)) - low) / width
+        share = (adamx.dequantize(state, name, codecs=(codec,)) - low) / width
         return (state, up + share), None
 
     start = opt.init(x), jnp.zeros(size)
@@ -323,7 +323,7 @@ def train(code: str, codec: adamx.Codec | None, setting: Setting) -> Training:
     dataset = data.load_digits()
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     model = digits.Classifier()
-    opt = adamx.store(adamx.adam(RATE), codec)
+    opt = adamx.quantize_state(adamx.adam(RATE), codec)
 
     def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         logits = model.apply(params, images)

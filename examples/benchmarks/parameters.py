@@ -109,7 +109,7 @@ def training(setting: Setting, name: str, params: Any, seed: int) -> End:
     _, accuracy = digits.evaluate(setting.apply, state.params, *test)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     kept = sum(x.nbytes for x in jax.tree.leaves(state.params))
-    kept += adamx.memory(state.opt_state).bytes
+    kept += adamx.memory_usage(state.opt_state).bytes
     return End(float(start), float(loss), float(accuracy), kept / count)
 
 

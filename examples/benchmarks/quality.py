@@ -3,8 +3,8 @@
     python -m examples.benchmarks.quality [--quick] [--task NAME …] [--seeds N] [--out FOLDER]
 
 Three trainings: a perceptron on MNIST, convolutions on CIFAR-10, a transformer on the characters of
-Shakespeare; each with Adam's state in float32 and in every format of `adamx.store`. For one seed
-all start at the same parameters and see the same batches, and it is the seed of the rounding too.
+Shakespeare; each with Adam's state in float32 and in every format of `adamx.quantize_state`. All
+trainings of one seed start at the same parameters, see the same batches and round with that seed.
 
 Lengths were fixed before any result was seen, such that the loss ends far from zero: the ratio of
 two losses that are nearly zero says nothing. It is taken at the end over a fixed part of the
@@ -210,11 +210,11 @@ class End(NamedTuple):
 
 def train(task: Task, codec: adamx.Codec | None, seed: int) -> End:
     """One step is one program: XLA's convolutions are slow on CPU inside of a loop."""
-    opt = adamx.store(task.recipe(task.schedule()), codec, seed=seed)
+    opt = adamx.quantize_state(task.recipe(task.schedule()), codec, seed=seed)
     examples = inputs, targets = tuple(map(jnp.asarray, task.train))
     params = task.network.init(jax.random.key(seed), inputs[:1])
     state = opt.init(params)
-    kept = adamx.memory(state).bytes / sum(x.size for x in jax.tree.leaves(params))
+    kept = adamx.memory_usage(state).bytes / sum(x.size for x in jax.tree.leaves(params))
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, examples: Any, batch: jax.Array) -> tuple[Any, Any]:

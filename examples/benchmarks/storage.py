@@ -102,7 +102,7 @@ CODECS = {"bf16": adamx.bf16, "fp8": adamx.fp8, "int8": adamx.int8}
 
 
 def stored(rate: float, codec: adamx.Codec) -> adamx.Transformation:
-    return adamx.store(adamx.adam(rate), codec)
+    return adamx.quantize_state(adamx.adam(rate), codec)
 
 
 def contenders() -> dict[str, cost.Contender]:
@@ -122,7 +122,7 @@ class Bytes(NamedTuple):
     """Bytes of state for each parameter."""
 
     what: str
-    reported: float  # by adamx.memory
+    reported: float  # by adamx.memory_usage
     allocated: float  # by the arrays themselves
     bar: float | None
 
@@ -133,7 +133,7 @@ def measure_bytes(setting: Setting) -> Iterator[Bytes]:
         for name, codec in {"float32": None, **CODECS}.items():
             opt = adamx.adam(1e-3) if codec is None else stored(1e-3, codec())
             state = opt.init(params)
-            reported = adamx.memory(state).bytes
+            reported = adamx.memory_usage(state).bytes
             allocated = sum(x.nbytes for x in jax.tree.leaves(state))
             count = elements(params)
             bar = BYTES_BAR if name in ("fp8", "int8") else None
@@ -218,7 +218,7 @@ def measure_memory(setting: Setting) -> Iterator[Temporary]:
 
 
 def tabulate_bytes(rows: Iterable[Bytes]) -> Table:
-    table = cost.columns("adamx.memory", "nbytes", "bar")
+    table = cost.columns("adamx.memory_usage", "nbytes", "bar")
     for row in rows:
         bar = cost.verdict(row.allocated, row.bar)
         table.add_row(row.what, f"{row.reported:.3f}", f"{row.allocated:.3f}", bar)

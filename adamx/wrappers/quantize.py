@@ -20,10 +20,10 @@ from adamx.core.trees import is_encoded
 from adamx.core.types import Array, Key, PyTree, UInt32, Values
 from adamx.wrappers.codecs import CODECS, Codec, as_codec
 
-__all__ = ["Storage", "codecs_around", "decoded_array", "encoded_slot", "store"]
+__all__ = ["Storage", "codecs_around", "decoded_array", "encoded_slot", "quantize_state"]
 
 
-def store(
+def quantize_state(
     opt: optax.GradientTransformation,
     codec: Codec | str | None = None,
     /,
@@ -45,11 +45,11 @@ def store(
 
     What stays as it is: arrays of fewer than ``min_size`` elements, clocks, and slots whose last
     digits count: (averages of) parameters, and the two of centred RMSProp, whose difference is
-    taken. :func:`memory` shows what is kept how, and
-    :func:`decoded` the values of a slot. An encoded array is ``{"@int8": …}`` in the state, a dict
-    of plain arrays; its codes are shaped (and sharded) like the parameter.
+    taken. :func:`memory_usage` shows the format of each slot, and :func:`dequantize` the values of
+    one. An encoded array is ``{"@int8": …}`` in the state, a dict of plain arrays; its codes are
+    shaped (and sharded) like the parameter.
 
-    Of a chain inside a chain that is stored already, what is stored stays as it is.
+    Chains that are already quantized keep their own codec.
 
     Args:
         opt: a chain or a recipe. An Optax transformation inside it can't be stored; if it keeps
@@ -67,9 +67,9 @@ def store(
         StageError: from ``init``, for complex slots; from ``update``, for a state that was stored
             by another codec, and where derivatives are taken through a stored slot.
 
-    >>> opt = adamx.store(adamx.adamw(1e-3), "int8")
+    >>> opt = adamx.quantize_state(adamx.adamw(1e-3), "int8")
     >>> params = {"w": jnp.ones((100, 100)), "b": jnp.ones(100)}
-    >>> print(adamx.memory(opt.init(params)))
+    >>> print(adamx.memory_usage(opt.init(params)))
     stage              slot  kept as                 elements   bytes  as float32
     scale_by_momentum  mu    float32                      100     400         400
     scale_by_momentum  mu    int8                      10,000  10,200      40,000
@@ -77,8 +77,8 @@ def store(
     scale_by_rms       nu    int8                      10,000  10,200      40,000
     scalars                  float32, int32, uint32         7      28          28
     in all                                             20,207  21,228      80,828
-    >>> adamx.store(adamx.adam(1e-3), mu="bf16", nu=adamx.int8(block_size=32))
-    store(chain(
+    >>> adamx.quantize_state(adamx.adam(1e-3), mu="bf16", nu=adamx.int8(block_size=32))
+    quantize_state(chain(
         scale_by_momentum(b1=0.9),
         scale_by_rms(b2=0.999, eps=1e-08),
         bias_correction(),
@@ -98,7 +98,7 @@ class Storage(Around):
 
     @classmethod
     def of(cls, codec: Any, slots: Mapping[str, Any], *, min_size: int, seed: int) -> Storage:
-        """From what store() is given, checked."""
+        """From what quantize_state() is given, checked."""
         if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
             raise ValueError(f"min_size must be a whole number ≥ 1, got {as_given(min_size)}")
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -146,7 +146,7 @@ class Storage(Around):
             rule,
             update=encoded.update,
             slots={slot: encoded.start(slot) if slot in codecs else x for slot, x in slots},
-            measure=encoded.measure if rule.measure is not None else None,
+            global_sum=encoded.global_sum if rule.global_sum is not None else None,
             seed=seed if draws and rule.seed is None else rule.seed,
         )
 
@@ -156,18 +156,19 @@ class Storage(Around):
         for x in jax.tree.leaves(kept):
             if jnp.issubdtype(x.dtype, jnp.inexact) and x.size >= min_size:
                 raise StageError(
-                    f"store() can't encode what {name} keeps ({kinds(x)}), as it is no stage of "
-                    "adamx; put store() around the others, chain(store(…), …), or use adamx's own"
+                    f"quantize_state() can't encode what {name} keeps ({kinds(x)}), as it is no "
+                    "stage of adamx; put quantize_state() around the others, "
+                    "chain(quantize_state(…), …), or use adamx's own"
                 )
 
     def written(self, inside: str) -> str:
-        """The call of store()."""
+        """The call of quantize_state()."""
         default, single, min_size, seed = self.value
         rows = [repr(default)] if default is not None else []
         rows += [f"{slot}={codec!r}" for slot, codec in single]
         rows += [f"min_size={min_size}"] if min_size != 4096 else []
         rows += [f"seed={seed}"] if seed != 0 else []
-        return f"store({', '.join([inside, *rows])})"
+        return f"quantize_state({', '.join([inside, *rows])})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +186,9 @@ class _Encoded:
         kept = {slot: self.keep(slot, after[slot], slots[slot], step) for slot in self.codecs}
         return signal, {**after, **kept}
 
-    def measure(self, signal: Signal, slots: dict[str, Any], step: Step) -> Any:
-        assert self.rule.measure is not None
-        return self.rule.measure(signal, self.decode(signal, slots), step)
+    def global_sum(self, signal: Signal, slots: dict[str, Any], step: Step) -> Any:
+        assert self.rule.global_sum is not None
+        return self.rule.global_sum(signal, self.decode(signal, slots), step)
 
     def start(self, slot: str) -> Slot:
         def first(param: Any) -> PyTree:
@@ -281,7 +282,7 @@ def _encode(
     if jnp.iscomplexobj(x):
         raise StageError(
             f"slot {slot!r} is {x.dtype}, and codecs hold real numbers; leave it as it is, "
-            f"store(…, {slot}=None), or make two real parameters of the complex one"
+            f"quantize_state(…, {slot}=None), or make two real parameters of the complex one"
         )
     return {f"@{codec.name}": codec.encode(_constant(x.astype(jnp.float32)), bits, nonnegative)}
 
@@ -306,6 +307,7 @@ def _constant(x: Values) -> Values:
 @_constant.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     raise StageError(
-        "a stored slot has no derivative: rounding is constant but for jumps. Differentiate the "
-        "chain without store(), or stop the gradient of what goes in: jax.lax.stop_gradient"
+        "a quantized slot has no derivative: rounding is constant but for jumps. Differentiate "
+        "the chain without quantize_state(), or stop the gradient of what goes in: "
+        "jax.lax.stop_gradient"
     )

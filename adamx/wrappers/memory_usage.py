@@ -15,13 +15,13 @@ from adamx.core.reading import filled, find, merged
 from adamx.core.trees import is_encoded
 from adamx.core.types import PyTree
 from adamx.wrappers.codecs import Codec
-from adamx.wrappers.store import decoded_array
+from adamx.wrappers.quantize import decoded_array
 
-__all__ = ["Memory", "MemoryRow", "decoded", "memory"]
+__all__ = ["MemoryUsage", "MemoryUsageRow", "dequantize", "memory_usage"]
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryRow:
+class MemoryUsageRow:
     """What is kept in one format in one slot.
 
     Attributes:
@@ -43,14 +43,14 @@ class MemoryRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class MemoryUsage:
     """What a state takes, slot by slot; printed, a table.
 
     Attributes:
         rows: one for every slot and format, and a last one for all scalars.
     """
 
-    rows: tuple[MemoryRow, ...]
+    rows: tuple[MemoryUsageRow, ...]
 
     @property
     def bytes(self) -> int:
@@ -85,20 +85,20 @@ def _grouped(number: int) -> str:
     return f"{number:,}"
 
 
-def memory(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> Memory:
+def memory_usage(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> MemoryUsage:
     """What a state takes, slot by slot, beside float32.
 
     Args:
         state: the state of a chain, or anything that holds one: an ``optax.chain``'s state, a Flax
             ``TrainState``, an ``nnx.Optimizer``. Of shapes, too:
-            ``memory(jax.eval_shape(opt.init, params))`` tells before anything is allocated.
+            ``memory_usage(jax.eval_shape(opt.init, params))`` tells before anything is allocated.
         codecs: your own ones that the state was stored by.
 
     Raises:
         ValueError: if there is no chain's state in it, or it was stored by an unknown codec.
 
     >>> state = jax.eval_shape(adamx.adam(1e-3).init, jnp.zeros(1_000_000))
-    >>> adamx.memory(state).bytes
+    >>> adamx.memory_usage(state).bytes
     8000020
     """
     found: dict[tuple[str, str, str], list[int]] = {}
@@ -114,11 +114,11 @@ def memory(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> Memory:
             kept = found.setdefault((stage, slot, kept_as), [0, 0, 0])
         for i, count in enumerate((array.size, own, wide)):
             kept[i] += count
-    rows = [MemoryRow(*key, *counts) for key, counts in found.items()]
+    rows = [MemoryUsageRow(*key, *counts) for key, counts in found.items()]
     if scalars:
         totals = [sum(column) for column in zip(*scalars.values(), strict=True)]
-        rows.append(MemoryRow("scalars", "", ", ".join(sorted(scalars)), *totals))
-    return Memory(tuple(rows))
+        rows.append(MemoryUsageRow("scalars", "", ", ".join(sorted(scalars)), *totals))
+    return MemoryUsage(tuple(rows))
 
 
 def _size(array: Any) -> int:
@@ -130,13 +130,13 @@ def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
     return jax.eval_shape(lambda x: decoded_array(x, codecs), x)
 
 
-def decoded(
+def dequantize(
     state: PyTree, slot: str, *, params: PyTree = None, codecs: tuple[Codec, ...] = ()
 ) -> PyTree:
     """The values of a slot, whatever it is kept as.
 
-    That is how single slots are read: ``decoded(state, "slow")`` of :func:`adamx.lookahead`,
-    ``decoded(state, "master", params=params)`` of :func:`adamx.master_weights`.
+    That is how single slots are read: ``dequantize(state, "slow")`` of :func:`adamx.lookahead`,
+    ``dequantize(state, "master", params=params)`` of :func:`adamx.master_weights`.
 
     Args:
         state: the state of a chain, or anything that holds one.
@@ -156,10 +156,10 @@ def decoded(
             stored by an unknown codec.
         StageError: if the state is of other parameters than ``params``.
 
-    >>> opt = adamx.store(adamx.adam(1e-3), "fp8")
+    >>> opt = adamx.quantize_state(adamx.adam(1e-3), "fp8")
     >>> params = jnp.zeros(5000)
     >>> _, state = opt.update(jnp.ones(5000), opt.init(params))
-    >>> mu = adamx.decoded(state, "mu")  # 0.1 lies between two codes; each element took one
+    >>> mu = adamx.dequantize(state, "mu")  # 0.1 lies between two codes; each element took one
     >>> sorted(set(mu.tolist())), f"{mu.mean():.3f}"
     ([0.09375, 0.1015625], '0.100')
     """
