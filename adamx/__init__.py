@@ -3,16 +3,14 @@
 # The recipes: optimisers by name.
 # The core: what chains are made of. `adamx.core` has the rest for writing new stages.
 from adamx.core import (
-    Explanation,
     StageError,
     Transformation,
     apply_updates,
     chain,
-    explain,
     hyperparams,
-    in_symbols,
     stage,
 )
+from adamx.explain import Explanation, explain, in_symbols
 from adamx.recipes import (
     adabelief,
     adadelta,

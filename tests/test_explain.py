@@ -10,8 +10,8 @@ import pytest
 
 import adamx
 from adamx.core import Decay, Real, Rule, StageError, decaying_average, stage, zeros
-from adamx.core.equations import SymbolicSignal, explain, in_symbols
-from adamx.core.symbols import (
+from adamx.explain.equations import SymbolicSignal, explain, in_symbols
+from adamx.explain.symbols import (
     Cases,
     Function,
     Number,

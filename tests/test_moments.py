@@ -12,7 +12,7 @@ import pytest
 import adamx
 import reference
 import reference_moments as oracle
-from adamx.stages.rms import rectification_clock
+from adamx.stages.rectification import rectification_clock
 from catalog import run, x64
 
 STEPS = 300

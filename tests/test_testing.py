@@ -13,7 +13,8 @@ import pytest
 
 import adamx
 from adamx import stages
-from adamx.core import NonNegative, Real, Rule, in_symbols, stage, zeros
+from adamx.core import NonNegative, Real, Rule, stage, zeros
+from adamx.explain import in_symbols
 from adamx.testing import check_stage, conformance
 
 NAMES = set(conformance._PROMISES)

@@ -46,11 +46,11 @@ from adamx.core.arithmetic import (
     times,
 )
 from adamx.core.editing import hyperparams
-from adamx.core.equations import Explanation, explain, in_symbols
 from adamx.core.errors import StageError
 from adamx.core.hyper import Decay, Domain, Hyper, NonNegative, Positive, Real, Schedule
 from adamx.core.signal import Signal
-from adamx.core.stage import Clock, Rule, Slot, Step, zeros
+from adamx.core.slots import Slot, zeros
+from adamx.core.stage import Clock, Rule, Step
 from adamx.core.transformation import Transformation, chain, stage
 from adamx.core.trees import apply_updates
 
@@ -59,7 +59,6 @@ __all__ = [
     "Decay",
     "DecayingAverage",
     "Domain",
-    "Explanation",
     "Hyper",
     "NonNegative",
     "Norm",
@@ -79,9 +78,7 @@ __all__ = [
     "decay_clock",
     "decaying_average",
     "divide",
-    "explain",
     "hyperparams",
-    "in_symbols",
     "norm",
     "plus",
     "root",

@@ -38,6 +38,11 @@ def subtractable(x: Values) -> Values:
     return limited_to(x, largest_square(x.dtype))
 
 
+def at_least(least: Any, x: Reals) -> Reals:
+    """x, or ``least`` where x is smaller."""
+    return jnp.maximum(least, x)
+
+
 def plus(x: Values, number: Any, times: Any = 1) -> Values:
     """x + number · times, where the Python number 0 costs nothing.
 

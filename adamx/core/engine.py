@@ -30,7 +30,8 @@ from adamx.core.parts import MANY, step_in_parts
 from adamx.core.reading import remedy_for
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal
-from adamx.core.stage import Rule, Slot, Slots, Stage, Step, keep, kind, kinds
+from adamx.core.slots import Slot, Slots
+from adamx.core.stage import Rule, Stage, Step, keep, kind, kinds
 from adamx.core.trees import (
     Aligned,
     align,
@@ -662,8 +663,8 @@ def _seen(signal: Signal, rule: Rule) -> Signal:
 
     Slots that are exact hold parameters and what they lack, and no statistics.
     """
-    slots = [x if isinstance(x, Slot) else Slot(x) for x in rule.slots.values()]
-    measures = any(not slot.exact or slot.codec for slot in slots)  # codecs keep statistics
+    slots = map(Slot.of, rule.slots.values())
+    measures = any(slot.holds != "exact" or slot.codec for slot in slots)  # codecs keep statistics
     return signal.limited() if measures else signal
 
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.errors import StageError
-from adamx.core.stage import Clock, Slot, kind, kinds, shape_of_zeros, zeros
+from adamx.core.slots import Slot, shape_of_zeros, zeros
+from adamx.core.stage import Clock, kind, kinds
 from adamx.core.trees import codecs_of
 from adamx.core.types import PyTree
 

@@ -19,12 +19,10 @@ from adamx.core.errors import StageError, as_given, failed_schedule
 from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
 from adamx.core.reads import is_library
-from adamx.core.signal import Signal, statistics_dtype
-from adamx.core.types import Values
+from adamx.core.signal import Signal
+from adamx.core.slots import Slots
 
-__all__ = ["Clock", "Rule", "Slot", "Stage", "Step", "zeros"]
-
-Slots = dict[str, Any]
+__all__ = ["Clock", "Rule", "Stage", "Step"]
 
 
 class Clock(NamedTuple):
@@ -54,26 +52,6 @@ class Step(NamedTuple):
 
     clock: dict[str, Any]
     total: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """What a slot holds; a plain function in its place is a slot of any sign.
-
-    Attributes:
-        start: ``param -> first value``.
-        nonnegative: whether it is a square or a norm.
-        exact: whether its last digits count, as those of a copy of the parameter.
-        codec: what encodes it between steps, by name; empty where nothing does.
-    """
-
-    start: Callable[[Any], Any]
-    nonnegative: bool = False
-    exact: bool = False
-    codec: str = ""
-
-    def __call__(self, param: Any) -> Any:
-        return self.start(param)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +115,7 @@ class Definition:
             for name, parameter in self.signature.parameters.items()
             if hints.get(name, type(parameter.default)) is float
         ]
-        self.equations: Callable[..., Any] | None = None  # in symbols, see adamx.core.equations
+        self.equations: Callable[..., Any] | None = None  # in symbols, for adamx.explain
 
     @functools.cached_property
     def bare(self) -> ByValue | None:
@@ -314,28 +292,6 @@ def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal,
 
 def _key(seed: int) -> Clock:
     return Clock(lambda: random.key(seed), random.after, lambda key: key)
-
-
-def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> Values:
-    """Zeros shaped and placed like the parameter.
-
-    Args:
-        param: an array or a ``jax.ShapeDtypeStruct``.
-        dtype: the parameter's, but float32 at least, if None.
-        real: for a norm or a square of a complex parameter, which is real.
-    """
-    dtype = shape_of_zeros(param, dtype, real=real).dtype
-    if isinstance(param, Tracer):  # under jit only what depends on it is placed like it
-        return jnp.less(param.real, param.real).astype(dtype)
-    return jax.lax.full_like(param, 0, dtype=dtype)
-
-
-def shape_of_zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.ShapeDtypeStruct:
-    """What :func:`zeros` would make."""
-    if dtype is None:
-        dtype = statistics_dtype(param.dtype)
-        dtype = jnp.finfo(dtype).dtype if real else dtype
-    return jax.ShapeDtypeStruct(param.shape, dtype)
 
 
 def keep(before: Slots, after: Slots) -> Slots:

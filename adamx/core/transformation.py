@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ParamSpec, Self
+from typing import Any, ClassVar, ParamSpec, Self
 
 import jax
 import optax
@@ -43,6 +43,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
         scale_by_learning_rate(learning_rate=0.1),
     )
     """
+
+    equations: ClassVar[Callable[[Transformation], str | None]] = staticmethod(lambda opt: None)
+    """How a notebook shows it; ``adamx.explain`` says so, which stands on the core."""
 
     _program: engine.Program
 
@@ -150,10 +153,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def _repr_latex_(self) -> str | None:
         """Its equations, in a notebook; None, which means its repr, where it has none."""
-        from adamx.core.equations import explain  # explains transformations
-
         try:
-            return explain(self)._repr_latex_()  # pyright: ignore[reportPrivateUsage]
+            return type(self).equations(self)
         except Exception:  # a repr must not fail
             return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +18,26 @@ from adamx.core import (
     Slot,
     StageError,
     decaying_average,
+    divide,
     stage,
-    symbols,
     zeros,
 )
-from adamx.core.arithmetic import decay_weight, subtractable
-from adamx.core.equations import in_symbols
+from adamx.core.arithmetic import decay_weight, power, subtractable
 from adamx.core.hyper import clock_dtype
-from adamx.core.reading import batched, filled, merged, stages_named
+from adamx.core.reading import Kept, batched, beside, filled, merged, stages_named
 from adamx.core.signal import statistics_dtype
+from adamx.core.slots import iterate
+from adamx.core.trees import Params
 from adamx.core.types import PyTree, Values
+from adamx.explain import in_symbols, symbols
 
-__all__ = ["lookahead", "polyak_ema", "polyak_params"]
+__all__ = [
+    "lookahead",
+    "polyak_ema",
+    "polyak_params",
+    "schedule_free",
+    "schedule_free_eval_params",
+]
 
 
 @stage
@@ -87,7 +96,7 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
         signal = signal.with_update(jnp.where(synchronise, signal.update - back, signal.update))
         return signal, {"slow": jnp.where(synchronise, signal.next_param, slow)}
 
-    return Rule(update, slots={"slow": Slot(start, exact=True)}, clocks={"steps": steps})
+    return Rule(update, slots={"slow": Slot(start, holds="exact")}, clocks={"steps": steps})
 
 
 @in_symbols(lookahead)
@@ -145,7 +154,7 @@ def polyak_ema(decay: Decay = 0.999):
     def update(signal, slots, step):
         return signal, {"ema": mean(slots["ema"], subtractable(signal.next_param))}
 
-    return Rule(update, slots={"ema": Slot(zeros, exact=True)}, clocks=mean.clocks, idle=True)
+    return Rule(update, slots={"ema": Slot(zeros, holds="exact")}, clocks=mean.clocks, idle=True)
 
 
 @in_symbols(polyak_ema)
@@ -196,3 +205,141 @@ def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = N
     }
     average = merged(averages)
     return average if params is None else filled(average, params)
+
+
+@stage
+def schedule_free(
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    *,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
+):
+    r"""Take the steps at a point z, and move the parameters to between z and the average of all z.
+
+    .. math::
+        z_t &= z_{t-1} + u_t \\
+        x_t &= (1 - c_t)\, x_{t-1} + c_t z_t, \qquad
+        c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^p \\
+        y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad u \leftarrow y_t - y_{t-1}
+
+    The parameters are y, where gradients are taken; :func:`schedule_free_eval_params` gives x,
+    for evaluation. Stands last, where u is the step that would be taken (−γ times a direction),
+    behind a row without momentum: the average does its work. Only z is kept, x follows from it
+    and the parameters:
+
+    .. math::
+        y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1}) + \bigl(1 - \beta_1 (1 - c_t)\bigr) u_t
+
+    (with a further term while β₁ changes). With β₁ = 0 the parameters are z, and the stage leaves
+    the update alone.
+
+    Keeps ``z``, shaped like the parameter, float32 at least.
+
+    Args:
+        learning_rate: γ, as it is in u: the average weighs the iterates with its largest value so
+            far, so that those of a warm-up count less.
+        b1: β₁ in [0, 1), how far from z towards x gradients are taken.
+        r: r ≥ 0, the power of t in the weights.
+        weight_lr_power: p ≥ 0, the power of γ in the weights; 0 for equal ones.
+
+    Source: Defazio et al. 2024 (arXiv 2405.15682), equations 1-3 and Algorithm 1.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.schedule_free(1.0, b1=0.5))
+    >>> y = jnp.array([0.0])
+    >>> state = opt.init(y)
+    >>> for _ in range(2):  # z: 1, 2; x: 1, 1.5
+    ...     updates, state = opt.update(jnp.array([-1.0]), state, y)
+    ...     y = adamx.apply_updates(y, updates)
+    >>> y, adamx.schedule_free_eval_params(state, y)
+    (Array([1.75], dtype=float32), Array([1.5], dtype=float32))
+    """
+
+    def tick(clock):
+        t, largest, total = clock
+        new = jnp.maximum(largest, learning_rate)  # pyright: ignore[reportArgumentType]
+        shrunk = power(t / (t + 1), r) * power(divide(largest, new), weight_lr_power)  # wₜ₋₁/wₜ
+        return jnp.stack([t + 1, new, 1 + shrunk * total])
+
+    # t, the largest γ, and Σw/wₜ, which is 1/c and never over- or underflows.
+    weights = Clock(lambda: jnp.zeros(3, clock_dtype()), tick, lambda clock: 1 / clock[2])
+    # β₁ in the step before and in this one; at first x, y and z are the same.
+    interpolation = Clock(
+        start=lambda: jnp.ones(2, clock_dtype()),
+        tick=lambda clock: jnp.stack([clock[1], jnp.asarray(b1, clock.dtype)]),
+        read=lambda clock: divide(clock[1], clock[0]),
+    )
+
+    def update(signal, slots, step):
+        c, ratio = step.clock["weights"], step.clock["b1"]
+        z, y = subtractable(slots["z"]), signal.param
+        u = subtractable(signal.update)
+        towards = c + (1 - ratio) * (1 - c)  # c, where β₁ is what it was
+        step_of_y = towards * (z - y) + (1 - b1 * (1 - c)) * u
+        return signal.with_statistic(step_of_y), {"z": z + u}
+
+    return Rule(update, slots={"z": iterate}, clocks={"weights": weights, "b1": interpolation})
+
+
+@in_symbols(schedule_free)
+def _(signal, learning_rate, b1, r, weight_lr_power):
+    weight = symbols.STEP**r
+    share = 1 / symbols.STEP
+    if isinstance(learning_rate, symbols.Symbol) and weight_lr_power != symbols.ZERO:
+        largest = signal.let("γ", lambda before: symbols.maximum(before, learning_rate))
+        weight = weight * largest**weight_lr_power
+    if weight != symbols.ONE:
+        w = signal.let("w", weight)
+        total = signal.let("W", lambda before: before + w)
+        share = signal.let("c", symbols.cases(total.equals(0), 1, w / total))
+    z = signal.let("z", lambda z: z + signal.update, start=symbols.START)
+    x = signal.let("x", lambda x: (1 - share) * x + share * z, start=symbols.START)
+    return signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
+
+
+def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedule_free") -> Params:
+    r"""The averaged parameters of :func:`schedule_free`: :math:`x = z + (y - z) / \beta_1`.
+
+    Args:
+        state: the state of a chain with the stage, or anything that holds one: an
+            ``optax.chain``'s state, a Flax ``TrainState``, an ``nnx.Optimizer``.
+        params: the parameters y that were trained with it.
+        name: the stage's name in the state. Where the stage stands in :func:`adamx.where` or
+            :func:`adamx.partition`, that is all groups of it; ``"schedule_free@group"`` is one.
+
+    Returns:
+        A tree like the parameters, in their dtypes; before the first step the parameters. Those
+        that no such stage is for (frozen ones, say) are returned as they are. For β₁ = 0, where
+        nothing of the average is left in y, it is not finite.
+
+    Raises:
+        ValueError: if the state holds no such stage, or more than one for a parameter.
+        StageError: if the state is of other parameters.
+
+    >>> opt = adamx.partition(
+    ...     {"backbone": adamx.set_to_zero(), "*": adamx.schedule_free_adamw(1.0, weight_decay=0.0)}
+    ... )
+    >>> y = {"backbone": jnp.ones(1), "head": jnp.ones(1)}
+    >>> adamx.schedule_free_eval_params(opt.init(y), y)
+    {'backbone': Array([1.], dtype=float32), 'head': Array([1.], dtype=float32)}
+    """
+    found = stages_named(state, name, ("z", "b1"), "schedule_free(learning_rate)")
+    ys, tree = jax.tree.flatten(params)
+
+    def evaluated(b1: Values, y: Values, z: Values) -> Values:
+        beta = b1[1].astype(jnp.finfo(z.dtype).dtype)
+        with jax.numpy_dtype_promotion("standard"):  # complex over real
+            return (z + (y.astype(z.dtype) - z) / beta).astype(y.dtype)
+
+    def of_stage(kept: Kept) -> list[Any]:
+        of_one = batched(evaluated, kept.axes)
+        return [
+            None if z is None else of_one(kept.entry["b1"], jnp.asarray(y), z)
+            for y, z in zip(ys, beside(params, kept.entry["z"]), strict=True)
+        ]
+
+    xs = merged({full: of_stage(kept) for full, kept in found.items()})
+    return tree.unflatten(y if x is None else x for x, y in zip(xs, ys, strict=True))

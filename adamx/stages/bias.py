@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adamx.core import stage
-from adamx.core.equations import in_symbols
+from adamx.explain import in_symbols
 
 __all__ = ["bias_correction"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, NonNegative, Rule, decaying_average, stage, symbols, zeros
-from adamx.core.equations import in_symbols
+from adamx.core import Clock, Decay, NonNegative, Rule, decaying_average, stage, zeros
+from adamx.explain import in_symbols, symbols
 
 __all__ = ["reduce_variance", "scale_by_extrapolated_momentum"]
 

@@ -17,14 +17,12 @@ from adamx.core import (
     divide,
     root,
     stage,
-    symbols,
     zeros,
 )
 from adamx.core.arithmetic import finite
-from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
-from adamx.stages.rms import squares
-from adamx.stages.schedule_free import iterate
+from adamx.core.slots import iterate, squares
+from adamx.explain import in_symbols, symbols
 
 __all__ = ["scale_by_prodigy"]
 

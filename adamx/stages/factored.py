@@ -12,32 +12,25 @@ from adamx.core import (
     Clock,
     Decay,
     NonNegative,
-    Positive,
     Rule,
     Slot,
     abs_sq,
     decaying_average,
     divide,
-    norm,
     plus,
     root,
-    shrunk,
     stage,
-    symbols,
     times,
 )
 from adamx.core.arithmetic import summable_squares
-from adamx.core.equations import in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.core.slots import real_zeros
 from adamx.core.types import Array, Float, Reals
-from adamx.stages.rms import over_rms_in_symbols, real_zeros
+from adamx.explain import in_symbols, symbols
+from adamx.stages.second_moment import over_rms_in_symbols
 
-__all__ = [
-    "clip_by_block_rms",
-    "scale_by_block_rms",
-    "scale_by_factored_rms",
-    "scale_by_param_block_rms",
-]
+__all__ = ["scale_by_block_rms", "scale_by_factored_rms", "scale_by_param_block_rms"]
+
 
 Axes = tuple[int, ...]
 
@@ -118,7 +111,7 @@ def scale_by_factored_rms(
         u = divide(divide(signal.update, root(relative), eps), root(wide), eps)
         return signal.with_statistic(u), {"nu": {"row": row, "column": column}}
 
-    return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks={"steps": steps})
+    return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks={"steps": steps})
 
 
 @in_symbols(scale_by_factored_rms)
@@ -192,7 +185,7 @@ def scale_by_block_rms(
         u = divide(signal.update, plus(root(nu), eps, shrunk), eps)
         return signal.with_statistic(u, weight=1 / shrunk), {"nu": nu}
 
-    return Rule(update, slots={"nu": Slot(start, nonnegative=True)}, clocks=mean_square.clocks)
+    return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks=mean_square.clocks)
 
 
 @in_symbols(scale_by_block_rms)
@@ -200,36 +193,6 @@ def _(signal, b2, eps, blocks):
     over = {"tensor": "array", "row": "row", "column": "column"}.get(blocks, "block")
     v = signal.average("v", b2, of=symbols.mean(signal.gradient**2, over))
     return over_rms_in_symbols(signal, v, eps)
-
-
-@stage
-def clip_by_block_rms(threshold: Positive = 1.0):
-    r"""Shrink the update of each array so that its root mean square is at most ``threshold``.
-
-    .. math::
-        u \leftarrow \frac{u}{\max(1, \text{RMS}(u) / d)}
-
-    Args:
-        threshold: d > 0.
-
-    Source: Shazeer & Stern 2018 (arXiv 1804.04235), Section 6.
-
-    >>> opt = adamx.clip_by_block_rms(1.0)
-    >>> opt.update(jnp.array([2.0, -2.0]), opt.init(jnp.zeros(2)))[0]
-    Array([ 1., -1.], dtype=float32)
-    """
-
-    def shape(signal):
-        u = signal.update
-        return signal.with_update(shrunk(u, norm(u), threshold * math.sqrt(max(u.size, 1))))
-
-    return shape
-
-
-@in_symbols(clip_by_block_rms)
-def _(signal, threshold):
-    rms = symbols.rms(signal.update)
-    return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))
 
 
 @stage

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage, symbols
+from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage
 from adamx.core.arithmetic import expm1, finite, log
-from adamx.core.equations import in_symbols
+from adamx.core.slots import squares
 from adamx.core.types import Reals
-from adamx.stages.rms import squares
+from adamx.explain import in_symbols, symbols
 
 __all__ = ["scale_by_adamax", "scale_by_lp_norm"]
 

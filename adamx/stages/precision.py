@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import Rule, Slot, StageError, random, stage, symbols, zeros
-from adamx.core.equations import in_symbols
+from adamx.core import Rule, Slot, StageError, random, stage, zeros
 from adamx.core.errors import as_given
 from adamx.core.signal import rounded
+from adamx.core.slots import itself
 from adamx.core.types import Array, Reals, UInt32
-from adamx.stages.schedule_free import itself
+from adamx.explain import in_symbols, symbols
 
 __all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
 
@@ -75,7 +75,7 @@ def stochastic_rounding(seed: int = 0):
         bits = random.bits(step.clock["key"], param.shape, "parameter")
         return signal.step_to(_dithered(param + signal.update, bits, signal.param_dtype)), slots
 
-    return Rule(update, slots={"dtype": Slot(start, exact=True)}, seed=seed)
+    return Rule(update, slots={"dtype": Slot(start, holds="exact")}, seed=seed)
 
 
 @in_symbols(stochastic_rounding)
@@ -135,7 +135,7 @@ def kahan_summation(seed: int = 0):
         bits = random.bits(step.clock["key"], param.shape, "lost")
         return signal, {"lost": _dithered(s - signal.update, bits, dtype).astype(dtype)}
 
-    return Rule(update, slots={"lost": Slot(start, exact=True)}, seed=seed)
+    return Rule(update, slots={"lost": Slot(start, holds="exact")}, seed=seed)
 
 
 @in_symbols(kahan_summation)
@@ -190,7 +190,7 @@ def master_weights():
         master = jnp.where(rounded(master, dtype) == param, master, param) + signal.update
         return signal.step_to(rounded(master, dtype)), {"master": master}
 
-    return Rule(update, slots={"master": Slot(start, exact=True)})
+    return Rule(update, slots={"master": Slot(start, holds="exact")})
 
 
 @in_symbols(master_weights)

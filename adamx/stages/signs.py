@@ -6,11 +6,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from adamx.core import Positive, Signal, stage, symbols, times
-from adamx.core.arithmetic import sign_of
-from adamx.core.equations import in_symbols
+from adamx.core import Positive, Signal, stage, times
+from adamx.core.arithmetic import at_least, sign_of
 from adamx.core.types import Reals, Scalar, Values
-from adamx.stages.layers import at_least
+from adamx.explain import in_symbols, symbols
 
 __all__ = ["align_with_gradient", "cautious", "sign"]
 

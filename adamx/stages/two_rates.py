@@ -14,12 +14,11 @@ from adamx.core import (
     decay_clock,
     decaying_average,
     stage,
-    symbols,
     zeros,
 )
 from adamx.core.arithmetic import expm1, log
-from adamx.core.equations import decayed, in_symbols
 from adamx.core.hyper import clock_dtype
+from adamx.explain import decayed, in_symbols, symbols
 
 __all__ = ["scale_by_mixed_momentum", "scale_by_two_rate_momentum"]
 

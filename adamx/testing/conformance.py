@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Transformation, apply_updates, chain, explain, hyperparams
+from adamx.core import Transformation, apply_updates, chain, hyperparams
 from adamx.core.stage import Stage
+from adamx.explain import explain
 from adamx.testing.equations import Evaluator
 from adamx.tools.config import from_config, to_config
 from adamx.wrappers import quantize_state

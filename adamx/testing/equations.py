@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from adamx.core.equations import Explanation
-from adamx.core.symbols import (
+from adamx.explain.equations import Explanation
+from adamx.explain.symbols import (
     Cases,
     Expression,
     Function,

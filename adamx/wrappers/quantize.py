@@ -195,7 +195,7 @@ class _Encoded:
             # XLA would fold what is computed of zeros, for minutes where arrays are large.
             return self.encode(slot, jax.lax.optimization_barrier(self.rule.slots[slot](param)))
 
-        return Slot(first, exact=True, codec=repr(self.codecs[slot]))
+        return Slot(first, holds="exact", codec=repr(self.codecs[slot]))
 
     def decode(self, signal: Signal, slots: Mapping[str, Any]) -> dict[str, Any]:
         dtype = jnp.finfo(signal.update.dtype).dtype
@@ -219,7 +219,7 @@ class _Encoded:
 
     def encode(self, slot: str, values: PyTree, key: Key | None = None) -> PyTree:
         first = self.rule.slots[slot]
-        nonnegative = isinstance(first, Slot) and first.nonnegative
+        nonnegative = Slot.of(first).holds == "nonnegative"
 
         def of_one(x: Any) -> Any:
             if x.ndim == 0 or x.size < self.min_size or not jnp.issubdtype(x.dtype, jnp.inexact):
@@ -231,7 +231,7 @@ class _Encoded:
 
 
 def _is_exact(first: Any) -> bool:
-    return isinstance(first, Slot) and first.exact
+    return Slot.of(first).holds == "exact"
 
 
 def codecs_around(link: Link | None) -> Iterator[Codec]:
@@ -246,9 +246,8 @@ def encoded_slot(stage: Stage, slot: str, values: PyTree) -> PyTree:
     """Values as the stage would store them if its slot started with them."""
     bare = stage.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
     first = bare.slots[slot]
-    first = first if isinstance(first, Slot) else Slot(first)
     rule = dataclasses.replace(
-        bare, slots={slot: dataclasses.replace(first, start=lambda _: values)}
+        bare, slots={slot: dataclasses.replace(Slot.of(first), start=lambda _: values)}
     )
     for around in reversed(stage.around):
         rule = around.surround(rule)

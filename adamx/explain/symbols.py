@@ -1,6 +1,6 @@
 r"""A small language of formulas: built by Python's operators, shown as text and as LaTeX.
 
->>> from adamx.core.symbols import Symbol, latex, root, text
+>>> from adamx.explain.symbols import Symbol, latex, root, text
 >>> m, v = Symbol("m"), Symbol("v")
 >>> text(m.before - 0.001 * m.hat / (root(v.hat) + 1e-8))
 'mₜ₋₁ − 0.001 m̂ₜ / (√v̂ₜ + 1e-08)'

@@ -34,7 +34,8 @@ from adamx.core.link import Link
 from adamx.core.selection import Part, shown
 from adamx.core.signal import Signal
 from adamx.core.stage import Definition, Stage
-from adamx.core.symbols import (
+from adamx.core.transformation import Transformation
+from adamx.explain.symbols import (
     PARAM,
     STEP,
     ZERO,
@@ -547,8 +548,8 @@ def in_symbols(stage: Callable[..., Any]) -> Callable[[Any], Any]:
     """Register a stage's equations: a function of the signal and the stage's arguments by name.
 
     >>> from adamx.core import Real, stage
-    >>> from adamx.core.equations import explain, in_symbols
-    >>> from adamx.core.symbols import absolute, sign
+    >>> from adamx.explain.equations import explain, in_symbols
+    >>> from adamx.explain.symbols import absolute, sign
     >>> @stage
     ... def power(exponent: Real):
     ...     return lambda s: s.with_update(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
@@ -690,7 +691,7 @@ def _effect(link: Stage) -> tuple[bool, bool]:
 
     def behind(*stages: Stage) -> Signal:
         x = jax.ShapeDtypeStruct((2, 2), jnp.float32)
-        opt = _transformation((*stages, Definition(look).bind()))
+        opt = Transformation((*stages, Definition(look).bind()))
         jax.eval_shape(lambda x: opt.update(x, opt.init(x), x), x)
         return seen[-1]
 
@@ -701,7 +702,8 @@ def _effect(link: Stage) -> tuple[bool, bool]:
     return alone.has_statistic, alone.bias is None and biased.bias is not None
 
 
-def _transformation(stages: Sequence[Stage]) -> Any:
-    from adamx.core.transformation import Transformation  # it shows itself with this module
+def _latex(opt: Transformation) -> str | None:
+    return explain(opt)._repr_latex_()  # pyright: ignore[reportPrivateUsage]
 
-    return Transformation(tuple(stages))
+
+Transformation.equations = staticmethod(_latex)

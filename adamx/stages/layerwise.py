@@ -1,16 +1,14 @@
-"""Norms of whole arrays: a layer's gradient beside its parameters."""
+"""Norms of whole arrays: one step size for a layer."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 
 from adamx.core import (
     Decay,
     NonNegative,
-    Positive,
     Rule,
     Slot,
     decaying_average,
@@ -18,16 +16,13 @@ from adamx.core import (
     norm,
     plus,
     root,
-    shrunk,
     stage,
-    symbols,
 )
 from adamx.core.arithmetic import summable_squares
-from adamx.core.equations import in_symbols
-from adamx.core.types import Reals
-from adamx.stages.rms import real_zeros
+from adamx.core.slots import real_zeros
+from adamx.explain import in_symbols, symbols
 
-__all__ = ["adaptive_clip", "clip_by_norm", "scale_by_norm", "trust_ratio"]
+__all__ = ["scale_by_norm", "trust_ratio"]
 
 
 @stage
@@ -126,7 +121,7 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
         nu = jnp.where(nu == 0, square, mean_square(nu, square))
         return signal.with_statistic(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
 
-    return Rule(update, slots={"nu": Slot(start, nonnegative=True)})
+    return Rule(update, slots={"nu": Slot(start, holds="nonnegative")})
 
 
 @in_symbols(scale_by_norm)
@@ -134,102 +129,3 @@ def _(signal, b2, eps):
     square = symbols.norm(signal.gradient, "array") ** 2
     v = signal.let("v", lambda v: symbols.cases(v.equals(0), square, b2 * v + (1 - b2) * square))
     return signal.with_statistic(signal.update / (symbols.root(v) + eps))
-
-
-@stage
-def clip_by_norm(max_norm: Positive = 1.0):
-    r"""Shrink the update of each array so that its norm is at most ``max_norm``.
-
-    .. math::
-        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right)
-
-    As :func:`clip_by_global_norm`, but each array by itself. In front of a statistic it clips
-    the gradient.
-
-    Args:
-        max_norm: c > 0.
-
-    Source: Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063), Algorithm 1.
-
-    >>> opt = adamx.clip_by_norm(1.0)
-    >>> grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.5])}
-    >>> opt.update(grads, opt.init(grads))[0]
-    {'a': Array([0.6, 0.8], dtype=float32), 'b': Array([0.5], dtype=float32)}
-    """
-
-    def shape(signal):
-        return signal.with_update(shrunk(signal.update, norm(signal.update), max_norm))
-
-    return shape
-
-
-@in_symbols(clip_by_norm)
-def _(signal, max_norm):
-    length = symbols.norm(signal.update, "array")
-    return signal.with_update(signal.update * symbols.minimum(1, max_norm / length))
-
-
-@stage
-def adaptive_clip(
-    clipping: Positive = 0.01,
-    eps: NonNegative = 1e-3,
-    *,
-    axis: int | tuple[int, ...] | None = None,
-):
-    r"""Clip the gradient of each unit to a share of the norm of its parameters (AGC).
-
-    .. math::
-        u_i \leftarrow u_i \cdot \min\left(1,
-        \frac{\lambda \max(\lVert \theta_i \rVert, \epsilon)}{\lVert u_i \rVert}\right)
-
-    A unit i is what makes one output. The last axis counts the units, as in a dense layer
-    (inputs, outputs) or a convolution (height, width, inputs, outputs); in arrays of three axes,
-    several heads, the last two do. A vector or a scalar (axes of length 1 aside) is one unit.
-
-    Stands in front of any recipe.
-
-    Args:
-        clipping: λ > 0; the paper has 0.01 for large batches, up to 0.16 for small ones.
-        eps: ε ≥ 0, so that units that start at zero can leave it.
-        axis: the axes that are summed in a norm, where they are not those.
-
-    Equals optax.adaptive_grad_clip.
-
-    Source: Brock et al. 2021 (arXiv 2102.06171), equation 3.
-
-    Raises:
-        StageError: if ``update`` is called without parameters.
-
-    >>> opt = adamx.adaptive_clip(0.1)
-    >>> theta = jnp.array([[3.0, 0.0], [4.0, 0.0]])
-    >>> opt.update(jnp.ones((2, 2)), opt.init(theta), theta)[0].round(5)
-    Array([[3.5355e-01, 7.0000e-05],
-           [3.5355e-01, 7.0000e-05]], dtype=float32)
-    """
-
-    def shape(signal):
-        summed = units(signal.update.shape) if axis is None else axis
-        most = clipping * at_least(eps, norm(signal.param, summed).value)
-        return signal.with_update(shrunk(signal.update, norm(signal.update, summed), most))
-
-    return shape
-
-
-@in_symbols(adaptive_clip)
-def _(signal, clipping, eps, axis):
-    over = "unit" if axis is None else f"axis={axis}"
-    most = clipping * symbols.maximum(symbols.norm(signal.param, over), eps)
-    length = symbols.norm(signal.update, over)
-    return signal.with_update(signal.update * symbols.minimum(1, most / length))
-
-
-def at_least(least: Any, x: Reals) -> Reals:
-    """max(x, least), of an array and a hyperparameter."""
-    return jnp.maximum(x, least)
-
-
-def units(shape: tuple[int, ...]) -> int | tuple[int, ...]:
-    """The axes that belong to one unit."""
-    if sum(n != 1 for n in shape) <= 1:
-        return tuple(range(len(shape)))
-    return 0 if len(shape) == 3 else tuple(range(len(shape) - 1))

@@ -1,0 +1,91 @@
+"""What stages keep of one parameter from step to step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from adamx.core.errors import StageError
+from adamx.core.signal import statistics_dtype
+from adamx.core.types import Reals, Values
+
+__all__ = ["Slot", "iterate", "itself", "real_zeros", "remainder", "squares", "zeros"]
+
+Slots = dict[str, Any]
+"""The slots of one parameter, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """An array that is kept for every parameter; a plain function stands for a signed one.
+
+    Attributes:
+        start: ``param -> first value``.
+        holds: ``"signed"`` (an average of gradients, say), ``"nonnegative"`` (a square or a norm),
+            or ``"exact"``, where the last digits count, as those of a copy of the parameter. What
+            is exact is never rounded.
+        codec: what encodes it between steps, by name; empty where nothing does.
+    """
+
+    start: Callable[[Any], Any]
+    holds: Literal["signed", "nonnegative", "exact"] = "signed"
+    codec: str = ""
+
+    def __call__(self, param: Any) -> Any:
+        return self.start(param)
+
+    @classmethod
+    def of(cls, start: Callable[[Any], Any]) -> Slot:
+        """The slot itself, or that of a plain function."""
+        return start if isinstance(start, Slot) else cls(start)
+
+
+def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> Values:
+    """Zeros shaped and placed like the parameter.
+
+    Args:
+        param: an array or a ``jax.ShapeDtypeStruct``.
+        dtype: the parameter's, but float32 at least, if None.
+        real: for a norm or a square of a complex parameter, which is real.
+    """
+    dtype = shape_of_zeros(param, dtype, real=real).dtype
+    if isinstance(param, Tracer):  # under jit only what depends on it is placed like it
+        return jnp.less(param.real, param.real).astype(dtype)
+    return jax.lax.full_like(param, 0, dtype=dtype)
+
+
+def shape_of_zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.ShapeDtypeStruct:
+    """What :func:`zeros` would make."""
+    if dtype is None:
+        dtype = statistics_dtype(param.dtype)
+        dtype = jnp.finfo(dtype).dtype if real else dtype
+    return jax.ShapeDtypeStruct(param.shape, dtype)
+
+
+def itself(param: Any) -> Values:
+    """A slot that starts as a copy of the parameter, float32 at least."""
+    if isinstance(param, jax.ShapeDtypeStruct):
+        raise StageError(
+            "it starts from the parameters, and init() was given their shapes; for the state's "
+            "shapes call jax.eval_shape(opt.init, params)"
+        )
+    return jnp.array(param, statistics_dtype(param.dtype), copy=True)
+
+
+real_zeros: Callable[..., Reals] = functools.partial(zeros, real=True)
+"""Zeros for a square or a norm, real also for a complex parameter."""
+
+squares: Slot = Slot(real_zeros, holds="nonnegative")
+"""An average of squares."""
+
+remainder: Slot = Slot(functools.partial(zeros, dtype=jnp.bfloat16), holds="exact")
+"""What the roundings of an average have lost, of which a few digits are enough."""
+
+iterate: Slot = Slot(itself, holds="exact")
+"""An iterate of its own that starts where the parameter is."""

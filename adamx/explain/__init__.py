@@ -1,0 +1,6 @@
+"""What a chain computes, as text and as LaTeX."""
+
+from adamx.explain import symbols
+from adamx.explain.equations import Explanation, SymbolicSignal, decayed, explain, in_symbols
+
+__all__ = ["Explanation", "SymbolicSignal", "decayed", "explain", "in_symbols", "symbols"]

@@ -1,0 +1,248 @@
+"""Clipping: by the norm of all parameters, of one array or of its rows, and by what is expected."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from adamx.core import (
+    Decay,
+    NonNegative,
+    Positive,
+    Rule,
+    Squares,
+    abs_sq,
+    decaying_average,
+    divide,
+    norm,
+    root,
+    shrunk,
+    stage,
+)
+from adamx.core.arithmetic import at_least
+from adamx.core.slots import squares
+from adamx.explain import in_symbols, symbols
+
+__all__ = [
+    "adaptive_clip",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_relative_rms",
+]
+
+
+@stage
+def clip_by_relative_rms(b2: Decay = 0.99, eps: NonNegative = 1e-6, threshold: Positive = 1.0):
+    r"""Shrink the update where a gradient exceeds what its root mean square expects of it.
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
+        \text{RMS}_t = \sqrt{\operatorname{mean} \frac{|g_t|^2}{\max(\hat v_t, \epsilon^2)}},
+        \qquad u \leftarrow \frac{u}{\max(1, \text{RMS}_t / d)}
+
+    The mean is over all elements of one array. This is update clipping as StableAdamW has it:
+    AdaFactor's, with the gradient in place of the momentum in the numerator. It stands where the
+    whole step is to be shrunk, weight decay included; behind any statistics; in front of them it
+    clips the gradient.
+
+    Keeps ``nu``, shaped like the parameter, real: its own, whatever other stages keep.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: the least root mean square that counts.
+        threshold: d, the RMS that passes unshrunk.
+
+    Source: Wortsman et al. 2023 (arXiv 2304.13013), Algorithm 2; Shazeer & Stern 2018
+    (arXiv 1804.04235), Section 6, update clipping.
+
+    >>> opt = adamx.clip_by_relative_rms(b2=0.75)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (0.1, 3.0):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    ...     print(u)
+    [0.1]
+    [2.2687]
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        square = abs_sq(signal.gradient)
+        nu = mean_square(slots["nu"], square)
+        expected = at_least(eps, root(nu / mean_square.weight(step)))
+        relative = divide(root(square), expected, eps)
+        excess = root(jnp.sum(relative**2) / max(relative.size, 1)) / threshold
+        return signal.with_update(signal.update / jnp.maximum(1, excess)), {"nu": nu}
+
+    return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
+
+
+@in_symbols(clip_by_relative_rms)
+def _(signal, b2, eps, threshold):
+    v = signal.average("v", b2, of=signal.gradient**2)
+    relative = signal.gradient**2 / symbols.maximum(v.hat, eps**2)
+    rms = signal.let("RMS", symbols.root(symbols.mean(relative)))
+    return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))
+
+
+@stage
+def clip_by_global_norm(max_norm: Positive):
+    r"""Shrink the update so that its norm over all parameters is at most ``max_norm``.
+
+    .. math::
+        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right), \qquad
+        \lVert u \rVert^2 = \sum_\text{all parameters} |u|^2
+
+    In front of a statistic it clips the gradient. Every finite gradient is clipped, also one whose
+    squares would overflow. What is not finite stays visible: with a NaN everywhere, with an
+    infinity there (everything else is then 0 beside it).
+
+    Args:
+        max_norm: c > 0.
+
+    Source: Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063), Algorithm 1.
+
+    >>> opt = adamx.clip_by_global_norm(1.0)
+    >>> grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    >>> opt.update(grads, opt.init(grads))[0]
+    {'a': Array([0.6], dtype=float32), 'b': Array([0.8], dtype=float32)}
+    """
+
+    def global_sum(signal, slots, step):
+        return Squares.of(signal.update)
+
+    def update(signal, slots, step):
+        return signal.with_update(shrunk(signal.update, step.total.norm(), max_norm)), slots
+
+    return Rule(update, global_sum=global_sum)
+
+
+@in_symbols(clip_by_global_norm)
+def _(signal, max_norm):
+    length = symbols.norm(signal.update)
+    return signal.with_update(signal.update * symbols.minimum(1, max_norm / length))
+
+
+@stage
+def clip_by_norm(max_norm: Positive = 1.0):
+    r"""Shrink the update of each array so that its norm is at most ``max_norm``.
+
+    .. math::
+        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right)
+
+    As :func:`clip_by_global_norm`, but each array by itself. In front of a statistic it clips
+    the gradient.
+
+    Args:
+        max_norm: c > 0.
+
+    Source: Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063), Algorithm 1.
+
+    >>> opt = adamx.clip_by_norm(1.0)
+    >>> grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.5])}
+    >>> opt.update(grads, opt.init(grads))[0]
+    {'a': Array([0.6, 0.8], dtype=float32), 'b': Array([0.5], dtype=float32)}
+    """
+
+    def shape(signal):
+        return signal.with_update(shrunk(signal.update, norm(signal.update), max_norm))
+
+    return shape
+
+
+@in_symbols(clip_by_norm)
+def _(signal, max_norm):
+    length = symbols.norm(signal.update, "array")
+    return signal.with_update(signal.update * symbols.minimum(1, max_norm / length))
+
+
+@stage
+def adaptive_clip(
+    clipping: Positive = 0.01,
+    eps: NonNegative = 1e-3,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+):
+    r"""Clip the gradient of each unit to a share of the norm of its parameters (AGC).
+
+    .. math::
+        u_i \leftarrow u_i \cdot \min\left(1,
+        \frac{\lambda \max(\lVert \theta_i \rVert, \epsilon)}{\lVert u_i \rVert}\right)
+
+    A unit i is what makes one output. The last axis counts the units, as in a dense layer
+    (inputs, outputs) or a convolution (height, width, inputs, outputs); in arrays of three axes,
+    several heads, the last two do. A vector or a scalar (axes of length 1 aside) is one unit.
+
+    Stands in front of any recipe.
+
+    Args:
+        clipping: λ > 0; the paper has 0.01 for large batches, up to 0.16 for small ones.
+        eps: ε ≥ 0, so that units that start at zero can leave it.
+        axis: the axes that are summed in a norm, where they are not those.
+
+    Equals optax.adaptive_grad_clip.
+
+    Source: Brock et al. 2021 (arXiv 2102.06171), equation 3.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.adaptive_clip(0.1)
+    >>> theta = jnp.array([[3.0, 0.0], [4.0, 0.0]])
+    >>> opt.update(jnp.ones((2, 2)), opt.init(theta), theta)[0].round(5)
+    Array([[3.5355e-01, 7.0000e-05],
+           [3.5355e-01, 7.0000e-05]], dtype=float32)
+    """
+
+    def shape(signal):
+        summed = units(signal.update.shape) if axis is None else axis
+        most = clipping * at_least(eps, norm(signal.param, summed).value)
+        return signal.with_update(shrunk(signal.update, norm(signal.update, summed), most))
+
+    return shape
+
+
+@in_symbols(adaptive_clip)
+def _(signal, clipping, eps, axis):
+    over = "unit" if axis is None else f"axis={axis}"
+    most = clipping * symbols.maximum(symbols.norm(signal.param, over), eps)
+    length = symbols.norm(signal.update, over)
+    return signal.with_update(signal.update * symbols.minimum(1, most / length))
+
+
+def units(shape: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The axes that belong to one unit."""
+    if sum(n != 1 for n in shape) <= 1:
+        return tuple(range(len(shape)))
+    return 0 if len(shape) == 3 else tuple(range(len(shape) - 1))
+
+
+@stage
+def clip_by_block_rms(threshold: Positive = 1.0):
+    r"""Shrink the update of each array so that its root mean square is at most ``threshold``.
+
+    .. math::
+        u \leftarrow \frac{u}{\max(1, \text{RMS}(u) / d)}
+
+    Args:
+        threshold: d > 0.
+
+    Source: Shazeer & Stern 2018 (arXiv 1804.04235), Section 6.
+
+    >>> opt = adamx.clip_by_block_rms(1.0)
+    >>> opt.update(jnp.array([2.0, -2.0]), opt.init(jnp.zeros(2)))[0]
+    Array([ 1., -1.], dtype=float32)
+    """
+
+    def shape(signal):
+        u = signal.update
+        return signal.with_update(shrunk(u, norm(u), threshold * math.sqrt(max(u.size, 1))))
+
+    return shape
+
+
+@in_symbols(clip_by_block_rms)
+def _(signal, threshold):
+    rms = symbols.rms(signal.update)
+    return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))

@@ -1,0 +1,43 @@
+"""Weight decay."""
+
+from __future__ import annotations
+
+from adamx.core import (
+    NonNegative,
+    stage,
+)
+from adamx.explain import in_symbols
+
+__all__ = ["add_decayed_weights"]
+
+
+@stage
+def add_decayed_weights(weight_decay: NonNegative = 0.0):
+    r"""Add a multiple of the parameter to the update.
+
+    .. math::
+        u \leftarrow u + \lambda \theta
+
+    In front of the first statistic this is L2 regularisation (the gradient of λ|θ|²/2 enters the
+    averages); between the last statistic and the learning rate it is decoupled weight decay,
+    AdamW.
+
+    Args:
+        weight_decay: λ ≥ 0.
+
+    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
+
+    Raises:
+        StageError: if ``update`` is called without parameters.
+
+    >>> opt = adamx.add_decayed_weights(0.5)
+    >>> theta = jnp.array([2.0])
+    >>> opt.update(jnp.array([1.0]), opt.init(theta), theta)[0]
+    Array([2.], dtype=float32)
+    """
+    return lambda signal: signal.with_update(signal.update + weight_decay * signal.param)
+
+
+@in_symbols(add_decayed_weights)
+def _(signal, weight_decay):
+    return signal.with_update(signal.update + weight_decay * signal.param)

@@ -1,0 +1,133 @@
+"""From a direction to a step: learning rates, factors, and steps that solve a proximal problem."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from adamx.core import (
+    NonNegative,
+    Real,
+    stage,
+    times,
+)
+from adamx.explain import in_symbols, symbols
+
+__all__ = ["proximal_step", "scale", "scale_by_learning_rate", "set_to_zero"]
+
+
+@stage
+def scale(factor: Real):
+    r"""Multiply the update.
+
+    .. math::
+        u \leftarrow x u
+
+    Args:
+        factor: x, any finite number.
+
+    >>> opt = adamx.scale(-2.0)
+    >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
+    Array([-2.], dtype=float32)
+    """
+    return lambda signal: signal.with_update(times(signal.update, factor))
+
+
+@in_symbols(scale)
+def _(signal, factor):
+    return signal.with_update(factor * signal.update)
+
+
+@stage
+def set_to_zero():
+    r"""Keep the parameter as it is.
+
+    .. math::
+        u \leftarrow 0
+
+    whatever the gradient, NaN included. In :func:`adamx.partition` it stands alone and keeps
+    nothing. At the end of a chain, ``chain(adam(rate), where("encoder", set_to_zero()))``, it sets
+    the update to zero, but the stages in front still take their statistics. Behind stages that keep
+    iterates of their own (:func:`schedule_free_adamw`, :func:`lookahead`, :func:`master_weights`)
+    only the parameter stays and these iterates move on: freeze with ``partition`` there.
+
+    >>> opt = adamx.partition({"encoder": adamx.set_to_zero(), "*": adamx.adam(1e-3)})
+    >>> params = {"encoder": jnp.ones(2), "head": jnp.ones(1)}
+    >>> opt.update(params, opt.init(params))[0]["encoder"]
+    Array([0., 0.], dtype=float32)
+    """
+    return lambda signal: signal.with_statistic(jnp.zeros_like(signal.update))
+
+
+@in_symbols(set_to_zero)
+def _(signal):
+    return signal.with_statistic(symbols.ZERO)
+
+
+@stage
+def scale_by_learning_rate(learning_rate: NonNegative):
+    r"""Turn a direction into a step downhill.
+
+    .. math::
+        u \leftarrow -\alpha_t u
+
+    The gradient stays what it is, also where no statistic has been taken yet: a step is none.
+
+    Args:
+        learning_rate: α ≥ 0.
+
+    >>> opt = adamx.scale_by_learning_rate(lambda t: 0.5 / (t + 1))
+    >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
+    Array([-0.5], dtype=float32)
+    """
+    return lambda signal: signal.with_statistic(times(signal.update, -learning_rate))
+
+
+@in_symbols(scale_by_learning_rate)
+def _(signal, learning_rate):
+    return signal.with_statistic(-learning_rate * signal.update)
+
+
+@stage
+def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
+    r"""Turn a direction into a step downhill, and decay the parameter that it leads to.
+
+    .. math::
+        u \leftarrow -\alpha \frac{u + \lambda \theta}{1 + \alpha \lambda}, \qquad
+        \text{so that} \quad \theta + u = \frac{\theta - \alpha u}{1 + \alpha \lambda}
+
+    The proximal step of :math:`\lambda \lVert \theta \rVert^2 / 2`. Stands where otherwise
+    :func:`add_decayed_weights` and :func:`scale_by_learning_rate` stand, which is the same to
+    first order in αλ; but however large αλ, the parameter never changes its sign by decaying.
+
+    Args:
+        learning_rate: α ≥ 0.
+        weight_decay: λ ≥ 0; with the number 0 it does not need the parameters.
+
+    Source: Xie et al. 2022 (arXiv 2208.06677), Algorithm 1 (Adan); Zhuang et al. 2022 (arXiv
+    2202.00089).
+
+    Raises:
+        StageError: if ``update`` is called without parameters and λ is not the number 0.
+
+    >>> opt = adamx.proximal_step(0.5, weight_decay=2.0)
+    >>> theta = jnp.array([4.0])
+    >>> theta + opt.update(jnp.array([1.0]), opt.init(theta), theta)[0]  # (4 − 0.5) / 2
+    Array([1.75], dtype=float32)
+    """
+
+    def shape(signal):
+        if isinstance(weight_decay, float) and weight_decay == 0:
+            return signal.with_statistic(times(signal.update, -learning_rate))
+        shrunk = 1 + learning_rate * weight_decay
+        u = signal.update + weight_decay * signal.param
+        return signal.with_statistic(times(u, -learning_rate / shrunk))
+
+    return shape
+
+
+@in_symbols(proximal_step)
+def _(signal, learning_rate, weight_decay):
+    if weight_decay == symbols.ZERO:
+        return signal.with_statistic(-learning_rate * signal.update)
+    moved = signal.param - learning_rate * signal.update
+    return signal.with_statistic(moved / (1 + learning_rate * weight_decay) - signal.param)

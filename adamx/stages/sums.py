@@ -1,0 +1,58 @@
+"""Sums over all steps: AdaGrad's second moment, which never decays."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from adamx.core import (
+    NonNegative,
+    Rule,
+    Slot,
+    abs_sq,
+    divide,
+    root,
+    stage,
+)
+from adamx.core.signal import largest_square
+from adamx.core.slots import real_zeros
+from adamx.explain import in_symbols, symbols
+
+__all__ = ["scale_by_rss"]
+
+
+@stage
+def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNegative = 0.0):
+    r"""Divide the update by the root of the sum of all squared gradients (AdaGrad).
+
+    .. math::
+        s_t = s_{t-1} + |g_t|^2, \qquad u \leftarrow \frac{u}{\sqrt{s_t} + \epsilon}
+
+    Keeps ``sum_of_squares``, shaped like the parameter, real.
+
+    Args:
+        eps: added to the root. With 0, 0/0 is 0.
+        initial_accumulator_value: s₀.
+
+    Source: Duchi, Hazan & Singer 2011, with diagonal matrices.
+
+    >>> opt = adamx.scale_by_rss()
+    >>> opt.update(jnp.array([3.0, -4.0]), opt.init(jnp.zeros(2)))[0]
+    Array([ 1., -1.], dtype=float32)
+    """
+
+    def start(param):
+        return real_zeros(param) + initial_accumulator_value
+
+    def update(signal, slots, step):
+        total = slots["sum_of_squares"] + abs_sq(signal.gradient)
+        total = jnp.minimum(total, largest_square(total.dtype))
+        u = divide(signal.update, root(total) + eps, eps)
+        return signal.with_statistic(u), {"sum_of_squares": total}
+
+    return Rule(update, slots={"sum_of_squares": Slot(start, holds="nonnegative")})
+
+
+@in_symbols(scale_by_rss)
+def _(signal, eps, initial_accumulator_value):
+    s = signal.let("s", lambda s: s + signal.gradient**2, start=initial_accumulator_value)
+    return signal.with_statistic(signal.update / (symbols.root(s) + eps))
