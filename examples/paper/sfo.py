@@ -169,8 +169,8 @@ class SFO:
         self.start = np.asarray(start)
         if self.start.ndim != 1 or not np.issubdtype(self.start.dtype, np.floating):
             raise ValueError(
-                f"SFO starts at a vector of floats, got {self.start.dtype}{self.start.shape}; "
-                "jax.flatten_util.ravel_pytree makes one of a tree"
+                f"start must be a vector of floats, got {self.start.dtype}{self.start.shape}; "
+                "jax.flatten_util.ravel_pytree makes a vector from a tree"
             )
         if subfunctions < 1:
             raise ValueError(f"subfunctions must be at least 1, got {subfunctions}")
@@ -335,7 +335,7 @@ class SFO:
         return coordinates
 
     def _collapse(self) -> None:
-        """Reduce the subspace to the span of the last positions and gradients; project everything."""
+        """Collapse the subspace to the span of the last positions and gradients."""
         kept = [self.accepted, self.proposed]
         kept += [vector for model in self._known() for vector in (model.at, model.slope)]
         lengths = [np.linalg.norm(vector) for vector in kept]
