@@ -31,7 +31,7 @@ from adamx.core.reading import remedy_for
 from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal
 from adamx.core.slots import Slot, Slots
-from adamx.core.stage import Rule, Stage, Step, keep, kind, kinds
+from adamx.core.stage import Rule, Stage, Step, joined, keep, kind, kinds
 from adamx.core.trees import (
     Aligned,
     align,
@@ -52,6 +52,7 @@ __all__ = ["Program", "init", "update"]
 
 def init(links: Sequence[Link], params: PyTree) -> State:
     """The count, and under each link's name what it keeps."""
+    links = joined(links)
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [as_parameter(path, leaf) for path, leaf in paths]
     place = _beside(leaves)
@@ -173,7 +174,7 @@ class Program:
         found: dict[str, tuple[str, ...]] = {}
 
         def look(count: Any) -> None:
-            for name, link in zip(names(self.links), self.links, strict=True):
+            for name, link in zip(names(self.links), joined(self.links), strict=True):
                 rule = link.at(count).rule(hyper.clock_dtype()) if isinstance(link, Stage) else None
                 if rule is None or rule.global_sum or rule.seed is not None or link.where:
                     raise _Beyond
@@ -348,7 +349,8 @@ class _Row:
     ):
         check_count(state["count"])
         self.state = state
-        self.named = dict(zip(names(links), links, strict=True))
+        self.labels = labels(links)
+        self.named = dict(zip(names(links), joined(links), strict=True))
         self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
         self.chosen = choose(links, lambda: self.leaves, lambda: self.idle)
         thetas = [None] * len(self.gradients) if self.params is None else self.params
@@ -427,7 +429,7 @@ class _Row:
         """What an observer sees."""
         links = list(self.named.values())
         numbers, scheduled = {}, set()
-        for label, place in labels(links).items():
+        for label, place in self.labels.items():
             stage = links[place.link]
             assert isinstance(stage, Stage)
             numbers[label] = stage.at(self.state["count"]).arguments[place.argument]

@@ -8,11 +8,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from adamx.core.hyper import Same
 from adamx.core.link import Link
 from adamx.core.selection import Part
 from adamx.core.stage import Stage
 
-__all__ = ["Place", "labels", "names", "written"]
+__all__ = ["Place", "labels", "names", "places", "written"]
 
 
 def names(links: Sequence[Link]) -> list[str]:
@@ -36,19 +37,32 @@ class Place(NamedTuple):
     argument: str
 
 
-def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]:
-    """Every argument (or every number) by its shortest name that no other has.
+def places(links: Sequence[Link], *, data_only: bool = False) -> list[Place]:
+    """Where the arguments (or the hyperparameters alone) are."""
+    return [
+        Place(index, argument)
+        for index, link in enumerate(links)
+        if isinstance(link, Stage)
+        for argument in (link.definition.domains if data_only else link.arguments)
+    ]
 
-    That is ``argument``, else ``argument@group``, else ``stage.argument``.
+
+def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]:
+    """Every argument (or every hyperparameter) by its shortest name that no other has.
+
+    That is ``argument``, else ``argument@group``, else ``stage.argument``. An argument that is the
+    same as another stage's has no name of its own.
     """
     found = []
-    for index, (stage, link) in enumerate(zip(names(links), links, strict=True)):
-        if not isinstance(link, Stage):
+    stages = names(links)
+    for place in places(links, data_only=data_only):
+        link, stage = links[place.link], stages[place.link]
+        assert isinstance(link, Stage)
+        argument = place.argument
+        if isinstance(link.arguments[argument], Same):
             continue
         group = stage[len(link.name) :] if link.where else ""
-        for argument in link.definition.domains if data_only else link.arguments:
-            spellings = [argument, argument + group, f"{stage}.{argument}"]
-            found.append((spellings, Place(index, argument)))
+        found.append(([argument, argument + group, f"{stage}.{argument}"], place))
     uses = collections.Counter(spelling for spellings, _ in found for spelling in {*spellings})
     return {
         next(spelling for spelling in spellings if uses[spelling] == 1): place

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, get_args, get_type_hints
 
 import jax
@@ -84,7 +84,15 @@ class Rule:
 class Definition:
     """A stage before it has its numbers: its name, its arguments, and what makes its rule."""
 
-    def __init__(self, factory: Callable[..., Rule | Callable[[Signal], Signal]]):
+    def __init__(
+        self,
+        factory: Callable[..., Rule | Callable[[Signal], Signal]],
+        *,
+        place: str = "anywhere",
+        keeps_rounding: bool = False,
+    ):
+        self.place = place
+        self.keeps_rounding = keeps_rounding
         self.name: str = factory.__name__
         self.factory = factory
         self.signature: inspect.Signature = inspect.signature(factory)
@@ -178,7 +186,8 @@ class Stage(Link):
         self.data: tuple[str, ...] = tuple(
             name
             for name in definition.domains
-            if not (callable(arguments[name]) and jax.tree_util.all_leaves([arguments[name]]))
+            if not isinstance(arguments[name], hyper.Same)
+            and not (callable(arguments[name]) and jax.tree_util.all_leaves([arguments[name]]))
         )
         kept = tuple((k, x) for k, x in arguments.items() if k not in self.data)
         hollow = tuple(_hollow(arguments[k]) for k in self.data if callable(arguments[k]))
@@ -213,6 +222,27 @@ class Stage(Link):
         """The stage with other values of these arguments."""
         arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
         return Stage(self.definition, arguments, self.around)
+
+    def joined(self, links: Sequence[Link]) -> Stage:
+        """The stage with the values of what it shares with others of its chain.
+
+        Raises:
+            StageError: if there is no such stage for all of its parameters.
+        """
+        shared = {k: x for k, x in self.arguments.items() if isinstance(x, hyper.Same)}
+        if not shared:
+            return self
+        now = dict(self.arguments)
+        for name, same in shared.items():
+            others = [x for x in links if isinstance(x, Stage) and x.name == same.stage]
+            others = [x for x in others if x.where == self.where[: len(x.where)]]
+            if not others:
+                raise StageError(
+                    f"{name} is the {same.argument} of {same.stage}, and there is no such stage "
+                    f"for these parameters in the chain; pass {name}=, or chain it with one"
+                ).within(stage=self.name)
+            now[name] = same.of(max(others, key=lambda x: len(x.where)).arguments[same.argument])
+        return Stage(self.definition, now, self.around)
 
     def at(self, count: Any) -> Stage:
         """The stage at one step: its schedules replaced by their values."""
@@ -258,7 +288,8 @@ class Stage(Link):
         for name, parameter in self.definition.signature.parameters.items():
             value = self.arguments[name]
             off = parameter.default in (0, None) and isinstance(value, (int, float, type(None)))
-            if not off or value:  # what is switched off by default, and here, goes without saying
+            same = isinstance(value, hyper.Same) and value == parameter.default
+            if not same and (not off or value):  # what is off, or shared, by default is not shown
                 shown.append(f"{name}={hyper.show(value)}")
         return f"{self.name}({', '.join(shown)})"
 
@@ -277,6 +308,11 @@ class Stage(Link):
 
 
 jax.tree_util.register_pytree_with_keys_class(Stage)
+
+
+def joined(links: Sequence[Link]) -> list[Link]:
+    """The links of a chain, each with the values of what it shares with another one."""
+    return [link.joined(links) if isinstance(link, Stage) else link for link in links]
 
 
 def _hollow(schedule: Any) -> Any:

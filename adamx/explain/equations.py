@@ -33,7 +33,7 @@ from adamx.core.identity import fingerprint
 from adamx.core.link import Link
 from adamx.core.selection import Part, shown
 from adamx.core.signal import Signal
-from adamx.core.stage import Definition, Stage
+from adamx.core.stage import Definition, Stage, joined
 from adamx.core.transformation import Transformation
 from adamx.explain.symbols import (
     PARAM,
@@ -242,6 +242,8 @@ class SymbolicSignal:
         self.weights: dict[Symbol, Expression] = {}
         self.gradient: Expression = Symbol("g")
         self.has_statistic: bool = False
+        self.step: bool = False
+        self.notes: dict[str, Any] = {}
         self._form: Expression = self.gradient
         self._corrected: Expression | None = None
         self._bias: Expression | None = None
@@ -304,6 +306,22 @@ class SymbolicSignal:
         self._change(form)
         self._bias = self._corrected = None
         return self
+
+    def with_step(self, update: Expression) -> SymbolicSignal:
+        """The update is a step."""
+        self.step = True
+        return self.with_statistic(update)
+
+    def with_notes(self, **notes: Any) -> SymbolicSignal:
+        """Something is left for the stages behind."""
+        self.notes.update(notes)
+        return self
+
+    def note(self, name: str, *, by: str) -> Any:
+        """What a stage in front has left."""
+        if name not in self.notes:
+            raise StageError(f"there is no note {name!r}; put the stage behind {by}")
+        return self.notes[name]
 
     def without_bias(self) -> SymbolicSignal:
         """The update no longer depends on its bias."""
@@ -652,7 +670,7 @@ def _group(questions: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> str:
 def compose(links: Sequence[Link]) -> Explanation:
     """The equations of a row of links."""
     signal = SymbolicSignal()
-    for link in links:
+    for link in joined(links):
         if isinstance(link, Foreign):
             signal.opaque(f"{link!r}(", ")")
         elif isinstance(link, Stage):  # an observer changes nothing

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.core import Transformation, chain
+from adamx.core import Same, Transformation, chain
 from adamx.core.errors import as_given, described
 from adamx.core.foreign import Foreign
 from adamx.core.identity import alike
@@ -240,6 +240,8 @@ class _Writer:
             return {"tuple": self.items(value, place)}
         if type(value) is dict:
             return {"dict": [self.items(pair, f"{place}[{pair[0]!r}]") for pair in value.items()]}
+        if isinstance(value, Same):
+            return {"same": value.argument, "stage": value.stage, "power": value.power}
         if isinstance(value, Transformation):
             return {"chain": self.chain(value, f"{place}.chain")}
         return self.named(value, place)
@@ -434,6 +436,9 @@ class _Reader:
     def as_name(self, value: dict[str, Any], place: str) -> Any:
         return self.find(value["name"], place)
 
+    def as_same(self, value: dict[str, Any], place: str) -> Any:
+        return Same(value["stage"], value["same"], float(value.get("power", 1.0)))
+
     def as_float(self, value: dict[str, Any], place: str) -> Any:
         return _number(value["float"], place)
 
@@ -524,6 +529,7 @@ def _codec(row: dict[str, Any]) -> Codec:
 
 # The objects of a config that are not calls: their required keys, and those that may be missing.
 _FORMS: dict[str, tuple[list[str], ...]] = {
+    "same": (["same", "stage"], ["power"]),
     "name": (["name"],),
     "float": (["float"],),
     "array": (["array", "dtype"], ["weak_type"]),
