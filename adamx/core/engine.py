@@ -23,12 +23,11 @@ from adamx.core.errors import StageError, as_given
 from adamx.core.foreign import ABSENT, Foreign
 from adamx.core.forms import Form, check_clock, check_count, check_scalars
 from adamx.core.identity import ByValue, Static, fingerprint
-from adamx.core.link import Link
+from adamx.core.link import Leaf, Link, choose
 from adamx.core.naming import labels, names
 from adamx.core.observer import Observer, View, nothing
 from adamx.core.parts import MANY, step_in_parts
 from adamx.core.reading import remedy_for
-from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal
 from adamx.core.slots import Slot, Slots
 from adamx.core.stage import Rule, Stage, Step, joined, keep, kind, kinds
@@ -42,6 +41,7 @@ from adamx.core.trees import (
     is_missing,
     mismatch,
     path_of,
+    paths_of,
     plain,
 )
 from adamx.core.types import Array, PyTree, State
@@ -458,8 +458,8 @@ class _Row:
         if missing == ["key"]:
             slots = ", ".join(repr(key) for key in needed if key in kept and key != "key")
             raise StageError(
-                f"the state has no key from which to round at random (slots {slots}): it was made "
-                "by a chain without a codec, or with another one. Bring it over: "
+                f"the state has no key from which to round at random (slots {slots}): the chain "
+                "that made it did not round its slots. Convert it with "
                 "adamx.restore_state(state, opt, params)"
             ).within(stage=name)
         if missing:
@@ -665,9 +665,8 @@ def _seen(signal: Signal, rule: Rule) -> Signal:
 
     Slots that are exact hold parameters and what they lack, and no statistics.
     """
-    slots = map(Slot.of, rule.slots.values())
-    measures = any(slot.holds != "exact" or slot.codec for slot in slots)  # codecs keep statistics
-    return signal.limited() if measures else signal
+    takes_statistics = any(Slot.of(slot).holds != "exact" for slot in rule.slots.values())
+    return signal.limited() if takes_statistics else signal
 
 
 def _promotion(signal: Signal) -> Any:

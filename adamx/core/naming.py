@@ -6,11 +6,10 @@ import collections
 import itertools
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adamx.core.hyper import Same
-from adamx.core.link import Link
-from adamx.core.selection import Part
+from adamx.core.link import Around, Link
 from adamx.core.stage import Stage
 
 __all__ = ["Place", "labels", "names", "places", "written"]
@@ -71,28 +70,21 @@ def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]
 
 
 def written(links: Sequence[Link], depth: int = 0) -> str:
-    """The code that makes the chain; the outer ``depth`` things around it are already."""
+    """Source code for the chain, without the ``depth`` outermost things around its links."""
 
-    def outer(link: Link) -> Any:
-        inner = link.around[depth] if len(link.around) > depth else None
-        return inner.value[0] if isinstance(inner, Part) else inner
+    def outer(link: Link) -> Around | None:
+        return link.around[depth] if len(link.around) > depth else None
 
-    rows = []
-    for around, run in itertools.groupby(links, outer):
-        inside = list(run)
+    rows: list[str] = []
+    for _, run in itertools.groupby(links, lambda link: (x := outer(link)) and x.family):
+        members: dict[Around | None, list[Link]] = {}
+        for link in run:
+            members.setdefault(outer(link), []).append(link)
+        around = next(iter(members))
         if around is None:
-            rows += map(repr, inside)
-        elif isinstance(around, tuple):
-            groups = {selector: [] for selector in around}
-            for link in inside:
-                groups[around[link.around[depth].value[1]]].append(link)
-            body = "".join(
-                f"{selector!r}: {written(group, depth + 1)},\n"
-                for selector, group in groups.items()
-            )
-            rows.append(f"partition({{\n{textwrap.indent(body, '    ')}}})")
+            rows += map(repr, members[None])
         else:
-            rows.append(around.written(written(inside, depth + 1)))
+            rows.append(around.written([(x, written(y, depth + 1)) for x, y in members.items()]))
     if len(rows) == 1:
         return rows[0]
     return f"chain(\n{_indented(rows)})" if rows else "chain()"

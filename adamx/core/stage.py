@@ -20,7 +20,7 @@ from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
 from adamx.core.reads import is_library
 from adamx.core.signal import Signal
-from adamx.core.slots import Slots
+from adamx.core.slots import Slot, Slots
 
 __all__ = ["Clock", "Rule", "Stage", "Step"]
 
@@ -276,6 +276,15 @@ class Stage(Link):
         if rule.seed is None:
             return rule
         return dataclasses.replace(rule, clocks={**rule.clocks, "key": _key(rule.seed)})
+
+    def packed(self, slot: str, values: Any) -> Any:
+        """Values as the stage would keep them in a slot if it started with them."""
+        rule = self.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
+        start = dataclasses.replace(Slot.of(rule.slots[slot]), start=lambda _: values)
+        rule = dataclasses.replace(rule, slots={slot: start})
+        for around in reversed(self.around):
+            rule = around.surround(rule)
+        return rule.slots[slot](values)
 
     def __fingerprint__(self) -> Any:
         return self.definition, tuple(self.arguments.items()), self.around

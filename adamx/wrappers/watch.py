@@ -17,10 +17,10 @@ from adamx.core.hyper import LARGEST_COUNT, clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View, nothing
 from adamx.core.reading import find
-from adamx.core.selection import Selector, Where, called, check_call, checked
 from adamx.core.signal import statistics_dtype, wider
 from adamx.core.types import Array, Int32, PyTree, Scalar, Values
 from adamx.core.varying import axes_of, varying
+from adamx.wrappers.selection import Selector, Where, called, check_call, checked
 
 __all__ = ["metrics", "watch"]
 
