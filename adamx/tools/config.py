@@ -63,6 +63,7 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
         {"functools.partial": function, "args": [...], "keywords": {...}}
         {"jax.tree_util.Partial": function, "args": [...], "keywords": {...}}
         {"chain": [...]}                         an adamx chain inside an Optax transformation
+        {"same": argument, "stage": name, "power": 1.0}    a hyperparameter of another stage
         {"array": [0.1, "inf"], "dtype": "float32"}    {"scalar": 0.1, "dtype": "float32"}
         {"float": "inf"}    {"dtype": "bfloat16"}    {"tuple": [...]}    {"dict": [[key, value]]}
 
