@@ -2,14 +2,7 @@
 
 # The recipes: optimisers by name.
 # The core: what chains are made of. `adamx.core` has the rest for writing new stages.
-from adamx.core import (
-    StageError,
-    Transformation,
-    apply_updates,
-    chain,
-    hyperparams,
-    stage,
-)
+from adamx.core import StageError, Transformation, apply_updates, chain, hyperparams, stage
 from adamx.explain import Explanation, explain, in_symbols
 from adamx.recipes import (
     adabelief,

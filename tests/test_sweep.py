@@ -577,9 +577,9 @@ def test_progress_is_shown_where_it_is_asked_for(capsys):
             r"Optax transformation; adamx.chain\(transformation\) makes it",
         ),
         ([adamx.adam(0.1), optax.adam(0.1)], TypeError, r"optimiser 1 is an Optax transformation"),
-        ({"x": adamx.adam}, TypeError, r"optimiser 'x' is the function adam, .*: adam\(…\)"),
+        ({"x": adamx.adam}, TypeError, r"optimiser 'x' is the function adam; .*, adam\(…\)"),
         ([adamx.adam(0.1), 0.2], TypeError, "optimiser 1 is 0.2 of type float"),
-        ([adamx.adam(jnp.ones(3))], ValueError, r"optimiser 0 is a batch .* shape \(3,\)"),
+        ([adamx.adam(jnp.ones(3))], ValueError, r"optimiser 0 is a batch: .* shape \(3,\)"),
         (
             adamx.adam(jnp.ones(3), b1=jnp.full(2, 0.9)),
             ValueError,

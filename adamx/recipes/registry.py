@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from adamx import recipes
 from adamx.core import Transformation
-from adamx.core.errors import as_given
+from adamx.errors import as_given
 
 __all__ = ["get_recipe", "list_recipes"]
 

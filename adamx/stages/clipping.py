@@ -20,9 +20,9 @@ from adamx.core import (
     shrunk,
     stage,
 )
-from adamx.core.arithmetic import at_least
 from adamx.core.slots import squares
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import at_least
 
 __all__ = [
     "adaptive_clip",

@@ -19,10 +19,10 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.core.arithmetic import finite
 from adamx.core.hyper import clock_dtype
 from adamx.core.slots import iterate, squares
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import finite
 
 __all__ = ["scale_by_prodigy"]
 

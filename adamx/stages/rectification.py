@@ -19,12 +19,13 @@ from adamx.core import (
     root,
     stage,
 )
-from adamx.core.arithmetic import decay_weight, log, two_sum
+from adamx.core.averages import decay_weight
 from adamx.core.hyper import clock_dtype
-from adamx.core.signal import limited
 from adamx.core.slots import squares
-from adamx.core.types import Array, Bool, Float, Scalar, Values
 from adamx.explain import SymbolicSignal, decayed, in_symbols, symbols
+from adamx.numerics.arithmetic import log, two_sum
+from adamx.numerics.formats import limited
+from adamx.numerics.types import Array, Bool, Float, Scalar, Values
 from adamx.stages.second_moment import over_rms, over_rms_in_symbols, quotients_in_symbols
 
 __all__ = ["scale_by_belief", "scale_by_rectified_rms"]

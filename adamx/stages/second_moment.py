@@ -22,11 +22,11 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.core.arithmetic import at_least, log
 from adamx.core.hyper import clock_dtype
 from adamx.core.slots import real_zeros, remainder, squares
-from adamx.core.types import Array, Bool, Int32, Reals, Scalar, Values
 from adamx.explain import SymbolicSignal, in_symbols, symbols
+from adamx.numerics.arithmetic import at_least, log
+from adamx.numerics.types import Array, Bool, Int32, Reals, Scalar, Values
 
 __all__ = [
     "scale_by_adadelta",

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import (
-    NonNegative,
-    Rule,
-    Slot,
-    abs_sq,
-    divide,
-    root,
-    stage,
-)
-from adamx.core.signal import largest_square
+from adamx.core import NonNegative, Rule, Slot, abs_sq, divide, root, stage
 from adamx.core.slots import real_zeros
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.formats import largest_square
 
 __all__ = ["scale_by_rss"]
 

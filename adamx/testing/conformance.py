@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation, apply_updates, chain, hyperparams
-from adamx.core.stage import Stage
+from adamx.core.stage import Stage, widest
 from adamx.explain import explain
 from adamx.testing.equations import Evaluator
 from adamx.tools.config import from_config, to_config
@@ -485,6 +485,35 @@ def _(case: _Case) -> None:
             ]
             updates = tree.unflatten(alone)
     _close("the first updates", updates, _at(0, case.plain[0]), 1e-5)
+
+
+@_promise("reach", "rearranging and dividing an array within the stage's reach keeps its updates")
+def _(case: _Case) -> None:
+    rules = [link.at(_zero()).rule(jnp.float32) for link in case.stages]
+    reach = widest(rule.reach for rule in rules)
+    if not case.all_stages or any(x.where for x in case.stages):
+        raise _DoesNotApply("it is restricted to some parameters, or an Optax transformation")
+    if any(rule.seed is not None for rule in rules):
+        raise _DoesNotApply("its random bits depend on the position of an element")
+    if reach == "array":
+        raise _DoesNotApply("its reach is the whole array")
+
+    def divided(x: Any, axes: int) -> dict[str, Any]:
+        """The units of the reach (elements or rows) in reverse order, divided into two arrays."""
+        rest = x.shape[:axes] + (-1,) + (x.shape[-1:] if reach == "row" and x.ndim > axes else ())
+        units = x.reshape(rest)
+        units = jnp.flip(units, axes)
+        half = units.shape[axes] // 2
+        parts = jnp.split(units, [half], axes) if half else [units]
+        return dict(zip("ab", parts, strict=False))
+
+    params, gradients = case.narrowed()
+    expected = jax.tree.map(functools.partial(divided, axes=1), case.plain[0])
+    updates, _, _ = case.program(
+        jax.tree.map(functools.partial(divided, axes=0), params),
+        jax.tree.map(functools.partial(divided, axes=1), gradients),
+    )
+    _close(f"the updates of an array divided into its {reach}s", updates, expected, 1e-5)
 
 
 @_promise("bare", "zero gradients give finite updates")
