@@ -384,7 +384,8 @@ class _Slots:
             if place is None:
                 raise StageError(
                     f"{label} of {other} corresponds to {' or '.join(kinds)}, which this chain "
-                    f"does not keep; it keeps {_listed(x.kind for x in self.columns)}. {_REMEDY}"
+                    f"does not keep for this parameter. Its slots are "
+                    f"{_listed(x.kind for x in self.columns)}. {_REMEDY}"
                 ).within(parameter=self.paths[i])
             free.remove(place)
             pairs[place] = label
