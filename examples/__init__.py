@@ -1,1 +1,1 @@
-"""Runnable examples: `python -m examples.digits` and its neighbours."""
+"""Examples that run as programs, for instance `python -m examples.digits`."""

@@ -1,9 +1,9 @@
-"""The family side by side: one classifier of handwritten digits, trained by every recipe.
+"""Compare the recipes: train a classifier of handwritten digits with each of them.
 
     python -m examples.digits [--quick] [--out DIR] [--epochs N] [--seed N]
 
-Every optimiser gets the same network, the same start and the same batches. The network and the
-training loop are plain Flax: an adamx optimiser is the `tx` of a `TrainState`.
+Every optimiser gets the same network, the same initial parameters and the same batches. The network
+and the training loop are plain Flax; the adamx optimiser is the `tx` of a `TrainState`.
 """
 
 import argparse
@@ -40,7 +40,7 @@ AVERAGED = "adam + polyak_ema"
 
 
 def optimisers() -> dict[str, optax.GradientTransformation]:
-    """Every recipe, each with a learning rate that suits it."""
+    """All recipes, each with a suitable learning rate."""
     return {
         "sgd": adamx.sgd(0.3),
         "sgd + momentum": adamx.sgd(0.05, momentum=0.9),
@@ -76,7 +76,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def train_epoch(
     state: TrainState, images: jax.Array, labels: jax.Array, batches: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """Take a step for each row of `batches`, the indices of its examples; also give the losses."""
+    """Take a step for each row of `batches` (indices of examples); return the state and losses."""
 
     def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, jax.Array]:
         def loss(params: Any) -> jax.Array:
@@ -89,7 +89,7 @@ def train_epoch(
 
 
 class Run(NamedTuple):
-    """What one training gave: the last state, the loss at each step, the seconds it took."""
+    """The result of a training: the last state, the loss at each step, the time in seconds."""
 
     state: TrainState
     losses: np.ndarray
@@ -103,7 +103,7 @@ def train(
     epochs: Sequence[np.ndarray],
     report: Callable[..., object],
 ) -> Run:
-    """Train for one epoch after the other, reporting the mean loss of each."""
+    """Train for several epochs, and report the mean loss of each."""
     examples = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
 
     began = time.perf_counter()
@@ -120,7 +120,7 @@ def train(
 
 
 def shuffled(size: int, epochs: int, seed: int) -> list[np.ndarray]:
-    """For each epoch the indices 0 … size - 1 in a new order, cut into rows of one batch each."""
+    """For each epoch, the indices 0 … size - 1 in a random order, one row per batch."""
     random = np.random.default_rng(seed)
     steps = size // BATCH
     orders = (random.permutation(size)[: steps * BATCH] for _ in range(epochs))
@@ -170,7 +170,7 @@ def tabulate(scores: Sequence[Score]) -> Table:
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
-    """The decaying average over a fiftieth of the run, its bias corrected as Adam corrects it."""
+    """The decaying average over a fiftieth of the run, with Adam's bias correction."""
     decay = max(0, 1 - 50 / len(losses))
     average, averages = 0.0, []
     for count, loss in enumerate(losses, start=1):
@@ -180,7 +180,7 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
 
 
 def draw(curves: Mapping[str, np.ndarray], title: str, path: Path) -> None:
-    """Draw the loss curves on a logarithmic scale, each named where it ends."""
+    """Plot the loss curves on a logarithmic scale, each with its name at its end."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for index, curve in enumerate(curves.values()):
@@ -190,12 +190,12 @@ def draw(curves: Mapping[str, np.ndarray], title: str, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
-    def height(loss: float) -> float:  # from 0 at the bottom of the axes to 1 at the top
+    def height(loss: float) -> float:  # y = 0 is the bottom of the axes and y = 1 the top
         return np.interp(np.log(loss), np.log(axes.get_ylim()), (0, 1)).item()
 
     ends = [(height(curve[-1]), name, f"C{i}") for i, (name, curve) in enumerate(curves.items())]
     place = -1.0
-    for end, name, colour in sorted(ends):  # upwards, each name clear of the one below
+    for end, name, colour in sorted(ends):  # from bottom to top, so that names do not overlap
         place = max(end, place + 0.045)
         axes.annotate(
             name,
@@ -215,10 +215,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.digits", description=str(__doc__).splitlines()[0]
     )
-    parser.add_argument("--quick", action="store_true", help="a short run on a part of the data")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
+    parser.add_argument("--quick", action="store_true", help="a short run on part of the data")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the plot")
     parser.add_argument("--epochs", type=int, help="default: 60 on the digits, 10 on MNIST")
-    parser.add_argument("--seed", type=int, default=0, help="of the start and of the batches")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the initial parameters and the batches"
+    )
     options = parser.parse_args(arguments)
     if options.epochs is not None and options.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {options.epochs}")
@@ -226,7 +228,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Score]:
-    """Train with every optimiser, print the table, draw the picture; return the table's rows."""
+    """Train with every optimiser, print the table, save the plot; return the table's rows."""
     options = parse(arguments)
     console = Console()
 
@@ -258,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
     with Progress(TextColumn("{task.description:<18}"), *bars, console=console) as progress:
         for name, tx in contenders.items():
             task = progress.add_task(name, total=len(batches), loss=float("nan"))
-            start = TrainState.create(  # of copies, for train_epoch takes over its arrays
+            start = TrainState.create(  # pass copies, because train_epoch donates its arguments
                 apply_fn=model.apply, params=jax.tree.map(jnp.copy, params), tx=tx
             )
             runs[name] = train(start, dataset, batches, partial(progress.update, task, advance=1))
@@ -268,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
     scores.append(score(f"{AVERAGED}, average", runs[AVERAGED], average, dataset))
     console.print(tabulate(scores))
 
-    # Averaging leaves the iterates alone: the curve of AVERAGED would lie on Adam's.
+    # Averaging does not change the iterates, so the curve of AVERAGED would equal Adam's.
     curves = {name: smoothed(run.losses) for name, run in runs.items() if name != AVERAGED}
     picture = options.out / "digits.png"
     draw(curves, title, picture)

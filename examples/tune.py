@@ -1,14 +1,14 @@
-"""Adam's numbers by gradient descent: the validation loss, differentiated through training.
+"""Tune Adam's hyperparameters by gradient descent through the training.
 
     python -m examples.tune [--quick] [--out DIR] [--steps N] [--seed N]
 
-A short training of a small perceptron is one function from (α, β₁, β₂) to the validation loss
-afterwards. Its gradient is taken by `jax.grad`, and the numbers descend it in the coordinates
-log α, log(1 − β₁), log(1 − β₂). The test set is looked at once, for the final table.
+A short training of a small perceptron is a function from (α, β₁, β₂) to the validation loss after
+the training. `jax.grad` computes its gradient, and gradient descent changes the coordinates
+log α, log(1 − β₁), log(1 − β₂). The test set is used once, for the final table.
 
-Every step of the search trains anew: fresh starts and fresh batches, so that the numbers can't
-suit a few of them only. What they are tuned for is the loss after so many training steps, on this
-validation set; for a longer training others are best.
+Every step of the search uses new initial parameters and new batches, so that the hyperparameters do
+not fit a few of them only. They minimise the loss on this validation set after this number of
+training steps; for a longer training, other hyperparameters are best.
 """
 
 import argparse
@@ -42,13 +42,13 @@ DEFAULTS = (1e-3, 0.9, 0.999)
 
 
 class Sizes(NamedTuple):
-    """How much is done."""
+    """The size of the search."""
 
     training: int  # steps of a training
     search: int  # steps of the search
-    runs: int  # trainings that are averaged in a step of the search
+    runs: int  # trainings averaged in a step of the search
     grid: int  # learning rates of the grid
-    seeds: int  # trainings behind a row of the table
+    seeds: int  # trainings averaged in a row of the table
 
 
 FULL = Sizes(training=100, search=80, runs=4, grid=25, seeds=32)
@@ -56,7 +56,7 @@ QUICK = Sizes(training=20, search=8, runs=2, grid=5, seeds=4)
 
 
 class Split(NamedTuple):
-    """Examples to train on, to tune on, and to report on; each images and labels."""
+    """Images and labels for training, for tuning, and for the final report."""
 
     train: tuple[jax.Array, jax.Array]
     validation: tuple[jax.Array, jax.Array]
@@ -64,7 +64,7 @@ class Split(NamedTuple):
 
 
 def split(dataset: data.Dataset, seed: int) -> Split:
-    """A quarter of the training examples, drawn at random, is kept for the validation."""
+    """The dataset, with a random quarter of the training examples as validation set."""
     size = len(dataset.train_labels)
     order = np.random.default_rng(seed).permutation(size)
     validation, train = order[: size // 4], order[size // 4 :]
@@ -77,7 +77,7 @@ def split(dataset: data.Dataset, seed: int) -> Split:
 
 
 def perceptron(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-    """One hidden layer, smooth."""
+    """A perceptron with one hidden layer and a smooth activation."""
     hidden = jnp.tanh(images @ params["w1"] + params["b1"][None])
     return hidden @ params["w2"] + params["b2"][None]
 
@@ -109,7 +109,7 @@ def numbers_of(rate: float, b1: float, b2: float) -> jax.Array:
 
 
 def allowed(numbers: jax.Array) -> jax.Array:
-    """The nearest with 0 ≤ β₁ ≤ β₂: for β₂ < β₁² Adam's steps have no bound, and training ends."""
+    """The nearest coordinates with 0 ≤ β₁ ≤ β₂; for β₂ < β₁², Adam's steps are unbounded."""
     rate, forgotten1, forgotten2 = numbers
     forgotten1 = jnp.minimum(forgotten1, 0)
     return jnp.stack([rate, forgotten1, jnp.minimum(forgotten2, forgotten1)])
@@ -118,7 +118,7 @@ def allowed(numbers: jax.Array) -> jax.Array:
 def train(
     numbers: jax.Array, key: jax.Array, images: jax.Array, labels: jax.Array, steps: int
 ) -> dict[str, jax.Array]:
-    """The parameters after so many steps, from a start and on batches that the key draws."""
+    """The parameters after the training; the key determines initial parameters and batches."""
     start_key, batch_key = jax.random.split(key)
     params = initial(start_key, images.shape[1])
     batches = jax.random.randint(batch_key, (steps, BATCH), 0, len(labels))
@@ -136,7 +136,7 @@ def train(
 
 @partial(jax.jit, static_argnames="steps")
 def validation_loss(numbers: jax.Array, keys: jax.Array, examples: Split, steps: int) -> jax.Array:
-    """The mean, over trainings, of the loss on the validation set."""
+    """The validation loss, averaged over several trainings."""
 
     def of(key: jax.Array) -> jax.Array:
         return cross_entropy(train(numbers, key, *examples.train, steps), *examples.validation)
@@ -148,7 +148,7 @@ slope = jax.jit(jax.value_and_grad(validation_loss), static_argnames="steps")
 
 
 class Outcome(NamedTuple):
-    """What trainings with the same numbers gave."""
+    """The results of trainings with the same hyperparameters."""
 
     validation_loss: jax.Array | float
     test_loss: jax.Array | float
@@ -157,7 +157,7 @@ class Outcome(NamedTuple):
 
 @partial(jax.jit, static_argnames="steps")
 def outcome(numbers: jax.Array, keys: jax.Array, examples: Split, steps: int) -> Outcome:
-    """Losses and accuracy of each training."""
+    """The losses and the accuracy of each training."""
     images, labels = examples.test
 
     def of(key: jax.Array) -> Outcome:
@@ -170,7 +170,7 @@ def outcome(numbers: jax.Array, keys: jax.Array, examples: Split, steps: int) ->
 
 
 class Search(NamedTuple):
-    """The coordinates at every step, the validation loss there, and the coordinates found."""
+    """The coordinates and the validation loss at every step, and the final coordinates."""
 
     path: np.ndarray
     losses: np.ndarray
@@ -178,9 +178,9 @@ class Search(NamedTuple):
 
 
 def searcher() -> adamx.Transformation:
-    """Adam again, which tunes Adam: now and then a slope is huge, and all are noisy.
+    """The optimiser of the search: Adam, because some gradients are huge and all are noisy.
 
-    The numbers that are found are the average of the last iterates.
+    The result of the search is the average of the last iterates.
     """
     return adamx.chain(
         adamx.clip_by_global_norm(1.0), adamx.adam(0.15, b2=0.99), adamx.polyak_ema(0.9)
@@ -260,7 +260,7 @@ def draw(
     title: str,
     path: Path,
 ) -> None:
-    """The search on the left and below, the grid beside it."""
+    """Plot the search, and the grid of learning rates for comparison."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     figure.suptitle(title)
     ((loss_axes, grid_axes), (rate_axes, decay_axes)) = figure.subplots(2, 2)
@@ -305,10 +305,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.tune", description=str(__doc__).splitlines()[0]
     )
-    parser.add_argument("--quick", action="store_true", help="a short search on a part of the data")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture")
-    parser.add_argument("--steps", type=int, help=f"of the search; default: {FULL.search}")
-    parser.add_argument("--seed", type=int, default=0, help="of starts, batches and split")
+    parser.add_argument("--quick", action="store_true", help="a short search on part of the data")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the plot")
+    parser.add_argument(
+        "--steps", type=int, help=f"number of steps of the search; default: {FULL.search}"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of initial parameters, batches and split"
+    )
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1, got {options.steps}")
@@ -316,7 +320,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Score]:
-    """Search, compare, print the table, draw the picture; return the table's rows."""
+    """Search, compare, print the table, save the plot; return the table's rows."""
     options = parse(arguments)
     console = Console()
     try:
@@ -331,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
         f"{dataset.name}, perceptron {pixels}-{HIDDEN}-{CLASSES}, "
         f"{sizes.training} steps of {BATCH} examples"
     )
-    console.print(f"{title}; {sizes.search} × {sizes.runs} trainings differentiated")
+    console.print(f"{title}; {sizes.search} × {sizes.runs} differentiated trainings")
 
     search_key, grid_key, score_key = jax.random.split(jax.random.key(options.seed), 3)
     found = search(search_key, examples, sizes, console)
@@ -352,11 +356,11 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
     scores = [score(name, numbers, keys, examples, sizes) for name, numbers in rows.items()]
     console.print(tabulate(scores))
     console.print(
-        f"Means of {sizes.seeds} trainings with new starts and batches, ± their standard error."
+        f"Means over {sizes.seeds} trainings with new starts and batches, ± standard error."
     )
     picture = options.out / "tune.png"
     draw(found, rates, grid, scores, title, picture)
-    console.print(f"The search: {picture}")
+    console.print(f"Plot of the search: {picture}")
     return scores
 
 

@@ -318,19 +318,19 @@ BAD = {
     ),
     "another shape": (
         *(SAVED, ADAM, others(scale=jnp.ones(2)), StageError),
-        r"stage 'scale_by_momentum', parameter mu/scale: .*\(\), and the chain keeps \(2,\)",
+        r"stage 'scale_by_momentum', parameter mu/scale: .*\(\), but the chain keeps \(2,\)",
     ),
     "a part of a stage": (
         *(without(SAVED, "scale_by_rms", "log_decay"), ADAM, PARAMS, StageError),
-        "stage 'scale_by_rms': the saved state has no log_decay",
+        "stage 'scale_by_rms': the saved state of this stage has no log_decay",
     ),
     "half a stage": (
         *(without(twofold().init(PARAMS), "twofold", "b"), twofold(), PARAMS, StageError),
-        "stage 'twofold': the saved state has no b/layers/0/bias",
+        "stage 'twofold': the saved state of this stage has no b/layers/0/bias",
     ),
     "another dtype": (
         {**SAVED, "count": np.float32(3)},
-        *(ADAM, PARAMS, StageError, "stage 'count': .*saved as float32, .* keeps int32"),
+        *(ADAM, PARAMS, StageError, "stage 'count': .*has dtype float32, .* keeps int32"),
     ),
     "no arrays": (
         {**SAVED, "count": "three"},
@@ -338,7 +338,7 @@ BAD = {
             ADAM,
             PARAMS,
             StageError,
-            "stage 'count': what was saved is 'three' of type str, not an array",
+            "stage 'count': the saved entry is 'three' of type str, not an array",
         ),
     ),
     "encoded, of another shape": (
@@ -348,7 +348,7 @@ BAD = {
             others(scale=jnp.ones(2)),
             StageError,
         ),
-        r"parameter mu/scale: .*\(\), and the chain keeps \(2,\)",
+        r"parameter mu/scale: .*\(\), but the chain keeps \(2,\)",
     ),
 }
 

@@ -612,7 +612,7 @@ def test_a_notebook_shows_the_chain_where_it_has_no_equations():
 
 
 def test_what_cannot_be_explained_is_an_error_that_says_why():
-    with pytest.raises(TypeError, match="a recipe is called first"):
+    with pytest.raises(TypeError, match="call a recipe before you pass it"):
         explain(adamx.adam)
     with pytest.raises(StageError, match="'bias_correction': there is no bias to correct"):
         explain(adamx.bias_correction())

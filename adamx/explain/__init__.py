@@ -1,4 +1,4 @@
-"""What a chain computes, as text and as LaTeX."""
+"""The equations of a chain, as text and as LaTeX."""
 
 from adamx.explain import symbols
 from adamx.explain.equations import Explanation, SymbolicSignal, decayed, explain, in_symbols

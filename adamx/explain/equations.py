@@ -1,15 +1,17 @@
-"""What an optimiser computes, written down by its stages.
+"""The equations of an optimiser, composed from the equations of its stages.
 
-A stage's equations stand below the stage and read like it. They are a function of a
-:class:`SymbolicSignal`, which has the vocabulary of the numeric :class:`~adamx.core.Signal`, and
-of the stage's arguments: numbers as expressions, the others as they are::
+The equations of a stage are a function that is registered below the stage and reads like it. Its
+arguments are a :class:`SymbolicSignal`, which has the methods of the numeric
+:class:`~adamx.core.Signal`, and the arguments of the stage. Hyperparameters are expressions; other
+arguments are passed unchanged::
 
     @in_symbols(scale_by_momentum)
     def _(signal, b1):
         return signal.with_statistic(signal.average("m", b1, of=signal.update))
 
-The signal carries the update both as it is and as it will be once its bias is corrected: Adam's
-√v + ε√w is then √v̂ + ε, which no algebra of formulas would have to find out.
+The symbolic signal carries two formulas: the update, and the update after the bias correction. For
+Adam these contain √v + ε√w and √v̂ + ε. So no algebraic simplification is needed to derive the
+second from the first.
 """
 
 from __future__ import annotations
@@ -57,10 +59,10 @@ from adamx.identity import fingerprint
 __all__ = ["Explanation", "Line", "SymbolicSignal", "explain", "in_symbols"]
 
 UPDATE = Symbol("update", lag=None)
-"""Where the update goes in what a stage makes of it."""
+"""A placeholder for the update in the formulas of a stage."""
 
 NEXT_PARAM = Symbol("next parameter", lag=None)
-"""The parameter after this step, which is written last."""
+"""The parameter after this step. Lines that use it are written after the line of θₜ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Line:
     """One line of an algorithm.
 
     Attributes:
-        symbol: what gets the value.
-        value: the formula.
-        start: its value before the first step, where that is not 0.
-        again: whether the symbol had a value in this step already, which is replaced.
+        symbol: the symbol on the left-hand side.
+        value: the formula on the right-hand side.
+        start: the value of the symbol before the first step.
+        again: whether the line replaces an earlier value of the symbol in this step.
     """
 
     symbol: Symbol
@@ -83,7 +85,7 @@ class Line:
         return f"{show(self.symbol)} {becomes if self.again else equals} {show(self.value)}"
 
     def started(self, show: Any) -> str:
-        """The value before the first step, or nothing."""
+        """The value before the first step as text, or an empty string if it is 0."""
         index = ",".join(part for part in (self.symbol.index, "0") if part)
         first = dataclasses.replace(self.symbol, lag=None, index=index)
         return "" if self.start == ZERO else f"{show(first)} = {show(self.start)}"
@@ -91,13 +93,14 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
-    """An optimiser's update rule as text and LaTeX; what :func:`explain` returns.
+    """The equations of an optimiser as text and LaTeX; the result of :func:`explain`.
 
     Attributes:
-        lines: the equations of one step, in order; symbols are 0 before the first one unless the
-            line says otherwise.
-        numbers: what stands behind the symbols of schedules, arrays and traced numbers.
-        groups: where groups of parameters differ, the explanation of each instead of lines.
+        lines: the equations of one step, in order. Symbols are 0 before the first step unless
+            their line says otherwise.
+        numbers: the values of the symbols that represent schedules, arrays and traced numbers.
+        groups: if groups of parameters have different equations, the explanation of each group;
+            ``lines`` is then empty.
     """
 
     lines: tuple[Line, ...] = ()
@@ -106,7 +109,7 @@ class Explanation:
 
     @property
     def text(self) -> str:
-        """The equations as plain text, a line each."""
+        """The equations as plain text, one per line."""
         if self.groups:
             parts = [f"{name}:\n{part.text}" for name, part in self.groups.items()]
             return "\n\n".join(parts)
@@ -138,7 +141,7 @@ class Explanation:
 
     @property
     def _remarks(self) -> list[str]:
-        """What a norm runs over, where the lines have one."""
+        """Notes on the functions in the lines, for example on the range of a norm."""
         seen = {
             (x.name, x.over)
             for line in self.lines
@@ -159,29 +162,29 @@ class Explanation:
 
 
 _REMARKS = [
-    ({("norm", "")}, "Norms without an index run over all parameters with this line."),
+    ({("norm", "")}, "Norms without an index are over all parameters with this line."),
     (
         {("norm1", ""), ("inner", "")},
-        "Inner products and 1-norms run over all parameters with this line.",
+        "Inner products and 1-norms are over all parameters with this line.",
     ),
-    ({("norm", "array")}, "Norms with the index l run over one array."),
-    ({("norm", "unit")}, "Norms with the index unit run over what makes one output."),
-    ({("mean", "array")}, "Means run over one array."),
+    ({("norm", "array")}, "Norms with the index l are over one array."),
+    ({("norm", "unit")}, "Norms with the index unit are over the weights of one output."),
+    ({("mean", "array")}, "Means are over one array."),
     ({("rms", "")}, "RMS is the root mean square of one array."),
-    ({("mean", "row")}, "Means run over what has one index of the first axis."),
-    ({("mean", "column")}, "Means run over what has one index of the last axis."),
-    ({("mean", "block")}, "Means run over a block of each array."),
+    ({("mean", "row")}, "Means are over all elements with the same index of the first axis."),
+    ({("mean", "column")}, "Means are over all elements with the same index of the last axis."),
+    ({("mean", "block")}, "Means are over a block of each array."),
     (
         {("width", "")},
         "j is the longest axis of an array, i the second longest, and width the length of i.",
     ),
     ({("RN", "")}, "RN rounds to the nearest number of the parameter's dtype."),
-    ({("SR", "")}, "SR rounds up or down in the parameter's dtype, at random, to the right mean."),
+    ({("SR", "")}, "SR rounds at random, without bias, to a number of the parameter's dtype."),
 ]
 
 
 def describe(value: Any) -> str:
-    """A number that is no plain one: a schedule with its arguments, an array by its type."""
+    """The text for a schedule (with its arguments) or for an array (with its type)."""
     if not callable(value) or isinstance(value, (np.ndarray, jax.Array)):
         return hyper.show(value)
     if isinstance(value, functools.partial):  # jax.tree_util.Partial as well
@@ -224,12 +227,11 @@ LETTERS = {
 
 
 class SymbolicSignal:
-    """The gradient and the update as formulas; the lines that lead to them are written on the way.
+    """The gradient and the update as formulas; its methods write the lines of the explanation.
 
-    The vocabulary of :class:`~adamx.core.Signal`, and :meth:`let` and :meth:`average` in the
-    place of slots. What an average falls short by is in :attr:`weights`. :attr:`update` stands
-    for the update whatever it is; a formula of it is one of both the update as it is and the
-    corrected one.
+    It has the methods of :class:`~adamx.core.Signal`, and :meth:`let` and :meth:`average` in place
+    of slots. :attr:`weights` contains the weight of every average. :attr:`update` is a placeholder:
+    a formula with it applies both to the update and to the corrected update.
     """
 
     update: Expression = UPDATE
@@ -258,7 +260,7 @@ class SymbolicSignal:
     # The vocabulary of the numeric signal
 
     def with_update(self, update: Expression) -> SymbolicSignal:
-        """The update, and the gradient too as long as no statistic was taken, is this."""
+        """Replace the update, and the gradient too if no statistic has been computed."""
         if self.has_statistic:
             return self._shaped(update)
         self._name_if_needed(update)
@@ -275,12 +277,13 @@ class SymbolicSignal:
         corrected: Expression | None = None,
         weight: Expression | None = None,
     ) -> SymbolicSignal:
-        """The update holds a statistic.
+        """Replace the update by a statistic.
 
         Args:
-            update: the new update; an average brings the next two along.
-            corrected: what it is once all bias is divided out, in terms of the corrected update.
-            weight: the factor that this statistic adds to the bias.
+            update: the new update. If it is an average, the other two arguments are known.
+            corrected: the new update after the bias correction, as a formula of the corrected
+                update.
+            weight: the factor by which this statistic multiplies the bias.
         """
         self.has_statistic = True
         if isinstance(update, Symbol) and update in self.weights:
@@ -291,14 +294,14 @@ class SymbolicSignal:
         return self._shaped(update, corrected, weight)
 
     def corrected(self) -> SymbolicSignal:
-        """The bias is divided out of the update."""
+        """Divide the update by its bias."""
         if not self.bias_known:
             self.bias_known = True
             return self.opaque("bias_correction(", ")").without_bias()
         if self._bias is None:
             raise StageError(
-                "there is no bias to correct: no average stands in front of it whose bias has not "
-                "been corrected already; an update would fail here, too"
+                "there is no bias to correct: there is no average before this stage, or its bias "
+                "is already corrected. update() would fail with the same error"
             ).within(stage="bias_correction")
         form = self._form / self._bias if self._corrected is None else self._corrected
         self._define_hats(form)
@@ -307,23 +310,23 @@ class SymbolicSignal:
         return self
 
     def with_step(self, update: Expression) -> SymbolicSignal:
-        """The update is a step."""
+        """Replace the update by a step, and record that a learning rate was applied."""
         self.step = True
         return self.with_statistic(update)
 
     def with_notes(self, **notes: Any) -> SymbolicSignal:
-        """Something is left for the stages behind."""
+        """Leave notes (values by name) for later stages."""
         self.notes.update(notes)
         return self
 
     def note(self, name: str, *, by: str) -> Any:
-        """What a stage in front has left."""
+        """The note that an earlier stage has left."""
         if name not in self.notes:
-            raise StageError(f"there is no note {name!r}; put the stage behind {by}")
+            raise StageError(f"there is no note {name!r}; put this stage after {by}")
         return self.notes[name]
 
     def without_bias(self) -> SymbolicSignal:
-        """The update no longer depends on its bias."""
+        """Forget the bias, because the update does not depend on it."""
         self._bias = self._corrected = None
         return self
 
@@ -336,7 +339,7 @@ class SymbolicSignal:
         """The parameter after this step."""
         return NEXT_PARAM
 
-    # What a stage writes
+    # Methods for the equations of stages
 
     def let(
         self,
@@ -346,14 +349,15 @@ class SymbolicSignal:
         start: Any = 0.0,
         weight: Expression | None = None,
     ) -> Symbol:
-        """A line of its own.
+        """Write a line that defines a symbol.
 
         Args:
-            name: a letter, which gets an index where it is taken; or a symbol from :meth:`fresh`.
-            value: the formula, or a function from the symbol's value one step before to it.
+            name: a letter, which gets an index if it is already used; or a symbol from
+                :meth:`fresh`.
+            value: the formula, or a function from the symbol's previous value to the formula.
             start: the value before the first step.
-            weight: how much of an average that started elsewhere than at zero the value is; with
-                it, its ``hat`` is the value over the weight.
+            weight: the weight of an average. If given, the symbol's ``hat`` is the value divided by
+                the weight.
         """
         start = expression(start)
         formula = value if isinstance(value, Expression) else None
@@ -378,20 +382,20 @@ class SymbolicSignal:
         return symbol
 
     def average(self, name: str | Symbol, beta: Expression, of: Expression) -> Symbol:
-        """The decaying average βa + (1−β)x, started at zero; its ``hat`` is the corrected one."""
+        """The decaying average βa + (1−β)x, started at zero; its ``hat`` is bias-corrected."""
         if not beta.constant and not isinstance(beta, Symbol):
             beta = self.let("β", beta)
         return self.let(name, lambda a: beta * a + (1 - beta) * of, weight=self.weight(beta))
 
     @staticmethod
     def weight(beta: Expression) -> Expression:
-        """1 − Πβ, what an average has seen so far."""
+        """1 − Πβ, the weight of an average."""
         return 1 - decayed(beta)
 
     def fresh(
         self, letter: str, index: str = "", lag: int | None = 0, *, accent: str = ""
     ) -> Symbol:
-        """A symbol of this letter, told apart from those that have it already."""
+        """A new symbol with this letter, with an index if the letter is already used."""
         symbol, count = Symbol(letter, index, accent), 1
         while symbol in self._taken:
             count += 1
@@ -401,7 +405,7 @@ class SymbolicSignal:
         return dataclasses.replace(symbol, lag=lag)
 
     def named(self) -> SymbolicSignal:
-        """The update gets a line, unless it is a symbol already."""
+        """Write a line that defines the update, unless the update is already a symbol."""
         if isinstance(self._form, Symbol):
             return self
         symbol = self._assign(self._own_symbol(), self._form)
@@ -415,13 +419,13 @@ class SymbolicSignal:
 
     @property
     def previous(self) -> Symbol:
-        """The update one step before (behind ``named()``)."""
+        """The update of the previous step; call :meth:`named` first."""
         assert isinstance(self._form, Symbol)
         self._remembered.add(self._form)
         return self._form.before
 
     def opaque(self, head: str, tail: str) -> SymbolicSignal:
-        """The update is ``head update tail``: nothing else is known of it."""
+        """Show the new update as ``head update tail``, because its formula is not known."""
         self.named()
         value = Call(head, self._form, tail)
         symbol = self._assign(self._own_symbol(), value)
@@ -432,7 +436,7 @@ class SymbolicSignal:
         return self
 
     def number(self, name: str, value: Any) -> Expression:
-        """An argument as a number, or as the symbol that stands for it."""
+        """An argument as a number, or as a symbol if its value is not a single known number."""
         if (known := _plain(value)) is not None:
             return Number(known)
         lag = 0 if callable(value) else None
@@ -449,7 +453,7 @@ class SymbolicSignal:
         return symbol
 
     def finished(self) -> Explanation:
-        """The last line, and what waits for it."""
+        """Write the line of θₜ and the lines that depend on it; return the explanation."""
         self._write(Line(Symbol("θ"), PARAM + self._form))
         for line in self._awaiting:
             value = substitute(line.value, {NEXT_PARAM: Symbol("θ")})
@@ -457,13 +461,13 @@ class SymbolicSignal:
         used = {x for line in self.lines for x in walk(line.value)}
         return Explanation(tuple(self.lines), {s: x for s, x in self.numbers.items() if s in used})
 
-    # How
+    # Helpers
 
     def _filled(self, formula: Expression) -> Expression:
         return substitute(formula, {UPDATE: self._form})
 
     def _name_if_needed(self, formula: Expression) -> None:
-        """Give the update a line where it is used twice or would stand too deep inside."""
+        """Write a line for the update if the formula uses it twice or nests it too deeply."""
         uses, filled = sum(x == UPDATE for x in walk(formula)), self._filled(formula)
         nested = isinstance(self._form, Cases) and any(
             isinstance(x, Cases) for child in filled.children for x in walk(child)
@@ -489,7 +493,7 @@ class SymbolicSignal:
         return self
 
     def _change(self, form: Expression) -> None:
-        """The update is this from now on."""
+        """Replace the update, after writing the lines that depend on the old one."""
         for line in self._awaiting:
             value = substitute(line.value, {NEXT_PARAM: PARAM + self._form})
             self.lines.append(dataclasses.replace(line, value=value))
@@ -497,9 +501,9 @@ class SymbolicSignal:
         self._form = form
 
     def _own_symbol(self) -> Symbol:
-        """What the update (the gradient, in front of a statistic) is called where it is named.
+        """The symbol for the update (before the first statistic, for the gradient).
 
-        The name it has had is given anew, unless that value will be needed in the next step.
+        The old symbol is used again, unless the next step needs its value.
         """
         name = self._name if self.has_statistic else self.gradient
         if not isinstance(name, Symbol) or name in self._remembered:
@@ -534,8 +538,8 @@ class SymbolicSignal:
 
 
 def decayed(beta: Expression, *, before: bool = False) -> Expression:
-    """The product of β over all steps (before this one), βᵗ where it is constant."""
-    if isinstance(beta, Symbol) and not beta.constant:  # of one symbol, as average() sees to
+    """The product of β over all steps (with ``before``, without this one); βᵗ if β is constant."""
+    if isinstance(beta, Symbol) and not beta.constant:  # average() makes every such β a symbol
         return Running(beta) / beta if before else Running(beta)
     if before:
         return beta ** (STEP - 1)
@@ -543,17 +547,17 @@ def decayed(beta: Expression, *, before: bool = False) -> Expression:
 
 
 def _plain(value: Any) -> float | None:
-    """The number, where it is one and known."""
+    """The value as a float if it is a single known number, otherwise None."""
     if isinstance(value, (int, float)):
         return float(value)
     known = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer)
     if known and value.ndim == 0 and getattr(value, "is_fully_addressable", True):
-        return float(str(np.asarray(value)))  # the shortest number that it is
+        return float(str(np.asarray(value)))  # the shortest decimal that rounds to it
     return None
 
 
 def _depth(x: Expression) -> int:
-    """How many quotients stand inside each other."""
+    """The nesting depth of quotients."""
     below = max(map(_depth, x.children), default=0)
     return below + isinstance(x, Quotient)
 
@@ -562,7 +566,7 @@ def _depth(x: Expression) -> int:
 
 
 def in_symbols(stage: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Register a stage's equations: a function of the signal and the stage's arguments by name.
+    """Register the equations of a stage: a function of the signal and the stage's arguments.
 
     >>> from adamx.core import Real, stage
     >>> from adamx.explain.equations import explain, in_symbols
@@ -587,23 +591,23 @@ def in_symbols(stage: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def explain(opt: Any) -> Explanation:
-    r"""Write down what an optimiser computes in one step.
+    r"""The equations that an optimiser computes in one step.
 
-    The equations are composed from those of the stages, with the numbers filled in. A schedule,
-    a batched array or a traced number appears as a symbol, and below the equations stands what
-    it is. Of a stage without equations, and of a transformation of Optax, there is one line with
-    its name.
+    The equations are composed from the equations of the stages and contain the values of the
+    hyperparameters. Schedules, batched arrays and traced numbers appear as symbols, which are
+    defined below the equations. A stage without equations, or an Optax transformation, appears as
+    one line with its name.
 
     Args:
         opt: a :class:`~adamx.Transformation`, or any Optax transformation.
 
     Returns:
-        An :class:`Explanation`: ``print`` shows it as text, a notebook typesets it, ``.latex``
-        is its source.
+        An :class:`Explanation`. ``print`` shows it as text, a notebook typesets it, and ``.latex``
+        is the LaTeX source.
 
     Raises:
-        TypeError: for something that is no transformation.
-        StageError: for a chain that could not run, with a bias to correct where there is none.
+        TypeError: if ``opt`` is not a transformation.
+        StageError: for a chain that can't run because it corrects a bias that does not exist.
 
     >>> print(adamx.explain(adamx.adamw(1e-3)))
     gₜ = ∇f(θₜ₋₁)
@@ -616,8 +620,8 @@ def explain(opt: Any) -> Explanation:
     if not hasattr(opt, "links"):
         if not (callable(getattr(opt, "init", None)) and callable(getattr(opt, "update", None))):
             raise TypeError(
-                f"explain() takes a transformation, got {described(opt)}; a "
-                "recipe is called first: explain(adam(1e-3)), not explain(adam)"
+                f"explain() takes a transformation, got {described(opt)}; call a recipe before you "
+                "pass it: explain(adam(1e-3)), not explain(adam)"
             )
         links = (Foreign(opt),)
     else:
@@ -629,10 +633,11 @@ def explain(opt: Any) -> Explanation:
 
 
 def groups(links: Sequence[Link]) -> dict[str, tuple[Link, ...]]:
-    """The row of links of every group of parameters that some links are not for.
+    """For every group of parameters, by name, the links that apply to it.
 
-    A parameter is in one part of every partition, and inside or outside of every selection. Where
-    several of these answers lead to the same row, those in which they differ go without saying.
+    A parameter is in one part of every partition, and inside or outside of every selection. If
+    several combinations of these answers lead to the same links, they form one group. Its name
+    contains only the answers that they have in common.
     """
     chosen = {x.family: x for link in links for x in link.where}
     rows: dict[tuple[int, ...], list[tuple[tuple[Any, str], ...]]] = {}
@@ -644,13 +649,13 @@ def groups(links: Sequence[Link]) -> dict[str, tuple[Link, ...]]:
 
 
 def _group(rows: Sequence[tuple[tuple[Any, str], ...]]) -> str:
-    """The answers that all of these have in common, in words."""
+    """The name of a group: the answers that all its rows have in common."""
     words = [answers[0][1] for answers in zip(*rows, strict=True) if len({*answers}) == 1]
     return " and ".join(words) or "other parameters"
 
 
 def compose(links: Sequence[Link]) -> Explanation:
-    """The equations of a row of links."""
+    """The equations of a sequence of links."""
     signal = SymbolicSignal()
     for link in joined(links):
         if isinstance(link, Foreign):
@@ -670,7 +675,7 @@ def _known(signal: SymbolicSignal, link: Stage) -> None:
 
 
 def _unknown(signal: SymbolicSignal, link: Stage) -> None:
-    """A stage without equations: what it does to the signal is found out by running it."""
+    """A stage without equations; running it shows its effect on the statistic and the bias."""
     statistic, keeps_bias = _effect(link)
     signal.named()
     signal.has_statistic |= statistic
@@ -680,7 +685,7 @@ def _unknown(signal: SymbolicSignal, link: Stage) -> None:
 
 
 def _effect(link: Stage) -> tuple[bool, bool]:
-    """Whether a stage takes a statistic, and whether it leaves the bias as it is."""
+    """Whether a stage computes a statistic, and whether it keeps the bias."""
     seen: list[Signal] = []
 
     def look() -> Any:
@@ -697,7 +702,7 @@ def _effect(link: Stage) -> tuple[bool, bool]:
 
     try:
         alone, biased = behind(link.at(0)), behind(Definition(average).bind(), link.at(0))
-    except Exception:  # it needs other arrays, or its numbers are a batch
+    except Exception:  # it needs arrays of other shapes, or its hyperparameters are a batch
         return True, False
     return alone.has_statistic, alone.bias is None and biased.bias is not None
 

@@ -1,4 +1,4 @@
-r"""A small language of formulas: built by Python's operators, shown as text and as LaTeX.
+r"""Formulas, built with Python's operators and shown as text and as LaTeX.
 
 >>> from adamx.explain.symbols import Symbol, latex, root, text
 >>> m, v = Symbol("m"), Symbol("v")
@@ -53,11 +53,11 @@ __all__ = [
 
 
 class Expression:
-    """What the operators build: a formula in its usual form."""
+    """A formula in normalised form; Python's operators build new formulas."""
 
     @property
     def constant(self) -> bool:
-        """Whether it is the same in every step."""
+        """Whether the value is the same at every step."""
         return all(child.constant for child in self.children)
 
     def __add__(self, other: Any) -> Expression:
@@ -110,13 +110,13 @@ class Expression:
         return ()
 
     def rebuilt(self, *children: Expression) -> Expression:
-        """The same formula of other parts, in its usual form."""
+        """The same formula with new children, in normalised form."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class Number(Expression):
-    """A number, shown as it is written: 1e-08 as text, a power of ten in LaTeX."""
+    """A number. 1e-08 is shown like this in text, and as a power of ten in LaTeX."""
 
     value: float
 
@@ -126,13 +126,14 @@ ZERO, ONE = Number(0.0), Number(1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Symbol(Expression):
-    """A letter, and what stands on and below it.
+    """A letter with an index and an accent.
 
     Attributes:
         letter: one letter, or a word.
-        index: what is written below it, in front of the step.
-        accent: "hat", "bar" or nothing.
-        lag: 0 is this step, -1 the one before; None for what never changes.
+        index: the subscript, written before the step.
+        accent: "hat", "bar" or an empty string.
+        lag: 0 for the value of this step, -1 for the value of the previous step, None for a
+            constant.
     """
 
     letter: str
@@ -164,7 +165,7 @@ START = Symbol("θ", index="0", lag=None)
 
 @dataclasses.dataclass(frozen=True)
 class Sum(Expression):
-    """Two terms or more, none of them a sum, at most one a number."""
+    """A sum of two or more terms. No term is a sum, and at most one is a number."""
 
     terms: tuple[Expression, ...]
 
@@ -178,7 +179,7 @@ class Sum(Expression):
 
 @dataclasses.dataclass(frozen=True)
 class Product(Expression):
-    """A number, other factors, and at the end at most one quotient."""
+    """A product: a number, then other factors, then at most one quotient."""
 
     factors: tuple[Expression, ...]
 
@@ -192,7 +193,7 @@ class Product(Expression):
 
 @dataclasses.dataclass(frozen=True)
 class Quotient(Expression):
-    """``over / under``; a number that multiplies it stands in front of it."""
+    """``over / under``. A numeric factor is written before the quotient, as a product."""
 
     over: Expression
     under: Expression
@@ -222,7 +223,7 @@ class Power(Expression):
 
 @dataclasses.dataclass(frozen=True)
 class Function(Expression):
-    """A function by its name; of a norm or a mean, also what it runs over ("" for everything)."""
+    """A named function. For norms and means, ``over`` is their range ("" for everything)."""
 
     name: str
     arguments: tuple[Expression, ...]
@@ -238,7 +239,7 @@ class Function(Expression):
 
 @dataclasses.dataclass(frozen=True)
 class Call(Expression):
-    """What is known by its name only: ``head argument tail``."""
+    """An operation without a known formula, shown as ``head argument tail``."""
 
     head: str
     argument: Expression
@@ -265,7 +266,7 @@ class Running(Expression):
 
 @dataclasses.dataclass(frozen=True)
 class Relation(Expression):
-    """What holds or does not: ``left < right``, ``>``, ``≥``, ``=``."""
+    """A condition: ``left < right``, ``>``, ``≥`` or ``=``."""
 
     left: Expression
     sign: str
@@ -281,7 +282,7 @@ class Relation(Expression):
 
 @dataclasses.dataclass(frozen=True)
 class Cases(Expression):
-    """One value where the condition holds, another one elsewhere."""
+    """``value`` where the condition holds, ``otherwise`` elsewhere."""
 
     condition: Relation
     value: Expression
@@ -313,7 +314,7 @@ def root(x: Any) -> Expression:
 
 
 def sign(x: Any) -> Expression:
-    """The sign of x, 0 of 0."""
+    """The sign of x; the sign of 0 is 0."""
     return Function("sign", (expression(x),))
 
 
@@ -328,7 +329,7 @@ def log(x: Any) -> Expression:
 
 
 def exp(x: Any) -> Expression:
-    """e to the x."""
+    """eˣ."""
     return Function("exp", (expression(x),))
 
 
@@ -348,22 +349,22 @@ def cases(condition: Relation, value: Any, otherwise: Any) -> Expression:
 
 
 def norm(x: Any, over: str = "") -> Expression:
-    """‖x‖ over all parameters, one ``"array"`` or one ``"unit"`` of it."""
+    """‖x‖ over all parameters, over one ``"array"``, or over one ``"unit"`` of an array."""
     return Function("norm", (expression(x),), over)
 
 
 def mean(x: Any, over: str = "array") -> Expression:
-    """The mean over one array, or some of it."""
+    """The mean over one array, or over a part of it."""
     return Function("mean", (expression(x),), over)
 
 
 def maximum(x: Any, y: Any) -> Expression:
-    """The larger of two."""
+    """The larger one of two values."""
     return _extreme("max", max, expression(x), expression(y))
 
 
 def minimum(x: Any, y: Any) -> Expression:
-    """The smaller of two."""
+    """The smaller one of two values."""
     return _extreme("min", min, expression(x), expression(y))
 
 
@@ -373,11 +374,11 @@ def _extreme(name: str, of: Any, x: Expression, y: Expression) -> Expression:
     return Function(name, (x, y))
 
 
-# The usual form: numbers folded and in front, nothing added that is 0, nothing multiplied by 1
+# The normalised form: numbers are folded and come first; terms 0 and factors 1 are omitted.
 
 
 def _folded(operation: Callable[[Any, Any], Any], x: float, y: float) -> float:
-    """Of numbers as they are written: 1 − 0.999 is 0.001."""
+    """Compute with decimal numbers, so that 1 − 0.999 is 0.001."""
     if math.isfinite(x) and math.isfinite(y):
         return float(operation(Decimal(repr(x)), Decimal(repr(y))))
     return operation(x, y)
@@ -409,7 +410,7 @@ def add(*given: Expression) -> Expression:
 
 
 def multiply(*given: Expression, fold: bool = True) -> Expression:
-    """The product; unfolded, the numbers of several formulas stay side by side."""
+    """The product; without ``fold``, numeric factors are kept separate."""
     factors = [f for x in given for f in (x.factors if isinstance(x, Product) else (x,))]
     for i, factor in enumerate(factors):
         if isinstance(factor, Cases):
@@ -483,7 +484,7 @@ def power(base: Expression, exponent: Expression) -> Expression:
     return Power(base, exponent)
 
 
-# Looking into a formula
+# Searching and changing formulas
 
 
 def walk(x: Expression) -> Iterator[Expression]:
@@ -493,7 +494,7 @@ def walk(x: Expression) -> Iterator[Expression]:
 
 
 def substitute(x: Expression, table: Mapping[Expression, Expression]) -> Expression:
-    """The formula with other expressions in the places of some."""
+    """The formula with some of its expressions replaced."""
     if x in table:
         return table[x]
     if not x.children:
@@ -503,7 +504,10 @@ def substitute(x: Expression, table: Mapping[Expression, Expression]) -> Express
 
 
 def degree(x: Expression, of: Expression) -> float | None:
-    """k if x becomes cᵏ x where ``of`` becomes c times as large, for any c > 0; None if no k."""
+    """The degree k of x in ``of``: replacing ``of`` by c ``of`` gives cᵏ x, for any c > 0.
+
+    None if x is not homogeneous in ``of``.
+    """
     if x == of:
         return 1
     degrees = [degree(child, of) for child in x.children]
@@ -532,13 +536,13 @@ def degree(x: Expression, of: Expression) -> float | None:
     return None
 
 
-# Showing it
+# Showing formulas
 
 _WEAK, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
 
 
 def _signed(x: Expression) -> tuple[bool, Expression]:
-    """Whether a minus stands in front, and what stands behind it."""
+    """Whether a formula has a leading minus sign, and the formula without it."""
     match x:
         case Number(value) if value < 0:
             return True, Number(-value)
@@ -551,7 +555,7 @@ def _signed(x: Expression) -> tuple[bool, Expression]:
 
 
 class _Renderer:
-    """What text and LaTeX have in common: signs, order and parentheses."""
+    """The common part of text and LaTeX: signs, order and parentheses."""
 
     minus: str
     dot: str
@@ -602,7 +606,7 @@ class _Renderer:
                 return self.function(x)
             case Cases():
                 return self.cases(x)
-        raise TypeError(f"no formula: {x!r}")
+        raise TypeError(f"{x!r} is not a formula")
 
     relations: Mapping[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""For tests of stages of your own."""
+"""Tools to test your own stages."""
 
 from adamx.testing.conformance import Conformance, check_stage
 

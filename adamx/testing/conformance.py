@@ -1,4 +1,4 @@
-"""What the core promises of every stage, checked of one."""
+"""Check that a stage keeps all promises that adamx makes about stages."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from adamx.wrappers import quantize_state
 __all__ = ["Conformance", "check_stage"]
 
 _STEPS = 5
-# What is compiled here runs once.
+# These programs run once or a few times, so compile them without optimisation.
 _compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclasses.dataclass(frozen=True)
 class Conformance:
-    """What was checked, and found to hold; printed, a list.
+    """The result of :func:`check_stage`. It prints as a list.
 
     Attributes:
-        held: the promises that hold, by name, and what each says.
-        unchecked: those that do not apply, and why.
+        held: the promises that hold, by name, with their descriptions.
+        unchecked: the promises that were not checked, by name, with the reasons.
     """
 
     held: Mapping[str, str]
@@ -51,9 +51,10 @@ class Conformance:
 
 
 class _DoesNotApply(Exception):
-    """Why a promise can't be asked of this stage."""
+    """Raised if a promise does not apply to a stage, with the reason."""
 
 
+_IS_OPTAX = "adamx makes this promise only for its own stages, not for Optax transformations"
 _PROMISES: dict[str, tuple[str, Callable[[_Case], None]]] = {}
 
 
@@ -74,39 +75,41 @@ def check_stage(
     without: Collection[str] = (),
     derivatives: bool = False,
 ) -> Conformance:
-    r"""Check of a stage all that the core promises of stages, in one call.
+    r"""Check that a stage keeps all promises that adamx makes about stages.
 
-    A stage is written for one array, and adamx promises what follows: that it runs under every
-    transformation of JAX, on parameters of every dtype and shape, with numbers that are floats,
-    arrays or schedules; that it is a value; that it can be stored. The promises hold for what is
-    written in the vocabulary of :mod:`adamx.core`, and break where a body branches on a number,
-    keeps things outside its slots, or divides by what may be zero. The printed report lists them.
+    A stage is written for one array. adamx promises that it then runs under every JAX
+    transformation, on parameters of every dtype and shape, with hyperparameters that are floats,
+    arrays or schedules; that it is a value; and that its state can be quantized. The promises hold
+    for stages that use the functions of :mod:`adamx.core`. They break if the body branches on a
+    hyperparameter, keeps state outside its slots, or divides by a number that may be zero. The
+    printed report lists the promises.
 
-    The stage runs alone. One that needs others, as a bias needs an average, is checked in a chain:
-    ``check_stage(adamx.chain(adamx.scale_by_momentum(), my_correction()))``.
+    The stage runs alone. If it needs other stages, check a chain. For example, a bias correction
+    needs an average: ``check_stage(adamx.chain(adamx.scale_by_momentum(), my_correction()))``.
 
     Args:
-        stage: what a factory with ``@adamx.stage`` returns, a chain, or a transformation of Optax.
-        params: a tree of float arrays, without None; a dict of a matrix and a vector by default.
-        gradients: a tree of the same, with a leading axis of time (two steps at least); random by
-            default.
-        oracle: what the stage should do to one array, in float64 NumPy:
-            ``(gradients [T, ...], params) -> updates [T, ...]``, where the parameters are those
-            before the first step, and every update is added to them.
-        tolerance: how far from the oracle the updates may be in double precision, relative to the
-            largest one of the array.
-        without: names of promises that this stage does not make: ``without=["complex"]``.
-        derivatives: whether the derivatives of the last parameters with respect to all numbers
-            are checked against finite differences, too.
+        stage: a stage made by an ``@adamx.stage`` function, a chain, or an Optax transformation.
+        params: a tree of float arrays, without None. By default a dict of a matrix and a vector.
+        gradients: a tree like ``params``, with a leading axis of time (at least two steps). Random
+            by default.
+        oracle: a function that computes the updates of one array in float64 NumPy:
+            ``(gradients [T, ...], params) -> updates [T, ...]``. ``params`` are the parameters
+            before the first step; every update is added to the parameters.
+        tolerance: the largest allowed difference from the oracle in double precision, relative to
+            the largest update of the array.
+        without: the names of promises to skip: ``without=["complex"]``.
+        derivatives: whether to compare the derivatives of the last parameters with respect to all
+            hyperparameters with finite differences, too.
 
     Returns:
-        What was checked; ``print`` it.
+        A report of what was checked; ``print`` it.
 
     Raises:
-        AssertionError: naming the first promise that is broken, what was expected and what came.
-        TypeError: for something that is no transformation.
-        ValueError: for unknown names in ``without``, and for gradients that are not the
-            parameters'.
+        AssertionError: if a promise does not hold. The error names the first such promise, the
+            expected value and the actual value.
+        TypeError: if ``stage`` is not a transformation.
+        ValueError: for unknown names in ``without``, and for gradients whose shapes differ from
+            those of the parameters.
 
     >>> from adamx.core import NonNegative, stage
     >>> from adamx.testing import check_stage
@@ -123,9 +126,9 @@ def check_stage(
         the updates at ['bias']: expected finite numbers, got nan
     """
     if unknown := sorted(set(without) - _PROMISES.keys()):
-        raise ValueError(f"there is no promise {unknown}; there are {', '.join(_PROMISES)}")
+        raise ValueError(f"there is no promise {unknown}; the promises are {', '.join(_PROMISES)}")
     case = _Case.of(chain(stage), params, gradients, oracle, tolerance, derivatives)
-    held, unchecked = {}, dict.fromkeys(without, "left out")
+    held, unchecked = {}, dict.fromkeys(without, "skipped by without=")
     for name, (says, check) in _PROMISES.items():
         if name in without:
             continue
@@ -145,7 +148,7 @@ def check_stage(
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """A stage, and what it is tried on."""
+    """A stage, and the data to check it with."""
 
     opt: Transformation
     params: Any
@@ -168,7 +171,9 @@ class _Case:
         gradients = jax.tree.map(lambda x: np.asarray(x, np.float64), gradients)
         shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (params, _at(0, gradients))]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"gradients are of shapes {shapes[1]}, parameters of {shapes[0]}")
+            raise ValueError(
+                f"gradients have the shapes {shapes[1]}, but parameters have {shapes[0]}"
+            )
         return cls(opt, params, gradients, *rest)
 
     @property
@@ -192,7 +197,7 @@ class _Case:
         return any(link.at(_zero()).rule(jnp.float32).global_sum for link in self.stages)
 
     def narrowed(self, dtype: Any = jnp.float32, by: float = 1.0) -> tuple[Any, Any]:
-        """Parameters and gradients in a dtype, the gradients times a number."""
+        """Parameters and gradients in a dtype, with the gradients multiplied by ``by``."""
         return (
             jax.tree.map(lambda x: jnp.asarray(x, dtype), self.params),
             jax.tree.map(lambda x: jnp.asarray(by * x, dtype), self.gradients),
@@ -200,22 +205,22 @@ class _Case:
 
     @functools.cached_property
     def program(self) -> Callable[..., Any]:
-        """A run with numbers as they are, compiled."""
+        """The compiled run of this optimiser."""
         return _compiled(functools.partial(_run, self.opt))
 
     @functools.cached_property
     def plain(self) -> Any:
-        """Updates, parameters and state of a run in float32."""
+        """The updates, last parameters and last state of a run in float32."""
         return jax.device_get(self.program(*self.narrowed()))
 
     @functools.cached_property
     def of_numbers(self) -> Callable[..., Any]:
-        """A run whose numbers are arguments, compiled."""
+        """The compiled run with the optimiser, that is its hyperparameters, as an argument."""
         return _compiled(_run)
 
     @functools.cached_property
     def double(self) -> Any:
-        """Updates, parameters and state of a run in double precision."""
+        """The updates, last parameters and last state of a run in double precision."""
         return self.in_double(self.opt)
 
     def in_double(self, opt: Transformation) -> Any:
@@ -225,7 +230,7 @@ class _Case:
 
 
 def _run(opt: Transformation, params: Any, gradients: Any) -> tuple[Any, Any, Any]:
-    """The updates of every step, and the last parameters and state."""
+    """The updates of every step, the last parameters and the last state."""
 
     def step(carry: Any, gradient: Any) -> Any:
         params, state = carry
@@ -245,7 +250,7 @@ def _at(t: int, tree: Any) -> Any:
 
 
 def _x64() -> contextlib.AbstractContextManager[Any]:
-    """Double precision, as JAX spells it before and since 0.8."""
+    """A context with double precision, for JAX before and since 0.8."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
@@ -254,7 +259,7 @@ def _x64() -> contextlib.AbstractContextManager[Any]:
 
 
 def _pairs(found: Any, expected: Any, what: str) -> list[tuple[str, Any, Any]]:
-    """The arrays of two trees side by side, by path."""
+    """Pairs of arrays of two trees, with their paths."""
     if jax.tree.structure(found) != jax.tree.structure(expected):
         raise AssertionError(
             f"{what}: expected the tree {jax.tree.structure(expected)}, "
@@ -268,7 +273,7 @@ def _pairs(found: Any, expected: Any, what: str) -> list[tuple[str, Any, Any]]:
 
 
 def _close(what: str, found: Any, expected: Any, tolerance: float, least: float = 1e-30) -> None:
-    """Equal up to a tolerance relative to each array's largest element, and ``least``."""
+    """Check equality up to a tolerance relative to each array's largest element, plus ``least``."""
     for where, x, y in _pairs(found, expected, what):
         wide = np.complex128 if jnp.iscomplexobj(y) else np.float64
         x, y = np.asarray(x).astype(wide), np.asarray(y).astype(wide)
@@ -281,7 +286,7 @@ def _close(what: str, found: Any, expected: Any, tolerance: float, least: float 
 
 
 def _same_avals(what: str, found: Any, expected: Any) -> None:
-    """Alike in structure, shapes, dtypes and weak types."""
+    """Check that structure, shapes, dtypes and weak types are equal."""
     found, expected = (jax.eval_shape(lambda x: x, tree) for tree in (found, expected))
     for where, x, y in _pairs(found, expected, what):
         if x != y or x.weak_type != y.weak_type:
@@ -321,7 +326,7 @@ def _(case: _Case) -> None:
     _finite("the updates", case.plain[0])
 
 
-@_promise("jit", "steps one by one, compiled by themselves, are those of the scan")
+@_promise("jit", "separately compiled steps equal the steps of lax.scan")
 def _(case: _Case) -> None:
     params, gradients = case.narrowed()
     state = case.opt.init(params)
@@ -329,7 +334,7 @@ def _(case: _Case) -> None:
         updates, state = case.opt.update(_at(t, gradients), state, params)
         params = apply_updates(params, updates)
         _close(f"the updates of step {t + 1}", updates, _at(t, case.plain[0]), 1e-5)
-    _close("the state after them", state, case.plain[2], 1e-5)
+    _close("the state after the last step", state, case.plain[2], 1e-5)
 
 
 @_promise("donation", "parameters and state share no memory and can be donated")
@@ -342,7 +347,8 @@ def _(case: _Case) -> None:
         here, where = x.unsafe_buffer_pointer() if x.size else id(x), jax.tree_util.keystr(path[1:])
         if here in found:
             raise AssertionError(
-                f"the state: expected an array of its own at {where}, got that of {found[here]}"
+                f"the state: expected a separate array at {where}, but it shares the memory of "
+                f"{found[here]}"
             )
         found[here] = where
     step = _compiled(lambda p, s, g: _stepped(case.opt, p, s, g), donate_argnums=(0, 1))
@@ -354,7 +360,7 @@ def _stepped(opt: Transformation, params: Any, state: Any, gradient: Any) -> Any
     return apply_updates(params, updates), state
 
 
-@_promise("batches", "vmap over parameters and gradients is a loop over them")
+@_promise("batches", "vmap over parameters and gradients equals a loop over them")
 def _(case: _Case) -> None:
     tree = case.narrowed()
     factors = jnp.array([1.0, -0.5, 3.0])
@@ -374,20 +380,20 @@ def _need_numbers(case: _Case) -> None:
 
 
 _NO_NUMBERS = (
-    "it has no numbers: no argument that is annotated Real, NonNegative, Positive or Decay"
+    "it has no hyperparameters: no argument is annotated Real, NonNegative, Positive or Decay"
 )
 
 
-@_promise("arrays", "numbers that are arrays do what floats do")
+@_promise("arrays", "hyperparameters that are arrays give the same updates as floats")
 def _(case: _Case) -> None:
     _need_numbers(case)
     found = case.of_numbers(jax.tree.map(np.float32, case.opt), *case.narrowed())
-    # In float32 1 − 0.999 has lost its last digits.
+    # In float32, 1 − 0.999 has a large relative error.
     _close("the updates", found[0], case.plain[0], 1e-3)
     _same_avals("the state", found[2], case.plain[2])
 
 
-@_promise("numbers", "vmap over the numbers is a loop over them")
+@_promise("numbers", "vmap over the hyperparameters equals a loop over them")
 def _(case: _Case) -> None:
     _need_numbers(case)
     tree, factors = case.narrowed(), np.array([1.0, 0.9], np.float32)
@@ -400,7 +406,7 @@ def _(case: _Case) -> None:
         _close(f"the updates of member {i}", _at(i, batch[0]), alone[0], 1e-4)
 
 
-@_promise("schedules", "a constant schedule does what the number does")
+@_promise("schedules", "a constant schedule gives the same updates as its value")
 def _(case: _Case) -> None:
     given = {name: x for name, x in hyperparams(case.opt).items() if not callable(x)}
     if not given:
@@ -416,7 +422,7 @@ def _constant(value: Any) -> Callable[[Any], Any]:
     return lambda count: jnp.where(count >= 0, value, jnp.nan)
 
 
-@_promise("narrow", "bfloat16 and float16 parameters take the steps of float32, rounded once")
+@_promise("narrow", "bfloat16 and float16 parameters take the float32 steps, rounded once")
 def _(case: _Case) -> None:
     for dtype in (jnp.bfloat16, jnp.float16):
         _keeps_its_state(case, dtype)
@@ -430,7 +436,7 @@ def _(case: _Case) -> None:
         _close(f"the updates of {name} parameters", updates, expected, float(form.eps), smallest)
 
 
-@_promise("double", "float64 parameters take the steps of float32, in double precision")
+@_promise("double", "float64 parameters take the same steps in double precision")
 def _(case: _Case) -> None:
     with _x64():
         params, gradients = jax.tree.map(jnp.asarray, (case.params, case.gradients))
@@ -439,7 +445,7 @@ def _(case: _Case) -> None:
     _close("the updates in float32", case.plain[0], updates, 1e-3)
     for where, x, _ in _pairs(updates, updates, "the updates"):
         if 2 * len(np.unique(x)) > x.size and np.all(x == x.astype(np.float32)):
-            raise AssertionError(f"{where}: expected float64, got float64 rounded to float32")
+            raise AssertionError(f"{where}: expected float64, got values rounded to float32")
 
 
 @_promise("complex", "complex parameters take finite complex steps")
@@ -453,10 +459,10 @@ def _(case: _Case) -> None:
 _SHAPES = {"scalar": (), "empty": (0, 3), "tensor": (2, 1, 3, 2)}
 
 
-@_promise("shapes", "scalars, empty arrays, arrays of four axes and None are parameters, too")
+@_promise("shapes", "parameters may be scalars, empty arrays, arrays of four axes and None")
 def _(case: _Case) -> None:
     if any(link.where for link in case.opt.links):
-        raise _DoesNotApply("it is for some of the parameters, which those here may not be")
+        raise _DoesNotApply("it is restricted to some parameters, which this check may not have")
     params = {name: jnp.ones(shape) for name, shape in _SHAPES.items()} | {"none": None}
     _keeps(case.opt, params, params, "of parameters of several shapes")
     state = case.opt.init(params)
@@ -464,7 +470,7 @@ def _(case: _Case) -> None:
     _finite("the updates", updates)
 
 
-@_promise("alone", "without compilation, and array by array if it sums over none, it does the same")
+@_promise("alone", "uncompiled, and (without a global sum) array by array, the updates are equal")
 def _(case: _Case) -> None:
     params, gradients = case.narrowed()
     leaves, tree = jax.tree.flatten(params)
@@ -481,19 +487,19 @@ def _(case: _Case) -> None:
     _close("the first updates", updates, _at(0, case.plain[0]), 1e-5)
 
 
-@_promise("reach", "an array that is rearranged and divided within its reach gets the same updates")
+@_promise("reach", "rearranging and dividing an array within the stage's reach keeps its updates")
 def _(case: _Case) -> None:
     rules = [link.at(_zero()).rule(jnp.float32) for link in case.stages]
     reach = widest(rule.reach for rule in rules)
     if not case.all_stages or any(x.where for x in case.stages):
-        raise _DoesNotApply("it is for some parameters only, or a transformation of Optax")
+        raise _DoesNotApply("it is restricted to some parameters, or an Optax transformation")
     if any(rule.seed is not None for rule in rules):
-        raise _DoesNotApply("it draws random bits, which depend on the position")
+        raise _DoesNotApply("its random bits depend on the position of an element")
     if reach == "array":
         raise _DoesNotApply("its reach is the whole array")
 
     def divided(x: Any, axes: int) -> dict[str, Any]:
-        """Units within the reach (elements or rows) in another order, as two arrays."""
+        """The units of the reach (elements or rows) in reverse order, divided into two arrays."""
         rest = x.shape[:axes] + (-1,) + (x.shape[-1:] if reach == "row" and x.ndim > axes else ())
         units = x.reshape(rest)
         units = jnp.flip(units, axes)
@@ -507,7 +513,7 @@ def _(case: _Case) -> None:
         jax.tree.map(functools.partial(divided, axes=0), params),
         jax.tree.map(functools.partial(divided, axes=1), gradients),
     )
-    _close(f"the updates of an array that is divided into its {reach}s", updates, expected, 1e-5)
+    _close(f"the updates of an array divided into its {reach}s", updates, expected, 1e-5)
 
 
 @_promise("bare", "zero gradients give finite updates")
@@ -517,7 +523,7 @@ def _(case: _Case) -> None:
     _finite("the state", state)
 
 
-@_promise("size", "gradients from 1e-15 to 1e15 give finite updates")
+@_promise("size", "gradients of size 1e-15 and 1e15 give finite updates")
 def _(case: _Case) -> None:
     for factor in (1e-15, 1e15):
         updates, _, state = case.program(*case.narrowed(by=factor))
@@ -525,13 +531,13 @@ def _(case: _Case) -> None:
         _finite(f"the state after gradients of {factor:g}", state)
 
 
-@_promise("largest", "gradients up to the largest of float32, bfloat16 and float16 do, too")
+@_promise("largest", "the largest float32, bfloat16 and float16 gradients give finite updates")
 def _(case: _Case) -> None:
     if not case.all_stages:
-        raise _DoesNotApply("what a transformation of Optax does is its own affair")
+        raise _DoesNotApply(_IS_OPTAX)
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         params, gradients = case.narrowed(dtype)
-        if not any(x.where for x in case.stages):  # sums over one element are special to XLA
+        if not any(x.where for x in case.stages):  # XLA treats sums over one element specially
             params = {"these": params, "one": jnp.ones(1, dtype)}
             gradients = {"these": gradients, "one": 0.3 * jnp.ones((_STEPS, 1), dtype)}
         extreme = jax.tree.map(_with_extremes, gradients)
@@ -542,13 +548,13 @@ def _(case: _Case) -> None:
             _finite(f"the state after gradients up to the largest {name}", state)
         except AssertionError as error:
             raise AssertionError(
-                f"{error}. adamx.core has times, norm, shrunk and Squares, which do not overflow; "
-                "a stage that may is checked with without=['largest']"
+                f"{error}. Use times, norm, shrunk and Squares of adamx.core, which do not "
+                "overflow. To allow overflow, skip this check with without=['largest']"
             ) from None
 
 
 def _with_extremes(gradients: Any) -> Any:
-    """The gradients, of which the second are the largest there are, and those after it in part."""
+    """The gradients with two steps inserted whose elements, or half of them, are the largest."""
     largest = jnp.where(gradients > 0, 1, -1) * jnp.finfo(gradients.dtype).max
     rest = jnp.arange(gradients[0].size).reshape(gradients[0].shape) % 2 == 0
     third = jnp.where(rest, -largest[1], gradients[-1])
@@ -556,7 +562,7 @@ def _with_extremes(gradients: Any) -> Any:
 
 
 def _at_rest(opt: Transformation, params: Any, gradients: Any) -> tuple[Any, Any]:
-    """The updates of every step, and the last state, of parameters that stay where they are."""
+    """The updates of every step and the last state, without applying updates to the parameters."""
 
     def step(state: Any, gradient: Any) -> Any:
         updates, state = opt.update(gradient, state, params)
@@ -578,7 +584,7 @@ def _(case: _Case) -> None:
 @_promise("shards", "a training runs inside shard_map, and its state keeps its form there")
 def _(case: _Case) -> None:
     if not case.all_stages:
-        raise _DoesNotApply("what a transformation of Optax does is its own affair")
+        raise _DoesNotApply(_IS_OPTAX)
     params, gradients = case.narrowed()
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
     spec = jax.sharding.PartitionSpec
@@ -589,11 +595,11 @@ def _(case: _Case) -> None:
     split = _shard_map(shard, mesh, (spec("x"), spec(None, "x")), (spec(None, "x"), spec("x")))
     updates, after = _compiled(split)(params, gradients)
     _close("the updates of one shard", updates, case.plain[0], 1e-5)
-    _close("the parameters after them", after, case.plain[1], 1e-5)
+    _close("the parameters after the last step", after, case.plain[1], 1e-5)
 
 
 def _shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
-    """``jax.shard_map``, as JAX spells it before and since 0.7."""
+    """``jax.shard_map``, for JAX before and since 0.7."""
     if hasattr(jax, "shard_map"):
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
     from jax.experimental.shard_map import shard_map
@@ -601,7 +607,7 @@ def _shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
     return shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
-@_promise("value", "copies are equal and hash equal")
+@_promise("value", "copies are equal and have equal hashes")
 def _(case: _Case) -> None:
     links = [
         Stage(x.definition, copy.deepcopy(x.arguments), x.around) if isinstance(x, Stage) else x
@@ -609,17 +615,19 @@ def _(case: _Case) -> None:
     ]
     other = Transformation(tuple(links))
     if other != case.opt or hash(other) != hash(case.opt):
-        raise AssertionError(f"its deep copy: expected an equal one of {case.opt}, got {other}")
+        raise AssertionError(f"a deep copy: expected an optimiser equal to {case.opt}, got {other}")
 
 
 @_promise("pickle", "it can be pickled")
 def _(case: _Case) -> None:
     known = all(_is_importable(x.definition) for x in case.stages)
     if not (known and case.all_stages) or any(map(callable, hyperparams(case.opt).values())):
-        raise _DoesNotApply("it, or a function in it, is not found by importing its module")
+        raise _DoesNotApply("it, or a function in it, can't be imported from its module")
     other = pickle.loads(pickle.dumps(case.opt))
     if other != case.opt or hash(other) != hash(case.opt):
-        raise AssertionError(f"what came back: expected an equal one of {case.opt}, got {other}")
+        raise AssertionError(
+            f"the unpickled optimiser: expected one equal to {case.opt}, got {other}"
+        )
 
 
 def _is_importable(definition: Any) -> bool:
@@ -629,7 +637,7 @@ def _is_importable(definition: Any) -> bool:
         return False
 
 
-@_promise("config", "it goes to JSON and comes back")
+@_promise("config", "its config can be written as JSON and gives an equal optimiser")
 def _(case: _Case) -> None:
     own = {
         x.name: types.SimpleNamespace(definition=x.definition)
@@ -642,15 +650,17 @@ def _(case: _Case) -> None:
         raise _DoesNotApply(str(error)) from None
     other = from_config(json.loads(written), known=own)
     if other != case.opt:
-        raise AssertionError(f"what came back: expected an equal one of {case.opt}, got {other}")
+        raise AssertionError(
+            f"the optimiser from its config: expected one equal to {case.opt}, got {other}"
+        )
 
 
-@_promise("equations", "what explain() prints is what it computes")
+@_promise("equations", "the equations that explain() prints give the same updates")
 def _(case: _Case) -> None:
     if not case.all_stages or any(x.definition.equations is None for x in case.stages):
         raise _DoesNotApply("it has no equations (@in_symbols)")
     if not isinstance(case.params, dict) or any(x.where for x in case.stages):
-        raise _DoesNotApply("equations are run on a dict of parameters that all go the same way")
+        raise _DoesNotApply("equations need a dict of parameters, and the same stages for all")
     epsilons = {k: x for k, x in hyperparams(case.opt).items() if "eps" in k and not callable(x)}
     large = case.opt.replace({name: 0.01 for name, x in epsilons.items() if np.all(x)})
     updates, *_ = case.in_double(large)
@@ -663,24 +673,24 @@ def _(case: _Case) -> None:
             _close(f"the updates of step {t + 1}", _at(t, updates), steps, 1e-8)
 
 
-@_promise("storage", "its slots can be stored in fewer bits")
+@_promise("storage", "its slots can be quantized")
 def _(case: _Case) -> None:
     if not case.slots:
-        raise _DoesNotApply("it keeps no slots")
+        raise _DoesNotApply("it has no slots")
     if not case.all_stages:
-        raise _DoesNotApply("a transformation of Optax can't be stored")
+        raise _DoesNotApply("the state of an Optax transformation can't be quantized")
     opt = quantize_state(case.opt, "bf16", min_size=1)
     params, gradients = case.narrowed()
-    _keeps(opt, params, _at(0, gradients), "that is stored")
+    _keeps(opt, params, _at(0, gradients), "of quantized slots")
     updates, *_ = _compiled(functools.partial(_run, opt))(params, gradients)
     _finite("the updates", updates)
     _close("the first update", _at(0, updates), _at(0, case.plain[0]), 1e-2)
 
 
-@_promise("derivatives", "derivatives by its numbers are those of finite differences")
+@_promise("derivatives", "derivatives by its hyperparameters equal finite differences")
 def _(case: _Case) -> None:
     if not case.derivatives:
-        raise _DoesNotApply("it was not asked for")
+        raise _DoesNotApply("derivatives=False")
     _need_numbers(case)
     with _x64():
         opt = jax.tree.map(np.float64, case.opt)
@@ -701,13 +711,14 @@ def _(case: _Case) -> None:
             expected = (4 * one - two - 3 * float(both(opt)[0])) / (2 * size)
             if not np.isclose(slope, expected, rtol=1e-3, atol=1e-6):
                 raise AssertionError(
-                    f"that by number {i} ({x:g}): expected {expected}, got {float(slope)}"
+                    f"the derivative by hyperparameter {i} ({x:g}): expected {expected}, got "
+                    f"{float(slope)}"
                 )
 
 
-@_promise("oracle", "in double precision it does what its oracle does")
+@_promise("oracle", "in double precision, the updates equal those of the oracle")
 def _(case: _Case) -> None:
     if case.oracle is None:
-        raise _DoesNotApply("none was given")
+        raise _DoesNotApply("no oracle was given")
     expected = jax.tree.map(case.oracle, case.gradients, case.params)
     _close("the updates", case.double[0], expected, case.tolerance)

@@ -1,4 +1,4 @@
-"""Runs the equations of an optimiser as they are written."""
+"""Evaluate the equations of an optimiser in NumPy."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["Evaluator"]
 
 
 class Evaluator:
-    """Runs the lines of an explanation in float64 NumPy, step after step.
+    """Evaluates the lines of an explanation in float64 NumPy, step by step.
 
-    A value is an array or a number for every parameter. Nothing here is shared with the arithmetic
-    of the stages, so that agreement means something.
+    A value is an array or a number for every parameter. The evaluator uses none of the arithmetic
+    of the stages, so that it is an independent check.
 
     Args:
-        explanation: what :func:`adamx.explain` returns, without groups.
-        params: the parameters before the first step: a dict of arrays.
+        explanation: the result of :func:`adamx.explain`, without groups.
+        params: the parameters before the first step, a dict of arrays.
     """
 
     def __init__(self, explanation: Explanation, params: Mapping[str, Any]):
@@ -49,7 +49,7 @@ class Evaluator:
         self.products: dict[tuple[Any, str], tuple[int, Any]] = {}
 
     def step(self, gradients: Mapping[str, Any]) -> dict[str, Any]:
-        """θₜ, of these gradients at θₜ₋₁."""
+        """Take one step with the gradients at θₜ₋₁, and return θₜ."""
         self.t += 1
         self.now = {}
         for line in self.explanation.lines:
@@ -62,7 +62,7 @@ class Evaluator:
         return self.params
 
     def __call__(self, x: Expression) -> dict[str, Any]:
-        """The value of a formula, of every parameter."""
+        """The value of a formula for every parameter."""
         return {name: self._of(x, name) for name in self.params}
 
     def _symbol(self, x: Symbol, name: str) -> Any:
@@ -153,21 +153,21 @@ class Evaluator:
             "min": np.minimum,
             "atan2": np.arctan2,
             "mod": np.mod,
-            "RN": np.float64,  # to the parameter's dtype, which is this one
+            "RN": np.float64,  # rounds to the parameter's dtype, here float64
             "SR": np.float64,
         }
         return plain[x.name](a, *rest)
 
 
 def _units(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Brock et al.: a unit is what makes one output; a vector is one."""
+    """The axes of a unit (Brock et al.): the weights of one output; a vector is one unit."""
     if sum(n != 1 for n in shape) <= 1:
         return tuple(range(len(shape)))
     return (0,) if len(shape) == 3 else tuple(range(len(shape) - 1))
 
 
 def _shared(over: str, shape: tuple[int, ...]) -> Any:
-    """The axes of a mean: all, all but the first, all but the last, the longest, the second."""
+    """The axes of a mean: all but the first or the last, the longest, or the second longest."""
     axes = range(len(shape))
     if over in ("i", "j"):
         by_length = sorted(axes, key=lambda axis: shape[axis])

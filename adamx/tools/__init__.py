@@ -1,1 +1,1 @@
-"""What can be done with an optimiser that is a value."""
+"""Tools that work with an optimiser as a value: configs, sweeps, checkpoints, conversion."""

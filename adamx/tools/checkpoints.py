@@ -1,4 +1,4 @@
-"""A saved state brought into a chain that is not quite the one it was saved from."""
+"""Convert a saved state into the state of a different chain."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ __all__ = ["RestoreReport", "RestoreRow", "Restored", "restore_state"]
 
 @dataclasses.dataclass(frozen=True)
 class RestoreRow:
-    """What became of a part of a state.
+    """What :func:`restore_state` did with one slot or clock.
 
     Attributes:
         stage: the stage's name in the state, or ``count``.
-        entry: the name of the slot or clock; empty where a stage keeps only one thing.
+        entry: the name of the slot or clock; empty if the stage has only one entry.
         outcome: ``"kept"``, ``"initialised"`` or ``"dropped"``.
-        recoded: ``"float32 → int8"``, of a slot that is kept with another codec; else empty.
-        source: the stage that it was saved under, where that has another name; else empty.
-        parameters: the paths for which this is so, ``("encoder", "head/bias")``, each with
-            everything below it; empty if it is so for all that the stage is for.
+        recoded: ``"float32 → int8"`` if the slot has a different codec now; otherwise empty.
+        source: the name of the saved stage if it differs from ``stage``; otherwise empty.
+        parameters: the paths of the parameters to which the row applies, for example
+            ``("encoder", "head/bias")``; each path includes everything below it. Empty if the row
+            applies to all parameters of the stage.
     """
 
     stage: str
@@ -57,27 +58,27 @@ class RestoreRow:
 
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
-    """What was kept, initialised and dropped; printed, a table.
+    """The entries that were kept, initialised and dropped. It prints as a table.
 
     Attributes:
-        rows: one for every slot and clock, of the chain first, then of what it has no place for.
+        rows: one row for every slot and clock: the entries of the chain, then the dropped entries.
     """
 
     rows: tuple[RestoreRow, ...]
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The names, ``stage.entry``, of what goes on from its saved value."""
+        """The names, ``stage.entry``, of the entries that continue from their saved values."""
         return self._names("kept")
 
     @property
     def initialised(self) -> tuple[str, ...]:
-        """The names of what starts anew, as the saved state does not hold it."""
+        """The names of the entries that are initialised because the saved state lacks them."""
         return self._names("initialised")
 
     @property
     def dropped(self) -> tuple[str, ...]:
-        """The names of what was saved, and has no place in this chain."""
+        """The names of the saved entries that this chain does not use."""
         return self._names("dropped")
 
     def _names(self, outcome: str) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ class RestoreReport:
         columns = [
             (name, *column)
             for i, (name, column) in enumerate(zip(head, zip(*cells, strict=True), strict=True))
-            if i < 4 or any(column)  # most states need no more
+            if i < 4 or any(column)  # show the last two columns only if they are used
         ]
         widths = [max(map(len, column)) for column in columns]
         return "\n".join(
@@ -102,11 +103,11 @@ class RestoreReport:
 
 
 class Restored(NamedTuple):
-    """A restored state, and what became of each of its parts.
+    """A restored state and a report.
 
     Attributes:
-        state: what ``opt.update`` takes.
-        report: what was kept, initialised and dropped.
+        state: the state for ``opt.update``.
+        report: the entries that were kept, initialised and dropped.
     """
 
     state: State
@@ -121,54 +122,54 @@ def restore_state(
     strict: bool = False,
     codecs: tuple[Codec, ...] = (),
 ) -> Restored:
-    """Bring a saved state into a chain that has a stage more or less, other groups, another codec.
+    """Convert a saved state for a chain with different stages, groups or codecs.
 
-    A state is a dict, each stage's entry under its name. What is in both is kept, bit for bit.
-    What the saved state does not hold is initialised, as ``init`` does it. What the chain has no
-    place for is dropped. The report says which is which. Slots that were saved with another codec,
-    or without one, are decoded and encoded again, rounded to the nearest. Everything is copied: the
-    state shares no memory with ``saved``.
+    A state is a dict with one entry per stage, under the name of the stage. ``restore_state`` keeps
+    the entries that are in both the saved state and the chain, bit for bit. It initialises entries
+    that the saved state lacks, as ``init`` does, and drops entries that the chain does not use. The
+    report lists all of them. Slots whose codec has changed are decoded and encoded again, with
+    rounding to the nearest code. All arrays are copied: the state shares no memory with ``saved``.
 
-    The ``count`` is kept, so schedules go on where they were. A stage that is new starts with
-    clocks of its own: what it averages is debiased by the steps that it has seen, as in the first
-    steps of a training. For a chain of the same stages no ``restore_state`` is needed: its state
-    is saved and restored like any tree of arrays.
+    The ``count`` is kept, so schedules continue where they were. A new stage starts with its own
+    clocks, so its averages are debiased as in the first steps of a training. If the chain has the
+    same stages as before, ``restore_state`` is not needed: save and restore the state like any
+    tree of arrays.
 
-    Stages are matched by name, ``scale_by_momentum_2`` being the second one in a chain. Where that
-    is not what you mean, rename the keys of ``saved``. A stage for some of the parameters
-    (``stage@group``, in :func:`adamx.where` and :func:`adamx.partition`) is matched parameter by
-    parameter: what one group, or the chain, has kept of a parameter goes to the stage of that name
-    that is for the parameter now. Clocks come with the parameters.
+    Stages are matched by name; ``scale_by_momentum_2`` is the second stage of this name in a chain.
+    To match a different stage, rename the keys of ``saved``. A stage that is restricted to some
+    parameters (``stage@group``, made by :func:`adamx.where` and :func:`adamx.partition`) is matched
+    parameter by parameter: the saved entry of a parameter goes to the stage of the same name that
+    the new chain applies to this parameter. The clocks come from the same saved stage.
 
-    A parameter of which the saved state holds nothing is new: its slots are initialised, and have
-    the clocks of the stage's other parameters.
+    A parameter is new if the saved state has no entry for it. Its slots are initialised, and it
+    shares the clocks of the stage's other parameters.
 
     Args:
-        saved: the state of another chain, what holds one (a Flax ``TrainState``, an
-            ``nnx.Optimizer``), or what a checkpoint holds of it: a dict of dicts of arrays, as
-            Orbax restores it without a target and as Flax's ``msgpack_restore`` returns it.
-            Tuples, lists, dataclasses and variables in it may have become dicts.
-        opt: the chain that will go on.
-        params: the parameters, or their ``jax.ShapeDtypeStruct`` with shardings. What is restored
-            is placed as ``opt.init(params)`` places it.
-        strict: refuse to initialise anything; what is dropped may be.
-        codecs: your own ones that the state was stored by.
+        saved: the state of another chain, or an object that contains one (a Flax ``TrainState``,
+            an ``nnx.Optimizer``), or a checkpoint of either: a dict of dicts of arrays, as Orbax
+            restores it without a target, or as Flax's ``msgpack_restore`` returns it. Tuples,
+            lists, dataclasses and variables in it may have become dicts.
+        opt: the chain that continues the training.
+        params: the parameters, or their ``jax.ShapeDtypeStruct`` with shardings. The restored
+            arrays are placed on the devices on which ``opt.init(params)`` places them.
+        strict: raise an error instead of initialising entries. Entries may still be dropped.
+        codecs: your own codecs that the saved state uses.
 
     Returns:
         The state, and a report that prints as a table.
 
     Warns:
-        UserWarning: in two cases. What was saved of a parameter is dropped, and a stage starts
-            anew for this parameter. Or a stage starts anew for some parameters under the clocks of
-            others, so that these averages start at zero and this is not corrected.
+        UserWarning: in two cases. (1) A saved entry of a parameter is dropped, and another entry
+            of the same parameter is initialised. (2) An average is initialised for some parameters
+            but shares the clock of others, so its start at zero is not corrected.
 
     Raises:
-        TypeError: for something that is no adamx optimiser.
-        StageError: naming the place, if ``saved`` holds no chain's state or several, a stage's
-            entry lacks something, an array has another shape or dtype than the chain's, two saved
-            stages have kept the same, or their clocks disagree; with ``strict``, naming everything
-            that would be initialised.
-        ValueError: if the state was stored by an unknown codec.
+        TypeError: if ``opt`` is not an adamx optimiser.
+        StageError: if ``saved`` contains no state of a chain, or several; if an entry of a stage is
+            incomplete; if an array has a different shape or dtype than in the chain; if two saved
+            stages match the same slot, or their clocks differ. With ``strict``, if an entry would
+            be initialised. The error names the place.
+        ValueError: if the saved state uses an unknown codec.
 
     >>> params = {"w": jnp.ones(3)}
     >>> saved = adamx.sgd(0.1, momentum=0.9).init(params)
@@ -181,7 +182,7 @@ def restore_state(
     polyak_ema           ema        initialised
     polyak_ema           log_decay  initialised
 
-    In the middle of a training a layer is frozen:
+    This example freezes a layer in the middle of a training:
 
     >>> params = {"encoder": jnp.ones(3), "head": jnp.ones(2)}
     >>> saved = adamx.sgd(0.1, momentum=0.9).init(params)
@@ -196,8 +197,8 @@ def restore_state(
     if links is None:
         raise TypeError(f"restore_state() takes an adamx optimiser, got {described(opt)}")
     needs = (
-        "what is to be restored is the state of a chain, a dict with a 'count', or something that "
-        "holds one"
+        "restore_state() needs the state of a chain, a dict with a 'count', or an object that "
+        "contains one"
     )
     found = the_state(saved, StageError, needs).state
     theirs = {stage: _places(entry) for stage, entry in found.items()}
@@ -221,8 +222,8 @@ def restore_state(
     if strict and report.initialised:
         new = [str(row) for row in report.rows if row.outcome == "initialised"]
         raise StageError(
-            f"the saved state has nothing for {_listed(new)}, and strict=True lets nothing start "
-            f"anew; it holds {_listed(tuple(theirs))}"
+            f"the saved state has no entry for {_listed(new)}, and strict=True forbids to "
+            f"initialise entries. The saved state has entries for {_listed(tuple(theirs))}"
         )
     for message in _losses(parts, parameters):
         warnings.warn(message, stacklevel=2)
@@ -230,13 +231,13 @@ def restore_state(
 
 
 class _Part(NamedTuple):
-    """What became of one array: ``place`` in the entry of ``stage``, saved under ``source``."""
+    """The outcome for one array: at ``place`` in the entry of ``stage``, saved under ``source``."""
 
     stage: str
     place: Place
     outcome: str
     source: str
-    parameter: Place | None  # None of what all parameters share
+    parameter: Place | None  # None if all parameters share the array
     recoded: str = ""
 
     @property
@@ -245,7 +246,7 @@ class _Part(NamedTuple):
 
 
 class _Parameters:
-    """The places of the parameters in their tree."""
+    """The paths and shapes of all parameters."""
 
     def __init__(self, params: PyTree):
         leaves = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -254,17 +255,17 @@ class _Parameters:
         }
 
     def owner(self, place: Place, array: Any) -> Place | None:
-        """The parameter of which an array in a stage's entry is; None if it is of none."""
+        """The parameter to which an array of a stage's entry belongs, or None."""
         for start in range(1, len(place)):
             for stop in range(len(place), start, -1):
                 if place[start:stop] in self.places:
                     return place[start:stop]
-        whole = self.places.get(())  # of a single array there is no path in the place
+        whole = self.places.get(())  # a parameter tree that is a single array has an empty path
         is_its = is_packed(array) or (whole and np.shape(array) == whole)
         return () if whole is not None and is_its else None
 
     def summary(self, some: Iterable[Place]) -> tuple[str, ...]:
-        """Paths of parameters; of subtrees all of whose parameters are among them, the root's."""
+        """The paths of some parameters; if they fill a subtree, the path of its root instead."""
         chosen = set(some)
         others = [place for place in self.places if place not in chosen]
         roots: dict[str, None] = {}
@@ -278,19 +279,19 @@ class _Parameters:
 
 
 def _kin(stage: str, among: Iterable[str], bases: set[str]) -> tuple[str, int]:
-    """The stage's name without its group, and the how-manieth it is of that name there."""
+    """The stage's name without its group, and its number among the stages of that name."""
     name, _, group = stage.partition("@")
     numbered = re.fullmatch(r"(.+)_(\d+)", stage)
     if stage in bases or not numbered:
         return name, 1
     first, number = numbered[1], int(numbered[2])
-    if group:  # its label may end in a number
+    if group:  # the label of a group may end in a number
         return name, number if first in among else 1
     return (first, number) if first in bases else (name, 1)
 
 
 class _Restoring:
-    """The entry of one stage, put together from what was saved of it and of its kin."""
+    """Builds the entry of one stage from the saved entries of stages of the same name."""
 
     def __init__(
         self,
@@ -305,7 +306,7 @@ class _Restoring:
         self.fresh: dict[Place, Any] = {place_of(path): own for path, own in leaves}
         slots = link.at(np.int32(0)).rule(jnp.float32).slots if isinstance(link, Stage) else None
         self.owners: dict[Place, Place | None] = {}
-        self.needed: dict[Place, list[Place]] = {}  # of every parameter that the stage is for
+        self.needed: dict[Place, list[Place]] = {}  # the places of each parameter of the stage
         for place, own in self.fresh.items():
             is_clock = slots is not None and place[:1] not in [(slot,) for slot in slots]
             of_none = is_clock or isinstance(link, Observer)
@@ -321,16 +322,16 @@ class _Restoring:
         stages: Mapping[str, _Restoring],
         known: set[Place | None],
     ) -> None:
-        """From where it may take: from what was saved under its own name, or from its kin.
+        """Set the saved entries to take arrays from: ``same`` has this stage's own name.
 
-        ``known`` are the parameters of which anything was saved.
+        ``known`` are the parameters for which the saved state has any entry.
         """
         own = {} if same is None else {self.stage: same}
         self.theirs: dict[str, Mapping[Place, Any]] = {**own, **kin}
         self.stages, self.known = stages, known
 
     def entry(self) -> Any:
-        """What the stage keeps."""
+        """The entry of the stage in the new state."""
         sources = {owner: self.source(owner, wanted) for owner, wanted in self.needed.items()}
         shared = self.shared(sources.values())
         return self.tree.unflatten(
@@ -339,7 +340,7 @@ class _Restoring:
         )
 
     def source(self, owner: Place, wanted: list[Place]) -> str | None:
-        """The saved stage that has kept what is wanted of a parameter; None if none has."""
+        """The saved stage that contains the wanted arrays of a parameter, or None."""
         holders = [
             source
             for source, kept in self.theirs.items()
@@ -349,8 +350,9 @@ class _Restoring:
             return self.stage
         if len(holders) > 1:
             raise StageError(
-                f"the saved stages {_listed(holders)} have all kept its {wanted[0][0]}; leave one "
-                f"of them: saved.pop({holders[1]!r})"
+                f"several saved stages have a {wanted[0][0]!r} of this parameter: "
+                f"{_listed(holders)}. Remove all but one of them, for example with "
+                f"saved.pop({holders[1]!r})"
             ).within(stage=self.stage, parameter="/".join(owner) or None)
         is_lacking = self.stage in self.theirs and "@" not in self.stage
         if not holders and is_lacking and not self.is_new(owner):
@@ -358,22 +360,22 @@ class _Restoring:
         return holders[0] if holders else None
 
     def is_new(self, owner: Place) -> bool:
-        """Whether a parameter has joined those that the saved stage was for."""
+        """Whether a parameter is new, that is, not among the parameters of the saved stage."""
         if owner in self.known or not self.known & self.needed.keys():
             return False
         slots = {place[:1] for places in self.needed.values() for place in places}
-        return all(  # else it may be an old one under a new name
+        return all(  # otherwise it may be an old parameter with a new name
             place[:1] not in slots or self.parameters.owner(place, array) is not None
             for place, array in self.theirs[self.stage].items()
         )
 
     def is_free(self, source: str, owner: Place) -> bool:
-        """Whether no other stage of the chain has this name, and takes over the parameter."""
+        """Whether no other stage of the chain restores this parameter from this saved stage."""
         other = self.stages.get(source)
         return other is None or other is self or owner not in other.needed
 
     def shared(self, used: Iterable[str | None]) -> list[str]:
-        """The saved stages from which that comes which all parameters share."""
+        """The saved stages from which to take the arrays that all parameters share (clocks)."""
         sources = list(dict.fromkeys(used))
         if sources and not isinstance(self.link, Observer):
             return [source for source in sources if source is not None]
@@ -403,9 +405,9 @@ class _Restoring:
         kept = next(iter(held.values()))
         if place != ("key",) and not all(_same(kept, x) for x in held.values()):
             raise StageError(
-                f"it takes parameters over from {_listed(held)}, whose {'/'.join(place)} differ: "
-                "they have taken different steps, and a stage has one clock for all its "
-                "parameters. Keep them in groups of their own"
+                f"its parameters were saved by the stages {_listed(held)}, whose clocks "
+                f"{'/'.join(place)!r} differ, but a stage has one clock for all its parameters. "
+                "Keep these parameters in separate groups"
             ).within(stage=self.stage)
         try:
             value = _value(own, kept, self.link, place, self.codecs)
@@ -417,18 +419,18 @@ class _Restoring:
 
     def lacking(self, source: str, place: Place) -> StageError:
         held = ["/".join(found) for found in self.theirs[source]]
-        of = "this stage" if source == self.stage else repr(source)
+        of = "this stage" if source == self.stage else f"the stage {source!r}"
         return StageError(
-            f"the saved state has no {'/'.join(place) or 'array'} of {of}; it has "
-            f"{_listed(held)}. If a parameter or a slot has another name now, rename it in what "
-            f"was saved. To start this stage anew for all parameters, saved.pop({source!r})"
+            f"the saved state of {of} has no {'/'.join(place) or 'array'}; it has "
+            f"{_listed(held)}. If a parameter or a slot was renamed, rename it in the saved state. "
+            f"To initialise this stage for all parameters, call saved.pop({source!r})"
         ).within(stage=self.stage)
 
 
 def _left(
     theirs: Mapping[str, Mapping[Place, Any]], parts: Sequence[_Part], parameters: _Parameters
 ) -> list[_Part]:
-    """What was saved, and has no place."""
+    """The saved arrays that the chain does not use."""
     used = {(part.source, _at(theirs[part.source], part.place)) for part in parts if part.source}
     return [
         _Part(stage, place, "dropped", stage, parameters.owner(place, array))
@@ -439,7 +441,7 @@ def _left(
 
 
 def _summed(parts: Sequence[_Part], parameters: _Parameters) -> tuple[RestoreRow, ...]:
-    """The rows of the report; with parameters, where not all share what became of their arrays."""
+    """The rows of the report. A row lists parameters only if their outcomes differ."""
     rows: dict[RestoreRow, list[_Part]] = {}
     fates: dict[tuple[str, str], set[tuple[str, ...]]] = {}
     for part in parts:
@@ -459,7 +461,7 @@ def _summed(parts: Sequence[_Part], parameters: _Parameters) -> tuple[RestoreRow
 
 
 def _losses(parts: Sequence[_Part], parameters: _Parameters) -> Iterable[str]:
-    """What a training loses of what was saved, in words."""
+    """Warnings about saved values that are lost, and about averages with a wrong clock."""
     known = [part for part in parts if part.parameter is not None]
     new = [part for part in known if part.outcome == "initialised"]
     gone = [part for part in known if part.outcome == "dropped"]
@@ -470,9 +472,9 @@ def _losses(parts: Sequence[_Part], parameters: _Parameters) -> Iterable[str]:
             for group in (gone, new)
         )
         yield (
-            f"saved values are lost{_of(starting, parameters)}: the chain has no place for "
-            f"{_listed(lost)}, and what it keeps starts anew: {_listed(begun)}. If a stage is only "
-            "called otherwise, rename it in what was saved; strict=True makes this an error"
+            f"saved values are lost{_of(starting, parameters)}: the chain does not use "
+            f"{_listed(lost)}, and it initialises {_listed(begun)}. If a stage was only renamed, "
+            "rename it in the saved state. With strict=True this is an error"
         )
     clocks = {part.stage for part in parts if part.outcome == "kept" and part.parameter is None}
     undated: dict[tuple[str, ...], dict[str, None]] = {}
@@ -483,19 +485,20 @@ def _losses(parts: Sequence[_Part], parameters: _Parameters) -> Iterable[str]:
         undated.setdefault(paths, {}).update(names)
     for paths, names in undated.items():
         yield (
-            f"what starts anew for {_listed(paths)} has the clock of the other parameters: "
-            f"{_listed(names)}. These averages count as if they had seen as many steps, and are "
-            "not debiased. A group of their own, partition({…}), gives them a clock of their own"
+            f"{_listed(names)} of {_listed(paths)} are initialised but share the clock of the "
+            "other parameters. These averages are corrected as if they contained as many steps, so "
+            "their start at zero is not corrected. To give them their own clock, put the "
+            "parameters into their own group with partition({…})"
         )
 
 
 def _of(some: Iterable[Place | None], parameters: _Parameters) -> str:
     paths = parameters.summary(place for place in some if place)
-    return f" of {_listed(paths)}" if paths else ""
+    return f" for {_listed(paths)}" if paths else ""
 
 
 def _at(kept: Mapping[Place, Any], place: Place) -> Place:
-    """The place under which it was saved: variables may have left a key behind."""
+    """The place in the saved state; variables of Flax may have added a key ``value``."""
     if place in kept:
         return place
     boxed = [
@@ -518,7 +521,7 @@ def _listed(names: Iterable[str], most: int = 8) -> str:
 
 
 def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[Codec, ...]) -> Any:
-    """The saved value, in the form in which the chain keeps its own."""
+    """The saved value in the format of the chain."""
     forms = {codec.name: codec.unpack for codec in codecs}
     if is_packed(own):
         if (same := _alike(own, kept)) is not None:
@@ -533,18 +536,19 @@ def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[C
         _check_shape(values, own)
         return values.astype(own.dtype)
     if not isinstance(kept, (jax.Array, np.ndarray, np.generic)):
-        raise StageError(f"what was saved is {described(kept)}, not an array")
+        raise StageError(f"the saved entry is {described(kept)}, not an array")
     _check_shape(kept, own)
     if kept.dtype != own.dtype:
         raise StageError(
-            f"it was saved as {kept.dtype}, and the chain keeps {own.dtype}: parameters or JAX's "
-            f"precision are others than they were. If that is meant, convert what was saved"
+            f"the saved array has dtype {kept.dtype}, but the chain keeps {own.dtype}: the dtype "
+            "of the parameters or JAX's precision has changed. If this is intended, convert the "
+            "saved array"
         )
     return kept
 
 
 def _alike(own: Any, kept: Any) -> Any:
-    """What was saved in the structure of ours, if both are of the same arrays; or else None."""
+    """The saved arrays in our structure, if they have the same shapes and dtypes; else None."""
     ours, theirs = _places(own, is_leaf=None), _places(kept, is_leaf=None)
     if {k: kind(x) for k, x in ours.items()} != {k: kind(x) for k, x in theirs.items()}:
         return None
@@ -554,26 +558,26 @@ def _alike(own: Any, kept: Any) -> Any:
 def _check_shape(kept: Any, own: Any) -> None:
     if kept.shape != own.shape:
         raise StageError(
-            f"it was saved with the shape {kept.shape}, and the chain keeps {own.shape}: these are "
-            "not the parameters, or not the arguments, that it was saved with"
+            f"the saved array has shape {kept.shape}, but the chain keeps {own.shape}: the "
+            "parameters or the arguments of the stage differ from those at the time of saving"
         )
 
 
 def _draws(link: Link | None) -> bool:
-    """Whether the stage keeps a key only because of what is put around it."""
+    """Whether the stage has a key only because of the wrappers around it."""
     if not isinstance(link, Stage):
         return False
     return link.surrounded(()).at(np.int32(0)).rule(jnp.float32).seed is None
 
 
 def _places(tree: Any, is_leaf: Any = is_packed) -> dict[Place, Any]:
-    """Every array by where it is, whatever its containers have become."""
+    """Every array by its place, whatever the types of its containers."""
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
     return {place_of(path): leaf for path, leaf in leaves}
 
 
 def _recoded(kept: Any, value: Any) -> str:
-    """How what was saved has changed its form, if it has."""
+    """The change of the codec as text, or an empty string."""
     if not (is_packed(kept) or is_packed(value)) or _alike(value, kept) is not None:
         return ""
     forms = (form_of(x) if is_packed(x) else jnp.dtype(x.dtype).name for x in (kept, value))

@@ -1,4 +1,4 @@
-"""An optimiser to and from plain JSON, made to be read and edited in a file."""
+"""Convert an optimiser to and from plain JSON that people can read and edit."""
 
 from __future__ import annotations
 
@@ -39,51 +39,53 @@ _PARTIALS = {
 def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The optimiser as plain JSON: a dict of dicts, lists, strings and finite numbers.
 
-    ``{"format": "adamx/1", "chain": [...]}``, with one object for every link of the chain::
+    The config is ``{"format": "adamx/1", "chain": [...]}``, with one object per link of the chain::
 
-        {"stage": name, argument: value, ...}           a stage of adamx, or one in ``known``
-        {"transformation": factory, argument: value}    what a factory of Optax returns
-        {"observer": "watch", argument: value, ...}     what looks on
-        {"name": name}                                  a transformation in ``known``
+        {"stage": name, argument: value, ...}           a stage of adamx or of ``known``
+        {"transformation": factory, argument: value}    the result of a factory of Optax
+        {"observer": "watch", argument: value, ...}     an observer
+        {"name": name}                                  a transformation of ``known``
 
-    and in each of them, if something is put around it, ``"around": [...]``, the outermost first::
+    If wrappers are around a link, the object has an entry ``"around": [...]``, the outermost
+    wrapper first::
 
-        {"where": selector}                                  parameters that are selected
-        {"partition": [selector, ...], "part": index}        those of a part
+        {"where": selector}                                  a selection of parameters
+        {"partition": [selector, ...], "part": index}        one part of a partition
         {"quantize_state": codec, "slots": {slot: codec, ...}, "min_size": 4096, "seed": 0}
 
     A codec is ``{"codec": "int8", "block_size": 64, "rounding": "stochastic"}``, ``null``, or
     ``{"name": ...}``. A selector is a pattern, a list of patterns, or a predicate
-    (``{"name": ...}``). Numbers, strings, ``true``, ``false``, ``null`` and lists are written as
-    such, and everything else is an object::
+    (``{"name": ...}``). Numbers, strings, ``true``, ``false``, ``null`` and lists are written in
+    JSON directly. All other values are objects::
 
-        {"schedule": "optax.linear_schedule", "init_value": 0.1, ...}     by its factory
-        {"name": "my_schedule"}                  a function itself: of Optax, or in ``known``
+        {"schedule": "optax.linear_schedule", "init_value": 0.1, ...}     a call of a factory
+        {"name": "my_schedule"}                  a function of Optax or of ``known``
         {"functools.partial": function, "args": [...], "keywords": {...}}
         {"jax.tree_util.Partial": function, "args": [...], "keywords": {...}}
         {"chain": [...]}                         an adamx chain inside an Optax transformation
+        {"same": argument, "stage": name, "power": 1.0}    a hyperparameter of another stage
         {"array": [0.1, "inf"], "dtype": "float32"}    {"scalar": 0.1, "dtype": "float32"}
         {"float": "inf"}    {"dtype": "bfloat16"}    {"tuple": [...]}    {"dict": [[key, value]]}
 
-    All arguments are written, so that a later default does not change a stored optimiser; within
-    one number of the format the names and meanings of stages and arguments stay. In a file that
-    is written by hand, missing arguments take the defaults.
+    The config contains all arguments, so that a later change of a default does not change a saved
+    optimiser. Within one version of the format, the names and meanings of stages and arguments do
+    not change. If you write a config by hand, missing arguments take their defaults.
 
-    Of a schedule, or a transformation of Optax, JSON holds the factory that made it and the
-    arguments. These are looked up among what the function has captured, and are right if the
-    factory makes an equal one of them. So a schedule may be written as one that its factory
-    calls (``linear_schedule`` as ``polynomial_schedule``), and arguments that make no difference
-    as 0 (``end_value`` where ``transition_steps`` is 0).
+    For a schedule or a transformation of Optax, the config contains the factory that made it and
+    its arguments. ``to_config`` searches the arguments among the variables that the function has
+    captured, and checks that the factory returns an equal function for them. The result may name a
+    factory that was called indirectly (``polynomial_schedule`` for ``linear_schedule``), and may
+    contain 0 for arguments without effect (``end_value`` if ``transition_steps`` is 0).
 
     Args:
-        opt: the optimiser. Batched numbers are written as arrays.
-        known: names (without dots) for what is neither adamx's nor Optax's: stages, schedules,
-            their factories, other functions, transformations.
+        opt: the optimiser. Batched hyperparameters are written as arrays.
+        known: names (without dots) for objects that belong neither to adamx nor to Optax: stages,
+            schedules, their factories, other functions, transformations.
 
     Raises:
-        TypeError: for something that is no optimiser.
-        ValueError: naming link and argument, for what JSON can't hold: a function that has no
-            name in ``known``, a traced number.
+        TypeError: if ``opt`` is not an adamx optimiser.
+        ValueError: if JSON can't represent a value, for example a function that has no name in
+            ``known``, or a traced number. The error names the link and the argument.
 
     >>> to_config(adamx.scale_by_momentum())
     {'format': 'adamx/1', 'chain': [{'stage': 'scale_by_momentum', 'b1': 0.9}]}
@@ -100,19 +102,19 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
 
 
 def from_config(cfg: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Transformation:
-    """The optimiser that a config describes; equal to the one it was made of.
+    """The optimiser that a config describes. It equals the optimiser passed to :func:`to_config`.
 
-    Only names of adamx's stages and recipes, of Optax's public functions, and of ``known`` are
-    looked up: a config imports nothing, and calls nothing else.
+    ``from_config`` imports nothing. It calls only stages and recipes of adamx, public functions of
+    Optax, and the objects in ``known``.
 
     Args:
-        cfg: what :func:`to_config` returns, perhaps from a file and edited.
-        known: what the names in it mean that are neither adamx's nor Optax's.
+        cfg: the result of :func:`to_config`; it may have been saved to a file and edited.
+        known: the objects for all names in the config that belong neither to adamx nor to Optax.
 
     Raises:
-        TypeError: for something that is no config.
-        ValueError: naming the place, for unknown or missing names, stages and arguments, for
-            values of a wrong type or outside their domain, and for another format.
+        TypeError: if ``cfg`` is not a dict.
+        ValueError: for unknown or missing names, stages and arguments, for values of a wrong type
+            or outside their domain, and for a different format. The error names the place.
 
     >>> import json
     >>> opt = adamx.adamw(optax.cosine_decay_schedule(1e-3, 10_000))
@@ -179,10 +181,10 @@ class _Writer:
         return row
 
     def proved(self, value: Any, place: str) -> Any:
-        """What is written, if it is the same when it is read."""
+        """The JSON of a value, after a check that reading it returns an equal value."""
         written = self.value(value, place)
         if not alike(self.reader.value(written, place), value):
-            raise ValueError(f"{place}: {value!r} would not come back from JSON as it is")
+            raise ValueError(f"{place}: JSON can't represent {value!r} exactly")
         return written
 
     def around(self, around: Around, place: str) -> Any:
@@ -193,8 +195,8 @@ class _Writer:
     def value(self, value: Any, place: str) -> Any:
         if isinstance(value, Tracer):
             raise ValueError(
-                f"{place} is {value.aval.str_short()} while a function is traced and has no value "
-                "yet; call to_config outside of jit, vmap and grad"
+                f"{place} is a traced {value.aval.str_short()}, which has no value; call to_config "
+                "outside of jit, vmap and grad"
             )
         if value is None or type(value) in (bool, int, str):
             return value
@@ -224,7 +226,7 @@ class _Writer:
         return [self.value(value, f"{place}[{i}]") for i, value in enumerate(values)]
 
     def named(self, thing: Any, place: str) -> dict[str, Any]:
-        """Something that JSON can't hold: by its name, or as a call of what has one."""
+        """An object that JSON can't represent, as its name or as a call of a named factory."""
         name = self.names.function(thing) if inspect.isfunction(thing) else self.names.own(thing)
         if name is not None:
             return {"name": name}
@@ -249,19 +251,21 @@ class _Writer:
                     at = f"{place}.{argument}"
                     _add(row, argument, self.value(value, at), at)
                 return row
-            except ValueError as error:  # another factory may have made it of less
+            except ValueError as error:  # another factory may have simpler arguments
                 refused = refused or error
         raise refused or _refusal(thing, place)
 
 
 def _add(row: dict[str, Any], argument: str, written: Any, place: str) -> None:
     if argument in ("stage", "transformation", "schedule", "around"):
-        raise ValueError(f"{place}: {argument!r} has another meaning in a config; rename it")
+        raise ValueError(
+            f"{place}: a config uses {argument!r} as a key of its own; rename the argument"
+        )
     row[argument] = written
 
 
 def _listed(array: Any, place: str) -> Any:
-    """An array as nested lists of numbers; each is exact, and "inf" stands for what is infinite."""
+    """An array as nested lists of exact numbers; non-finite elements become strings, as "inf"."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, list):
@@ -272,7 +276,7 @@ def _listed(array: Any, place: str) -> Any:
         return plain(np.asarray(array).astype(np.float64).tolist())
     if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
         return np.asarray(array).tolist()
-    raise ValueError(f"{place}: a config can't hold an array of {array.dtype}")
+    raise ValueError(f"{place}: a config can't contain an array of {array.dtype}")
 
 
 def _refusal(thing: Any, place: str) -> ValueError:
@@ -283,7 +287,7 @@ def _refusal(thing: Any, place: str) -> ValueError:
     elif inspect.isfunction(getattr(thing, "update", None)):
         what = f"a transformation with {thing.update.__qualname__} of {thing.update.__module__}"
     return ValueError(
-        f"{place}: a config can't hold {what}. Give it, or the factory that made it, a name: "
+        f"{place}: a config can't contain {what}. Give it, or the factory that made it, a name: "
         f'to_config(opt, known={{"{word}": ...}}) and from_config(cfg, known={{"{word}": ...}})'
     )
 
@@ -299,13 +303,13 @@ class _Reader:
 
     def chain(self, rows: Any, place: str) -> Transformation:
         if not isinstance(rows, list):
-            raise ValueError(f"{place}: a chain is a list of links, got {rows!r}")
+            raise ValueError(f"{place}: a chain must be a list of links, got {rows!r}")
         links = (self.link(row, f"{place}[{i}]") for i, row in enumerate(rows))
         return Transformation(tuple(itertools.chain.from_iterable(links)))
 
     def link(self, row: Any, place: str) -> Iterable[Link]:
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: a link is an object, got {row!r}")
+            raise ValueError(f"{place}: a link must be an object, got {row!r}")
         kind = _kind(row, ["stage", "transformation", "observer", "name"], place)
         row = dict(row)
         around = self.all_around(row.pop("around", []), f"{place}.around")
@@ -316,7 +320,7 @@ class _Reader:
         else:
             made = self.value(row, place)
             if not _is_transformation(made):
-                raise ValueError(f"{place}: a link is a transformation, got {made!r}")
+                raise ValueError(f"{place}: a link must be a transformation, got {made!r}")
             links = chain(made).links
         return [functools.reduce(Link.within, reversed(around), link) for link in links]
 
@@ -331,7 +335,7 @@ class _Reader:
         for argument, value in arguments.items():
             if argument not in definition.domains and not _fits(value, hints.get(argument, Any)):
                 hint = inspect.formatannotation(hints[argument])
-                remedy = '; a tuple is written {"tuple": [...]}' if isinstance(value, list) else ""
+                remedy = '; write a tuple as {"tuple": [...]}' if isinstance(value, list) else ""
                 raise ValueError(f"{place}.{argument}: must be {hint}, got {value!r}{remedy}")
         try:
             return definition.bind(**arguments)
@@ -399,7 +403,7 @@ class _Reader:
     def as_array(self, value: dict[str, Any], place: str) -> Any:
         array = _array(value["array"], value["dtype"], place)
         if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-            return array  # JAX, as it is configured, would round it
+            return array  # JAX would round it to its configured precision
         if value.get("weak_type") and array.ndim == 0:
             weak = jnp.asarray(array.item())
             return weak if weak.dtype == array.dtype else jnp.asarray(array)
@@ -414,7 +418,7 @@ class _Reader:
     def as_dict(self, value: dict[str, Any], place: str) -> Any:
         pairs = self.items(_list(value["dict"], place), place)
         if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise ValueError(f"{place}: a dict is a list of pairs [key, value], got {pairs!r}")
+            raise ValueError(f"{place}: a dict must be a list of pairs [key, value], got {pairs!r}")
         return dict(pairs)
 
     def as_chain(self, value: dict[str, Any], place: str) -> Any:
@@ -432,25 +436,28 @@ class _Reader:
         return _PARTIALS[kind](function, *args, **keywords)
 
     def call(self, value: dict[str, Any], kind: str, place: str) -> Any:
-        """What a factory returns."""
+        """The result of a factory."""
         rest = dict(value)
         name = rest.pop(kind)
         factory = self.find(name, place)
         arguments = self.arguments(factory, rest, place)
         try:
             made = call(factory, arguments)
-        except Exception as error:  # of whatever kind, it happened here
-            raise ValueError(f"{place}: {name} says: {error}") from error
+        except Exception as error:  # a factory may raise any exception
+            raise ValueError(f"{place}: {name} raised an error: {error}") from error
         if not (_is_transformation(made) if kind == "transformation" else callable(made)):
-            raise ValueError(f"{place}: {name} gives no {kind}, but {made!r}")
+            raise ValueError(f"{place}: {name} must return a {kind}, but it returned {made!r}")
         return made
 
     def arguments(
         self, factory: Callable[..., Any], given: dict[str, Any], place: str
     ) -> dict[str, Any]:
-        """All arguments: those that are given, and the defaults."""
+        """All arguments: the given ones, and the defaults of the others."""
         if not callable(factory):
-            raise ValueError(f"{place}: {factory!r} is no factory; {{'name': ...}} is the thing")
+            raise ValueError(
+                f"{place}: {factory!r} is not a factory; to use the object itself, write "
+                "{'name': ...}"
+            )
         parameters = inspect.signature(factory).parameters
         defaults = {name: default_of(parameter) for name, parameter in parameters.items()}
         required = [name for name, x in defaults.items() if x is inspect.Parameter.empty]
@@ -464,13 +471,13 @@ class _Reader:
             near = difflib.get_close_matches(str(name), [*self.names.known, *optax_names])
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ValueError(
-                f"{place}: {name!r} is no public function of Optax or of adamx.recipes, and not "
-                f"one of known={sorted(self.names.known)}{hint}"
+                f"{place}: {name!r} is neither a public function of Optax or adamx.recipes nor one "
+                f"of known={sorted(self.names.known)}{hint}"
             )
         return found
 
 
-# The objects of a config that are not calls: their required keys, and those that may be missing.
+# The objects of a config that are not calls: their required and their optional keys.
 _FORMS: dict[str, tuple[list[str], ...]] = {
     "same": (["same", "stage"], ["power"]),
     "name": (["name"],),
@@ -495,7 +502,7 @@ def _check_keys(
     given: Mapping[str, Any], place: str, required: Sequence[str], optional: Sequence[str] = ()
 ) -> None:
     if missing := [name for name in required if name not in given]:
-        raise ValueError(f"{place}: lacks {', '.join(map(repr, missing))}")
+        raise ValueError(f"{place}: missing {', '.join(map(repr, missing))}")
     for name in given:
         if name not in required and name not in optional:
             raise _unknown("key", name, [*required, *optional], place)
@@ -504,11 +511,13 @@ def _check_keys(
 def _unknown(what: str, name: Any, there_are: Sequence[str], place: str) -> ValueError:
     near = difflib.get_close_matches(str(name), there_are)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return ValueError(f"{place}: no {what} {name!r}; {hint}there are {', '.join(there_are)}")
+    return ValueError(
+        f"{place}: there is no {what} {name!r}; {hint}there are {', '.join(there_are)}"
+    )
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of an annotated type, as far as a look at the outside tells."""
+    """Whether a JSON value has the annotated type; elements of containers are not checked."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if hint is Any or (hint is float and type(value) is int):
@@ -543,5 +552,5 @@ def _array(written: Any, dtype: Any, place: str) -> np.ndarray:
         with np.errstate(over="raise"):
             return wide.astype(np.float64).astype(kind)
     if kind.kind not in "iub" or np.any(wide != wide.astype(kind)):
-        raise ValueError(f"{written} is no array of {kind}")
+        raise ValueError(f"{written} is not an array of {kind}")
     return wide.astype(kind)

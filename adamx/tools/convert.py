@@ -1,8 +1,8 @@
-"""States of Optax's and PyTorch's optimisers as states of chains, and back.
+"""Convert states of Optax and PyTorch optimisers to states of chains, and back.
 
-What an optimiser keeps is called otherwise elsewhere, but means the same: a training continues on
-the other side as it would have gone on here. The numbers (learning rate, decay rates, ε) are no
-part of the state; the chain is made with those of the other side.
+The libraries keep the same quantities under different names. A training that is continued with a
+converted state takes the same steps as without the conversion. The hyperparameters (learning rate,
+decay rates, ε) are not part of the state: make the chain with the values of the other optimiser.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from adamx.numerics.types import PyTree, State
 
 __all__ = ["from_optax", "from_torch", "to_optax", "to_torch"]
 
-Homes = Mapping[str, tuple[str, ...]]
-"""From an array of the other library to the slots, as ``stage.slot``, that mean the same."""
+Counterparts = Mapping[str, tuple[str, ...]]
+"""Maps an array of the other library to the slots (``stage.slot``) of the same meaning."""
 
 Transform = Callable[[str, np.ndarray], np.ndarray]
-"""``(path, array) -> array``, from one layout of a parameter to another."""
+"""``(path, array) -> array``, which converts a parameter from one layout to another."""
 
 _MU = ("scale_by_momentum.mu", "scale_by_nesterov_momentum.mu")
 _NU = ("scale_by_rms.nu", "scale_by_rectified_rms.nu", "scale_by_adamax.nu")
 _STDDEV = {"mu": ("scale_by_stddev.mu",), "nu": ("scale_by_stddev.nu",)}
 _SUM = "scale_by_rss.sum_of_squares"
 _TRACE = "scale_by_heavy_ball.trace"
-_OPTAX: dict[str, Homes] = {
-    "ScaleByAdamState": {"mu": _MU, "nu": _NU},  # of adamax, nadam and radam too
+_OPTAX: dict[str, Counterparts] = {
+    "ScaleByAdamState": {"mu": _MU, "nu": _NU},  # also used by adamax, nadam and radam
     "ScaleByRmsState": {"nu": ("scale_by_rms.nu",)},
     "ScaleByRmsWithCountState": {"nu": ("scale_by_rms.nu",)},
     "ScaleByRStdDevState": _STDDEV,
@@ -50,7 +50,7 @@ _OPTAX: dict[str, Homes] = {
     "ScaleByScheduleState": {},
 }
 
-_DERIVED = ("nu_lost",)  # slots that start at zero, and may at any step: what was rounded away
+_DERIVED = ("nu_lost",)  # slots that may restart from zero at any step: rounding errors
 
 
 def from_optax(
@@ -61,39 +61,41 @@ def from_optax(
     count: int | None = None,
     initial_accumulator_value: float | None = None,
 ) -> State:
-    """The state of a chain that continues a training begun with Optax.
+    """The state of a chain that continues a training of Optax.
 
-    Understood are the states of ``optax.adam``, ``adamw``, ``adamax``, ``nadam``, ``radam``,
-    ``rmsprop``, ``adagrad``, ``sgd`` and of their parts, in ``optax.chain`` with anything that
-    keeps no arrays. An Optax transformation in the chain takes over its own state, whatever it is.
-    Slots have the precision that ``opt.init`` gives them; those under :func:`adamx.quantize_state`
-    are encoded, rounded to the nearest.
+    The function converts the states of ``optax.adam``, ``adamw``, ``adamax``, ``nadam``, ``radam``,
+    ``rmsprop``, ``adagrad``, ``sgd`` and of their parts. In an ``optax.chain``, it also accepts
+    transformations that keep no arrays. If the adamx chain contains an Optax transformation, the
+    state of this transformation is copied, whatever it is. Slots get the dtypes of ``opt.init``.
+    Slots under :func:`adamx.quantize_state` are encoded with rounding to the nearest code.
 
     Args:
         opt_state: Optax's state after some steps, or a Flax ``TrainState`` or ``nnx.Optimizer``
-            that holds it.
-        opt: the chain that goes on, with the numbers that Optax had. Its clocks will be as after
-            that many steps of its own, for schedules of β as well.
-        params: the parameters, for their shapes, dtypes and placement; those of the arrays in the
-            Optax state if None.
-        count: the steps taken, where Optax does not count them (``sgd``, ``adagrad`` and
-            ``rmsprop`` at a constant learning rate).
-        initial_accumulator_value: what ``optax.adagrad`` was given, 0.1 by default there. Its ε
-            stands inside the root; in the chain it is part of the sum (``initial_accumulator_value=
-            0.1 + 1e-7``), so the sums differ by what they start with.
+            that contains it.
+        opt: the chain that continues the training, with the hyperparameters of the Optax
+            optimiser. Its clocks are set to their values after the same number of steps of
+            ``opt``, under schedules of β, too.
+        params: the parameters, for their shapes, dtypes and placement. If None, these are taken
+            from the arrays of the Optax state.
+        count: the number of steps taken, if Optax does not count them (``sgd``, ``adagrad`` and
+            ``rmsprop`` with a constant learning rate).
+        initial_accumulator_value: the argument of ``optax.adagrad``, whose default is 0.1. Optax
+            adds ε inside the root. The chain includes ε in the sum
+            (``initial_accumulator_value=0.1 + 1e-7``), so the two sums start from different
+            values.
 
     Returns:
-        The state, as after ``count`` updates of ``opt``. It shares no memory with ``opt_state``,
-        which may go on and be donated.
+        The state after ``count`` updates of ``opt``. It shares no memory with ``opt_state``, which
+        you may continue to use or donate.
 
     Raises:
-        TypeError: for something that is no Optax state, or no adamx optimiser.
-        StageError: naming stage and parameter, where a slot has no counterpart, an array no slot,
-            shapes or counts differ, or where the two rules keep different things.
+        TypeError: if ``opt_state`` is not an Optax state, or ``opt`` not an adamx optimiser.
+        StageError: if a slot or an array has no counterpart, if shapes or counts differ, or if the
+            two optimisers keep different quantities. The error names the stage and the parameter.
 
     >>> tx, opt = optax.sgd(0.1, momentum=0.9), adamx.sgd(0.1, momentum=0.9)
     >>> _, opt_state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
-    >>> state = adamx.convert.from_optax(opt_state, opt, count=1)  # of adam it is in opt_state
+    >>> state = adamx.convert.from_optax(opt_state, opt, count=1)  # sgd keeps no count
     >>> opt.update(jnp.ones(2), state)[0]
     Array([-0.19, -0.19], dtype=float32)
     """
@@ -104,7 +106,7 @@ def from_optax(
     for name, own, entry in _foreign(links, start, entries):
         if entry is None:
             raise StageError(
-                f"it keeps a {type(own).__name__}, which the Optax state has not. {_REMEDY}"
+                f"it keeps a {type(own).__name__}, which the Optax state lacks. {_REMEDY}"
             ).within(stage=name)
         start[name] = jax.tree.map(
             lambda x, own=own, entry=entry: (
@@ -113,10 +115,10 @@ def from_optax(
             start[name],
             is_leaf=_is_entry,
         )
-    homes, columns = _arrays(entries, links, params)
+    counterparts, columns = _arrays(entries, links, params)
     slots = _Slots(links, params, start)
     for i in range(len(slots.paths)):
-        for place, label in slots.pairs(i, homes, "the Optax state").items():
+        for place, label in slots.pairs(i, counterparts, "the Optax state").items():
             value = _numpy(columns[label][i])
             if place.kind == _SUM:
                 value = value + _start(links[place.stage]) - _given(initial_accumulator_value)
@@ -125,20 +127,22 @@ def from_optax(
 
 
 def to_optax(state: PyTree, opt: Transformation, target: PyTree) -> PyTree:
-    """The Optax state that continues a training begun with a chain.
+    """The Optax state that continues a training of a chain.
 
     Args:
-        state: the chain's state after some steps, or what holds it.
+        state: the state of the chain after some steps, or an object that contains it.
         opt: the chain.
-        target: ``tx.init(params)`` of the Optax transformation that goes on, made with the numbers
-            that the chain had. It stays as it is.
+        target: ``tx.init(params)`` of the Optax transformation that continues the training, with
+            the hyperparameters of the chain. It is not changed.
 
     Returns:
-        A state like ``target``, in its dtypes. It shares no memory with ``state`` and ``target``.
+        A state with the structure and dtypes of ``target``. It shares no memory with ``state`` or
+        ``target``.
 
     Raises:
-        TypeError: for something that is no Optax state, or no adamx optimiser.
-        StageError: as of :func:`adamx.convert.from_optax`; for a ``state`` that holds no chain's.
+        TypeError: if ``target`` is not an Optax state, or ``opt`` not an adamx optimiser.
+        StageError: as in :func:`adamx.convert.from_optax`, and if ``state`` contains no state of a
+            chain.
 
     >>> params, grads = jnp.zeros(2), jnp.array([0.1, -10.0])
     >>> tx, opt = optax.adam(1e-3), adamx.adam(1e-3)
@@ -158,15 +162,15 @@ def to_optax(state: PyTree, opt: Transformation, target: PyTree) -> PyTree:
     for name, own, entry in _foreign(links, state, entries):
         if entry is None:
             raise StageError(
-                f"it keeps a {type(own).__name__}, for which the target has no place. {_REMEDY}"
+                f"it keeps a {type(own).__name__}, which the target does not contain. {_REMEDY}"
             ).within(stage=name)
         changed[entry.path] = own._asdict()
-    homes, columns = _arrays(entries, links, params)
+    counterparts, columns = _arrays(entries, links, params)
     slots = _Slots(links, params, state)
     for i in range(len(slots.paths)):
-        for place, label in slots.pairs(i, homes, "the Optax state").items():
+        for place, label in slots.pairs(i, counterparts, "the Optax state").items():
             value, like = slots.read(place, i), columns[label][i]
-            if place.kind == _SUM:  # the target's is where it starts
+            if place.kind == _SUM:  # the array of the target is the start of its sum
                 value = value - _start(links[place.stage]) + _numpy(like)
             columns[label][i] = jnp.asarray(value, like.dtype)
     tree = jax.tree.structure(params)
@@ -190,39 +194,45 @@ def from_torch(
     transform: Transform | None = None,
     count: int | None = None,
 ) -> State:
-    """The state of a chain that continues a training begun with PyTorch.
+    """The state of a chain that continues a training of PyTorch.
 
-    Understood are ``torch.optim.Adam`` (with ``amsgrad`` too), ``AdamW``, ``Adamax``, ``NAdam``,
-    ``RAdam``, ``RMSprop``, ``Adagrad`` and ``SGD``. Decay rates are compared with those of the
-    parameter groups: averages and clocks rest on them. Another rate is given to the chain
-    afterwards, by :meth:`adamx.Transformation.replace`; the state remains good.
+    The function converts the states of ``torch.optim.Adam`` (including ``amsgrad``), ``AdamW``,
+    ``Adamax``, ``NAdam``, ``RAdam``, ``RMSprop``, ``Adagrad`` and ``SGD``. It compares the decay
+    rates of the chain with those of the parameter groups, because averages and clocks depend on
+    them. To use different decay rates, call :meth:`adamx.Transformation.replace` after the
+    conversion; the state remains valid.
 
-    A parameter that never had a gradient (frozen, or behind a gate) has no entry in the state
-    dict: its slots are as ``opt.init`` makes them. PyTorch would start its ``step`` with its first
-    gradient; a chain has one clock for all its parameters, which goes on. The first averages of
-    such a parameter are of zeros and few gradients, and are not debiased for it: with Adam's
-    defaults its first step is up to 3.2 times the learning rate. A group of its own
-    (:func:`adamx.partition`, :func:`adamx.set_to_zero` until then) gives it a clock of its own.
+    A parameter that never had a gradient has no entry in the state dict. Its slots get their
+    initial values. PyTorch would count the ``step`` of such a parameter from its first gradient. A
+    chain has one clock for all its parameters, which continues. So the first averages of this
+    parameter contain zeros and few gradients, and their correction is too small: with Adam's
+    defaults, its first step is up to 3.2 times the learning rate. To give it its own clock, put it
+    into its own group (:func:`adamx.partition`), with :func:`adamx.set_to_zero` until it gets a
+    gradient.
 
     Args:
-        state_dict: ``optimizer.state_dict()``, of tensors or NumPy arrays.
-        opt: the chain that goes on, with the numbers that PyTorch had.
-        params: the parameters in JAX, already in their own layout.
-        names: the path of every parameter, ``"dense/kernel"``, in the order in which PyTorch's
-            optimiser was given them. None if ``params`` is a list or a tuple in that order.
-        transform: ``(path, array) -> array``, from PyTorch's layout of a parameter to this one;
-            of a linear layer's weight, which is [out, in] there and a kernel [in, out] in Flax, it
-            is the transpose. An error tells where shapes differ; square matrices cannot.
-        count: the steps taken, where PyTorch does not count them (``SGD``).
+        state_dict: ``optimizer.state_dict()``, with tensors or NumPy arrays.
+        opt: the chain that continues the training, with the hyperparameters of the PyTorch
+            optimiser.
+        params: the JAX parameters, in their JAX layout.
+        names: the path of every parameter, for example ``"dense/kernel"``, in the order of the
+            parameters of the PyTorch optimiser. None if ``params`` is a list or a tuple in that
+            order.
+        transform: ``(path, array) -> array``, which converts an array from PyTorch's layout to the
+            JAX layout. For the weight of a linear layer, which is [out, in] in PyTorch and [in,
+            out] in Flax, it is the transpose. If shapes differ, the function raises an error; it
+            can't detect a missing transpose of a square matrix.
+        count: the number of steps taken, if PyTorch does not count them (``SGD``).
 
     Returns:
-        The state, as after ``count`` updates of ``opt``. It shares no memory with ``state_dict``:
-        PyTorch's optimiser may go on.
+        The state after ``count`` updates of ``opt``. It shares no memory with ``state_dict``, so
+        you may continue to use the PyTorch optimiser.
 
     Raises:
-        TypeError: for something that is no state dict, or no adamx optimiser.
-        StageError: naming stage and parameter, where an array is missing or has no slot, where
-            shapes, counts or decay rates differ, or where the two rules keep different things.
+        TypeError: if ``state_dict`` is not a state dict, or ``opt`` not an adamx optimiser.
+        StageError: if an array is missing or has no slot, if shapes, counts or decay rates differ,
+            or if the two optimisers keep different quantities. The error names the stage and the
+            parameter.
 
     >>> state_dict = {
     ...     "state": {0: {"step": 1.0, "exp_avg": np.array([0.01, -1.0]),
@@ -238,7 +248,7 @@ def from_torch(
     start = opt.init(params)
     for name, own, _ in _foreign(links, start, []):
         raise StageError(
-            f"it keeps a {type(own).__name__}, which PyTorch has not; use adamx's own stage"
+            f"it keeps a {type(own).__name__}, which PyTorch does not have; use the stage of adamx"
         ).within(stage=name)
     slots = _Slots(links, params, start)
     counts: dict[str, Any] = {}
@@ -246,13 +256,15 @@ def from_torch(
     _check_begun(order, state_dict["state"], slots)
     for i, index, group in order:
         kept = dict(state_dict["state"].get(index, {}))
-        homes, beside = _torch_homes(group, slots.paths[i])
-        if homes and not kept:  # it never had a gradient: its slots stay as they start
+        counterparts, beside = _torch_arrays(group, slots.paths[i])
+        if (
+            counterparts and not kept
+        ):  # it never had a gradient: its slots keep their initial values
             continue
-        _check_kept(kept, {**homes, **dict.fromkeys(beside)}, index, slots.paths[i])
+        _check_kept(kept, {**counterparts, **dict.fromkeys(beside)}, index, slots.paths[i])
         if "step" in kept:
             counts[f"step of {slots.paths[i]}"] = kept["step"]
-        pairs = slots.pairs(i, homes, "PyTorch's state")
+        pairs = slots.pairs(i, counterparts, "PyTorch's state")
         _check_decays(group, pairs, slots)
         for place, label in pairs.items():
             value = _numpy(kept[label])
@@ -269,50 +281,51 @@ def to_torch(
     *,
     transform: Transform | None = None,
 ) -> dict[str, Any]:
-    """The PyTorch state dict that continues a training begun with a chain.
+    """The PyTorch state dict that continues a training of a chain.
 
-    A parameter that has no entry in the state dict has never had a gradient there. Here every
-    parameter has slots: one that never had a gradient is written as zeros with the chain's
-    ``step``, from which PyTorch goes on as the chain would. A parameter of which the chain keeps
-    nothing, as it is frozen, gets no entry.
+    In PyTorch, a parameter that never had a gradient has no entry in the state dict. In a chain
+    every parameter has slots. A parameter that never had a gradient is written as zeros with the
+    ``step`` of the chain, so that PyTorch continues as the chain would. A frozen parameter, for
+    which the chain keeps no slots, gets no entry.
 
     Args:
-        state: the chain's state after some steps, or what holds it.
+        state: the state of the chain after some steps, or an object that contains it.
         opt: the chain.
-        target: ``optimizer.state_dict()`` of the PyTorch optimiser that goes on, made with the
-            numbers that the chain had. Its groups say which arrays it wants.
-        params: the parameters in JAX.
-        names: as of :func:`adamx.convert.from_torch`.
-        transform: the way back of what :func:`adamx.convert.from_torch` is given, from this layout
-            to PyTorch's.
+        target: ``optimizer.state_dict()`` of the PyTorch optimiser that continues the training,
+            with the hyperparameters of the chain. Its parameter groups determine which arrays are
+            written.
+        params: the JAX parameters.
+        names: as in :func:`adamx.convert.from_torch`.
+        transform: ``(path, array) -> array``, from the JAX layout to PyTorch's layout: the inverse
+            of the ``transform`` of :func:`adamx.convert.from_torch`.
 
     Returns:
-        What ``optimizer.load_state_dict`` takes, of tensors on the CPU that have memory of their
-        own.
+        A state dict for ``optimizer.load_state_dict``. Its tensors are on the CPU and share no
+        memory with ``state``.
 
     Raises:
-        ImportError: without PyTorch.
-        TypeError: for something that is no state dict, or no adamx optimiser.
-        StageError: as of :func:`adamx.convert.from_torch`.
+        ImportError: if PyTorch is not installed.
+        TypeError: if ``target`` is not a state dict, or ``opt`` not an adamx optimiser.
+        StageError: as in :func:`adamx.convert.from_torch`.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ImportError("to_torch makes tensors of PyTorch: pip install torch") from None
+        raise ImportError("to_torch needs PyTorch: pip install torch") from None
     links = _links(opt)
     state = _of_chain(state, opt, params)
     for name, own, _ in _foreign(links, state, []):
-        raise StageError(f"it keeps a {type(own).__name__}, for which PyTorch has no place").within(
-            stage=name
-        )
+        raise StageError(
+            f"it keeps a {type(own).__name__}, which PyTorch does not have; use the stage of adamx"
+        ).within(stage=name)
     slots = _Slots(links, params, state)
     count = np.asarray(state["count"])
     found: dict[int, dict[str, Any]] = {}
     for i, index, group in _torch_order(target, slots, names):
-        homes, beside = _torch_homes(group, slots.paths[i])
-        if homes and slots.are_only_of_others(i):
+        counterparts, beside = _torch_arrays(group, slots.paths[i])
+        if counterparts and slots.are_only_of_others(i):
             continue
-        pairs = slots.pairs(i, homes, "PyTorch's state")
+        pairs = slots.pairs(i, counterparts, "PyTorch's state")
         _check_decays(group, pairs, slots)
         kept = found[index] = {}
         if "step" in beside:
@@ -329,7 +342,7 @@ def to_torch(
 
 
 class _Place(NamedTuple):
-    """A slot of a chain: the link's index and name in the chain, the slot, and ``stage.slot``."""
+    """A slot of a chain: index and name of the link, name of the slot, and ``stage.slot``."""
 
     position: int
     stage: str
@@ -338,7 +351,7 @@ class _Place(NamedTuple):
 
 
 class _Slots:
-    """The slots of a chain's state, parameter by parameter."""
+    """The slots of a chain's state, accessed by parameter."""
 
     def __init__(self, links: Mapping[str, Link], params: Any, state: Mapping[str, Any]):
         self.links, self.state = links, dict(state)
@@ -358,58 +371,59 @@ class _Slots:
             for kept in [self.state[name][slot]]
         }
 
-    def pairs(self, i: int, homes: Homes, other: str) -> dict[_Place, str]:
-        """Which slot of a parameter means the same as which array of the other library."""
+    def pairs(self, i: int, counterparts: Counterparts, other: str) -> dict[_Place, str]:
+        """The slots of a parameter, each with the corresponding array of the other library."""
         free = [
             place
             for place, column in self.columns.items()
             if column[i] is not None and place.slot not in _DERIVED
         ]
         pairs: dict[_Place, str] = {}
-        for label, kinds in homes.items():
+        for label, kinds in counterparts.items():
             place = next((x for x in free if x.kind in kinds), None)
             if place is None:
                 raise StageError(
-                    f"{label} of {other} would be {' or '.join(kinds)}, which this chain has not; "
-                    f"it keeps {_listed(x.kind for x in self.columns)}. {_REMEDY}"
+                    f"{label} of {other} corresponds to {' or '.join(kinds)}, which this chain "
+                    f"does not keep for this parameter. Its slots are "
+                    f"{_listed(x.kind for x in self.columns)}. {_REMEDY}"
                 ).within(parameter=self.paths[i])
             free.remove(place)
             pairs[place] = label
         if free:
             raise StageError(
                 f"its slot {free[0].slot!r} has no counterpart in {other}, which keeps "
-                f"{_listed(homes)}. {_REMEDY}"
+                f"{_listed(counterparts)}. {_REMEDY}"
             ).within(stage=free[0].stage, parameter=self.paths[i])
         order = [place.position for place in pairs]
         if order != sorted(order):
             raise StageError(
-                f"{other} has {_listed(homes)} in this order, and the chain "
-                f"{_listed(x.kind for x in sorted(pairs))}: a statistic of what flows along "
-                f"the chain is another one at another place. {_REMEDY}"
+                f"{other} computes {_listed(counterparts)} in this order, and the chain computes "
+                f"{_listed(x.kind for x in sorted(pairs))} in this order. A statistic depends on "
+                f"the stages before it, so these differ. {_REMEDY}"
             ).within(parameter=self.paths[i])
         return pairs
 
     def are_only_of_others(self, i: int) -> bool:
-        """Whether the chain keeps nothing of this parameter, though it does of others."""
+        """Whether the chain keeps slots for other parameters but not for this one."""
         held = [[x is not None for x in column] for column in self.columns.values()]
         return any(map(any, held)) and not any(row[i] for row in held)
 
     def read(self, place: _Place, i: int) -> np.ndarray:
-        """A slot's values, decoded."""
+        """The values of a slot, dequantized."""
         kept = self.columns[place][i]
         if is_packed(kept):
             kept = unpacked(kept, self.links[place.stage].around)
         return np.asarray(kept)
 
     def write(self, place: _Place, i: int, value: np.ndarray) -> None:
-        """Put values into a slot, encoded where the chain does."""
+        """Write values into a slot, encoded if the slot is quantized."""
         start = self.columns[place][i]
         if value.shape != self.shapes[i]:
             turned = value.T.shape == self.shapes[i]
-            hint = "; transform=lambda path, x: x.T turns it round" if turned else ""
+            hint = "; transpose it with transform=lambda path, x: x.T" if turned else ""
             raise StageError(
-                f"slot {place.slot!r} has the shape {list(self.shapes[i])}, and would get "
-                f"{list(value.shape)}{hint}"
+                f"slot {place.slot!r} has the shape {list(self.shapes[i])}, but the converted "
+                f"array has {list(value.shape)}{hint}"
             ).within(stage=place.stage, parameter=self.paths[i])
         if is_packed(start):
             link, wide = self.links[place.stage], jnp.array(value, jnp.float32, copy=True)
@@ -418,13 +432,14 @@ class _Slots:
             return
         if np.iscomplexobj(value) and not jnp.iscomplexobj(start):
             raise StageError(
-                f"slot {place.slot!r} is {kind(start)}, and would get {kind(value)}: here |g|² is "
-                "the squared modulus, there real and imaginary parts are squared apart"
+                f"slot {place.slot!r} is {kind(start)}, but the converted array is {kind(value)}: "
+                "adamx averages the squared modulus |g|², and the other library squares real and "
+                "imaginary parts separately"
             ).within(stage=place.stage, parameter=self.paths[i])
         self.columns[place][i] = copied(value.astype(start.dtype), start)
 
     def after(self, steps: int) -> dict[str, Any]:
-        """The state, with the clocks as they are after so many steps."""
+        """The state, with the values of its clocks after this many steps."""
         state = self.state
         for place, column in self.columns.items():
             state[place.stage] = {**state[place.stage], place.slot: self.tree.unflatten(column)}
@@ -433,21 +448,22 @@ class _Slots:
         return {**state, "count": state["count"] + np.int32(steps)}
 
 
-_REMEDY = "Convert into a chain that keeps the same, stage for stage"
+_REMEDY = "Use a chain whose stages keep the same quantities in the same order"
 
 
 def _ticked(
     links: Mapping[str, Link], state: Mapping[str, Any], steps: int
 ) -> dict[str, dict[str, Any]]:
-    """The clocks of every stage after so many steps, each with that step's numbers."""
+    """The clocks of every stage after this many steps, with the hyperparameters of each step."""
     start: dict[str, dict[str, Any]] = {}
     stages = {name: link for name, link in links.items() if isinstance(link, Stage)}
     for name, link in stages.items():
         clocks = _rule(link).clocks
         if any(clock.settle for clock in clocks.values()):
-            raise StageError(f"its clocks rest on all gradients so far. {_REMEDY}").within(
-                stage=name
-            )
+            raise StageError(
+                "its clocks depend on all past gradients, so they can't be computed from the "
+                "number of steps"
+            ).within(stage=name)
         if clocks:
             start[name] = {key: state[name][key] for key in clocks}
 
@@ -465,25 +481,26 @@ def _ticked(
 
 
 def _rule(link: Stage, count: Any = 0) -> Rule:
-    """What a stage does in one step."""
+    """The rule of a stage at one step."""
     return link.at(count).rule(clock_dtype())
 
 
 def _links(opt: Any) -> dict[str, Link]:
     if not isinstance(opt, Transformation):
         raise TypeError(
-            f"opt is an adamx optimiser, got {described(opt)}; "
-            "adamx.chain() makes one of any Optax transformation"
+            f"opt must be an adamx optimiser, got {described(opt)}; adamx.chain(transformation) "
+            "makes one from an Optax transformation"
         )
     return dict(zip(names(opt.links), opt.settled(), strict=True))
 
 
-_MADE = "Pass the chain that made it, and the same parameters on both sides"
+_MADE = "Pass the chain that made the state, and use the same parameters on both sides"
 
 
 def _of_chain(given: Any, opt: Transformation, params: Any) -> State:
-    """The chain's state in what was given, which must be of these parameters."""
-    state = the_state(given, StageError, "state is the chain's, or what holds it").state
+    """The state of the chain in the given object, after a check that it fits these parameters."""
+    needs = "state must be the state of the chain, or an object that contains it"
+    state = the_state(given, StageError, needs).state
     wanted = jax.eval_shape(opt.init, params)
     leaves, tree = jax.tree_util.tree_flatten_with_path(wanted)
     held = {place_of(path): x for path, x in jax.tree_util.tree_flatten_with_path(state)[0]}
@@ -493,28 +510,28 @@ def _of_chain(given: Any, opt: Transformation, params: Any) -> State:
         if np.shape(held[place_of(path)]) != want.shape:
             raise StageError(
                 f"the state's {jax.tree_util.keystr(path)} has the shape "
-                f"{list(np.shape(held[place_of(path)]))}, and {list(want.shape)} where training is "
-                "to go on: not of the same parameters"
+                f"{list(np.shape(held[place_of(path)]))}, but these parameters need "
+                f"{list(want.shape)}: the state belongs to different parameters"
             )
     return tree.unflatten(held[place_of(path)] for path, _ in leaves)
 
 
 def _steps(counts: Mapping[str, Any], given: int | None, other: str) -> int:
-    """How many steps were taken, on which all that count agree."""
+    """The number of steps taken, after a check that all counts agree."""
     known = {label: _whole(label, x) for label, x in counts.items()}
     if given is not None:
         known["count"] = _whole("count", given)
     if not known:
         raise StageError(
-            f"{other} does not say how many steps were taken; pass count=, on which schedules and "
-            "bias corrections rest"
+            f"{other} does not contain the number of steps taken; pass it as count=, because "
+            "schedules and bias corrections depend on it"
         )
     if len({*known.values()}) > 1:
         first = next(iter(known.values()))
         other_label = next(label for label, x in known.items() if x != first)
         raise StageError(
-            f"{next(iter(known))} is {first}, and {other_label} is {known[other_label]}: a chain "
-            "has one count for all; were some parameters frozen, or steps skipped?"
+            f"{next(iter(known))} is {first}, but {other_label} is {known[other_label]}: a chain "
+            "has one count for all parameters. Were some parameters frozen, or steps skipped?"
         )
     return next(iter(known.values()))
 
@@ -528,7 +545,7 @@ def _whole(label: str, x: Any) -> int:
 
 
 def _numpy(x: Any) -> np.ndarray:
-    """A tensor or array as NumPy's, which knows no bfloat16."""
+    """A tensor or array as a NumPy array; 16-bit floats become float32."""
     if hasattr(x, "detach"):
         x = x.detach().cpu().resolve_conj()
         return (x.float() if x.dtype.itemsize < 4 else x).numpy()
@@ -544,7 +561,7 @@ def _listed(names: Any) -> str:
 
 
 class _Entry(NamedTuple):
-    """One state in an Optax state, where it is, and whether nothing stands behind it there."""
+    """One state in an Optax state, its path, and whether it is the last one in its chain."""
 
     path: str
     state: Any
@@ -552,7 +569,7 @@ class _Entry(NamedTuple):
 
 
 def _of_optax(given: Any) -> Any:
-    """Optax's state in what was given, with plain arrays."""
+    """The Optax state in the given object, with plain arrays."""
     return unwrapped(getattr(given, "opt_state", given))
 
 
@@ -569,15 +586,18 @@ def _entries(node: Any, path: str = "", last: bool = True) -> Iterator[_Entry]:
         yield _Entry(path, node, last)
     else:
         raise TypeError(
-            f"at {path or 'its top'} the Optax state is {described(node)}, where a state "
-            "(a NamedTuple) or a tuple of states is expected; it is what tx.init() returns"
+            f"at {path or 'its top'} the Optax state is {described(node)}, but must be a state "
+            "(a NamedTuple) or a tuple of states, as tx.init() returns it"
         )
 
 
 def _foreign(
     links: Mapping[str, Link], state: Mapping[str, Any], entries: list[_Entry]
 ) -> Iterator[tuple[str, Any, _Entry | None]]:
-    """What the chain's Optax transformations keep, beside the entry of its type, taken out."""
+    """The states of the chain's Optax transformations, each with the entry of the same type.
+
+    These entries are removed from ``entries``.
+    """
     for name, link in links.items():
         if not isinstance(link, Foreign):
             continue
@@ -598,7 +618,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _shapes(entries: Sequence[_Entry]) -> Any:
-    """The first tree of arrays, which is like the parameters."""
+    """The first tree of arrays, which has the structure and shapes of the parameters."""
     trees = (
         getattr(entry.state, field)
         for entry in entries
@@ -610,10 +630,10 @@ def _shapes(entries: Sequence[_Entry]) -> Any:
 
 def _arrays(
     entries: Sequence[_Entry], links: Mapping[str, Link], params: Any
-) -> tuple[Homes, dict[str, list[Any]]]:
-    """The trees of an Optax state: what each may become, and its arrays, one a parameter."""
+) -> tuple[Counterparts, dict[str, list[Any]]]:
+    """For each tree of an Optax state, the corresponding slots, and one array per parameter."""
     tree = jax.tree.structure(params)
-    homes, columns = {}, {}
+    counterparts, columns = {}, {}
     for path, state, last in entries:
         name = type(state).__name__
         if jax.tree.leaves(state) and name not in _OPTAX:
@@ -621,13 +641,13 @@ def _arrays(
         for field, kinds in _OPTAX.get(name, {}).items():
             label, column = f"{path}.{field}", getattr(state, field)
             columns[label] = _column(label, column, tree, params)
-            homes[label] = kinds
+            counterparts[label] = kinds
         _check_rule(name, path, last, links)
-    return homes, columns
+    return counterparts, columns
 
 
 def _column(label: str, arrays: Any, tree: Any, params: Any) -> list[Any]:
-    """A tree of arrays, one a parameter; containers may be others (``nnx.State`` for a dict)."""
+    """The arrays of a tree, one per parameter; container types may differ (``nnx.State``, dict)."""
     try:
         return tree.flatten_up_to(arrays)
     except (ValueError, TypeError):
@@ -642,25 +662,26 @@ def _column(label: str, arrays: Any, tree: Any, params: Any) -> list[Any]:
 
 
 def _check_rule(name: str, path: str, last: bool, links: Mapping[str, Link]) -> None:
-    """What a state of this name means to Optax, it must mean to the chain."""
+    """Check that the arrays of a state of this type mean the same in Optax and in the chain."""
     rest = [(key, x) for key, x in links.items() if not isinstance(x, Observer)]
     for i, (key, link) in enumerate(rest):
         if name == "TraceState" and link.name == "scale_by_heavy_ball":
             ends = i == len(rest) - 1
             if ends != last:
-                there, here = ("last", "not") if last else ("not last", "last")
+                there, here = ("last", "not last") if last else ("not last", "last")
                 raise StageError(
-                    f"the velocity {path}.trace stands {there} in its Optax chain, this stage "
-                    f"{here}: in optax.rmsprop the learning rate is inside the velocity, in "
-                    "adamx.rmsprop outside. Write the chain in Optax's order: chain(scale_by_rms("
-                    "decay, 0.0, eps_hat=eps), scale_by_learning_rate(rate), "
+                    f"the velocity {path}.trace is {there} in its Optax chain, but this stage is "
+                    f"{here} in the chain: the velocity of optax.rmsprop contains the learning "
+                    "rate, that of adamx.rmsprop does not. Write the chain in Optax's order: "
+                    "chain(scale_by_rms(decay, 0.0, eps_hat=eps), scale_by_learning_rate(rate), "
                     "scale_by_heavy_ball(momentum))"
                 ).within(stage=key)
         if name == "ScaleByAdamState" and link.name == "scale_by_nesterov_momentum":
             assert isinstance(link, Stage)
             if not _is_constant_momentum(link):
                 raise StageError(
-                    "its momentum warms up, Optax's is constant: pass momentum_decay=math.inf"
+                    "its momentum warms up, but Optax's momentum is constant: pass "
+                    "momentum_decay=math.inf"
                 ).within(stage=key)
 
 
@@ -673,22 +694,22 @@ def _refused(path: str, state: Any) -> StageError:
     name, where = type(state).__name__, path or "its top"
     if name == "ScaleByAmsgradState":
         return StageError(
-            f"the Optax state at {where} is of optax.amsgrad, which keeps the maximum of v̂; "
-            "adamx.amsgrad (like PyTorch) keeps that of v, and neither follows from the other. "
-            "Go on with Optax's rule in a chain: adamx.chain(optax.scale_by_amsgrad(…), "
-            "adamx.scale_by_learning_rate(…))"
+            f"the Optax state at {where} is a state of optax.amsgrad, which keeps the maximum of "
+            "v̂. adamx.amsgrad (like PyTorch) keeps the maximum of v, and neither can be computed "
+            "from the other. Continue with Optax's transformation in a chain: "
+            "adamx.chain(optax.scale_by_amsgrad(…), adamx.scale_by_learning_rate(…))"
         )
     inner = [x for x in getattr(state, "_fields", ()) if x in ("inner_state", "inner_opt_state")]
     remedy = (
-        f"convert its .{inner[0]}, and put it back with ._replace({inner[0]}=…)"
+        f"convert its .{inner[0]}, and write it back with ._replace({inner[0]}=…)"
         if inner
-        else f"known are {_listed(_OPTAX)}"
+        else f"states that can be converted are {_listed(_OPTAX)}"
     )
-    return StageError(f"the Optax state at {where} is a {name}, which can't be read: {remedy}")
+    return StageError(f"the Optax state at {where} is a {name}, which can't be converted: {remedy}")
 
 
 def _start(link: Link) -> np.ndarray:
-    """Where the sum of squares of a chain starts."""
+    """The initial value of the chain's sum of squares."""
     assert isinstance(link, Stage)
     return np.asarray(link.at(0).arguments["initial_accumulator_value"], np.float64)
 
@@ -696,9 +717,9 @@ def _start(link: Link) -> np.ndarray:
 def _given(initial_accumulator_value: float | None) -> float:
     if initial_accumulator_value is None:
         raise StageError(
-            "optax.adagrad has its ε inside the root, in the chain it is part of the sum: pass "
-            "initial_accumulator_value=, as optax.adagrad was given it (0.1 by default), so that "
-            "the sums can be told apart"
+            "optax.adagrad adds ε inside the root, but the chain includes it in the sum. Pass "
+            "initial_accumulator_value=, the argument of optax.adagrad (0.1 by default), so that "
+            "the sum can be converted"
         )
     return initial_accumulator_value
 
@@ -706,12 +727,13 @@ def _given(initial_accumulator_value: float | None) -> float:
 # PyTorch
 
 
-def _torch_homes(group: Mapping[str, Any], path: str) -> tuple[Homes, tuple[str, ...]]:
-    """The arrays that an optimiser with this group keeps, and the numbers beside them."""
+def _torch_arrays(group: Mapping[str, Any], path: str) -> tuple[Counterparts, tuple[str, ...]]:
+    """The arrays and the scalars that an optimiser with this parameter group keeps."""
     for switch in ("dampening", "maximize"):
         if group.get(switch):
             raise StageError(
-                f"its group has {switch}={group[switch]}, which no chain has; train without it"
+                f"its group has {switch}={group[switch]}, which adamx does not support; train "
+                "without it"
             ).within(parameter=path)
     momentum, step = ("scale_by_momentum.mu",), ("step",)
     ball = {"momentum_buffer": (_TRACE,)} if group.get("momentum") else {}
@@ -736,72 +758,76 @@ def _torch_homes(group: Mapping[str, Any], path: str) -> tuple[Homes, tuple[str,
     if "betas" in group:
         return {"exp_avg": momentum, "exp_inf": ("scale_by_adamax.nu",)}, step
     raise StageError(
-        f"its group ({_listed(group)}) is of none of the optimisers that can be converted"
+        f"its group ({_listed(group)}) belongs to none of the optimisers that can be converted"
     ).within(parameter=path)
 
 
 def _torch_order(
     state_dict: Any, slots: _Slots, names: Sequence[str] | None
 ) -> list[tuple[int, int, Mapping[str, Any]]]:
-    """For every parameter in PyTorch's order: its place here, its index there, its group."""
+    """For every parameter in PyTorch's order: its JAX index, its PyTorch index and its group."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(
-            f"expected optimizer.state_dict(), a dict of 'state' and 'param_groups', got "
+            f"expected optimizer.state_dict(), a dict with 'state' and 'param_groups', got "
             f"{type(state_dict).__name__}"
         )
     there = [(index, group) for group in state_dict["param_groups"] for index in group["params"]]
     if len(there) != len(slots.names):
-        raise StageError(f"PyTorch has {len(there)} parameters, and here are {len(slots.names)}")
+        raise StageError(
+            f"PyTorch's state has {len(there)} parameters, but params has {len(slots.names)}"
+        )
     order = _in_order(slots) if names is None else list(names)
     if sorted(order) != sorted(slots.names):
         raise StageError(
-            f"names must have the path of every parameter once, in PyTorch's order; got "
-            f"{_listed(order)}, and the parameters are {_listed(slots.names)}"
+            f"names must contain the path of every parameter once, in PyTorch's order; got "
+            f"{_listed(order)}, but the parameters are {_listed(slots.names)}"
         )
     return [(slots.names.index(path), *at) for path, at in zip(order, there, strict=True)]
 
 
 def _in_order(slots: _Slots) -> list[str]:
-    """The paths of parameters that are in a row already."""
+    """The paths of parameters that are a list, a tuple or a single array."""
     shapes = [0] * len(slots.names)
     rows = (shapes, tuple(shapes), 0)
     if slots.tree not in [jax.tree.structure(row) for row in rows]:
         raise StageError(
-            "PyTorch numbers its parameters, and these are in a tree, whose order need not be the "
-            f"same: pass names=, the paths in PyTorch's order, of {_listed(slots.names)}"
+            "PyTorch identifies parameters by numbers, and these parameters are in a tree, whose "
+            f"order may differ. Pass names=, the paths {_listed(slots.names)} in PyTorch's order"
         )
     return slots.names
 
 
 def _check_begun(order: Any, kept: Mapping[int, Any], slots: _Slots) -> None:
-    """Some parameter that should keep something has taken a step."""
+    """Check that the optimiser has taken a step."""
     empty = {
-        index: slots.paths[i] for i, index, group in order if _torch_homes(group, slots.paths[i])[0]
+        index: slots.paths[i]
+        for i, index, group in order
+        if _torch_arrays(group, slots.paths[i])[0]
     }
     if empty and not any(kept.get(index) for index in empty):
         raise StageError(
-            f"PyTorch's state holds nothing of {_listed(empty.values())}. Has this optimiser taken "
-            "a step? A chain that has taken none starts with opt.init(params)"
+            f"PyTorch's state has no entry for {_listed(empty.values())}. Has this optimiser taken "
+            "a step? Without a step, start the chain with opt.init(params)"
         )
 
 
 def _check_kept(kept: Mapping[str, Any], wanted: Collection[str], index: int, path: str) -> None:
-    """What PyTorch keeps of a parameter is what its group says."""
+    """Check that PyTorch's entry for a parameter fits its parameter group."""
     kept = {name: x for name, x in kept.items() if x is not None}
     if missing := [name for name in wanted if name not in kept]:
         raise StageError(
-            f"PyTorch's state[{index}] has no {_listed(missing)}; it holds {_listed(kept)}. A "
-            "parameter that never had a gradient has no entry at all, and others a whole one"
+            f"PyTorch's state[{index}] has no {_listed(missing)}; it has {_listed(kept)}. Only a "
+            "parameter that never had a gradient may lack these, and it has no entry at all"
         ).within(parameter=path)
     if unknown := [name for name in kept if name not in wanted]:
         raise StageError(
-            f"PyTorch's state[{index}] holds {_listed(unknown)} beside {_listed(wanted)}: it is of "
-            "another optimiser than its group"
+            f"PyTorch's state[{index}] has {_listed(unknown)} in addition to {_listed(wanted)}: "
+            "the state and the parameter group belong to different optimisers"
         ).within(parameter=path)
 
 
 def _check_decays(group: Mapping[str, Any], pairs: Mapping[_Place, str], slots: _Slots) -> None:
-    """The averages decay in the chain as they do in PyTorch."""
+    """Check that the decay rates of the chain equal those of PyTorch."""
     b1, b2 = group.get("betas", (None, group.get("alpha")))
     numbers = {"b1": b1, "b2": b2} | {x: group.get(x) for x in ("momentum", "momentum_decay")}
     for place in pairs:
@@ -813,13 +839,13 @@ def _check_decays(group: Mapping[str, Any], pairs: Mapping[_Place, str], slots: 
                 continue
             if not np.isclose(float(ours), float(theirs), rtol=1e-7, atol=0):
                 raise StageError(
-                    f"{name} is {ours}, in PyTorch {float(theirs)}: what was averaged so far rests "
-                    f"on it. Convert with PyTorch's, and go on with opt.replace({name}={ours})"
+                    f"{name} is {ours}, but {float(theirs)} in PyTorch, and the averages depend on "
+                    f"it. Convert with PyTorch's value, and then call opt.replace({name}={ours})"
                 ).within(stage=place.stage)
         if link.name == "scale_by_nesterov_momentum" and not (
             link.arguments["constant_decay"] or _is_constant_momentum(link)
         ):
             raise StageError(
-                "its average decays with the momentum that warms up, PyTorch's with a constant "
-                "one: pass constant_decay=True"
+                "its average decays by the momentum that warms up, but PyTorch's average by a "
+                "constant: pass constant_decay=True"
             ).within(stage=place.stage)

@@ -1,4 +1,4 @@
-"""Pictures of a sweep. What diverged is in them, and marked."""
+"""Plots of a sweep. They include the diverged members and mark them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_NAMES, MOST_PANELS = 10, 4
 
 
 def draw(sweep: Sweep, kind: str | None, curve: str) -> Figure:
-    """The picture that :meth:`Sweep.plot` promises."""
+    """The figure for :meth:`Sweep.plot`."""
     if kind not in (None, "curves", "scores"):
         raise ValueError(f'kind must be "curves", "scores" or None, got {kind!r}')
     found = {
@@ -41,19 +41,19 @@ def _chosen(found: dict[str, np.ndarray], curve: str) -> tuple[str, np.ndarray]:
     """The name and the values of the curve to draw."""
     name = curve or ("loss" if "loss" in found or len(found) != 1 else next(iter(found)))
     if name not in found:
-        there = ", ".join(map(repr, found)) or "none: train returned no array with one axis"
-        raise ValueError(f"which curve is to be drawn? curve={curve!r}; the curves are {there}")
+        there = ", ".join(map(repr, found)) or "none, as train returned no array with one axis"
+        raise ValueError(f"there is no curve {curve!r} to plot; the curves are {there}")
     return name, found[name]
 
 
 def curves(sweep: Sweep, label: str, runs: np.ndarray) -> Figure:
-    """The curve of every member, the mean over its seeds, in a band from least to greatest.
+    """The curve of every member (mean over its seeds), with a band from minimum to maximum.
 
-    A second coordinate of few values makes a panel for each of them.
+    If a second coordinate has few values, each value gets a panel.
     """
     runs = runs.astype(np.float64)
     runs = runs[:, None] if sweep.seeds is None else runs
-    with np.errstate(invalid="ignore", over="ignore"):  # of diverged members
+    with np.errstate(invalid="ignore", over="ignore"):  # diverged members have ∞ and NaN
         means = runs.mean(axis=1)
     low, high = _view(means, sweep.mode)
     looks, colours = _looks(sweep)
@@ -82,7 +82,7 @@ def _curves(
     members: np.ndarray,
     high: float,
 ) -> None:
-    """The curves of these members; where one diverges, or leaves the picture to do so, a cross."""
+    """Plot the curves of these members. A cross marks where a curve diverges or leaves the plot."""
     steps = np.arange(1, means.shape[1] + 1)
     lost = members[~np.isfinite(means[members]).all(axis=1)]
     for i in members:
@@ -102,7 +102,7 @@ def _curves(
 
 
 def _panels(sweep: Sweep) -> dict[str, np.ndarray]:
-    """Members by the value of the coordinate that has the fewest, if there are two."""
+    """The members of each panel: one panel per value of the coordinate with the fewest values."""
     everyone = np.arange(len(sweep.names))
     if not sweep.is_grid or len(sweep.coordinates) != 2:
         return {"": everyone}
@@ -118,12 +118,12 @@ def _panels(sweep: Sweep) -> dict[str, np.ndarray]:
 
 
 def _by_variety(sweep: Sweep) -> list[str]:
-    """The coordinates, the one with the most different values first."""
+    """The coordinates, sorted by their number of different values, largest first."""
     return sorted(sweep.coordinates, key=lambda name: -len(np.unique(sweep.coordinates[name])))
 
 
 def _view(means: np.ndarray, mode: str) -> tuple[float, float]:
-    """The range of what is worth looking at: not of how far a diverging curve got."""
+    """The range of the vertical axis, which ignores how far diverging curves go."""
     finite = np.where(np.isfinite(means), means, np.nan)
     calm = finite[np.isfinite(means).all(axis=1)]
     calm = calm if calm.size else np.zeros((1, 1))
@@ -138,7 +138,7 @@ def _view(means: np.ndarray, mode: str) -> tuple[float, float]:
 
 
 def _looks(sweep: Sweep) -> tuple[list[dict[str, Any]], tuple[str, Any] | None]:
-    """How every member's line looks, and the name and the colours of the coordinate it shows."""
+    """The style of every member's line, and the name and colour map of the coordinate it shows."""
     size, best = len(sweep.names), sweep.best_index
     if size <= MOST_NAMES and (not sweep.is_grid or size < 3):
         names = [f"{name} (best)" if i == best else name for i, name in enumerate(sweep.names)]
@@ -157,7 +157,7 @@ def _looks(sweep: Sweep) -> tuple[list[dict[str, Any]], tuple[str, Any] | None]:
 
 
 def scores(sweep: Sweep) -> Figure:
-    """The scores against one coordinate, over two, or by name."""
+    """The scores against one coordinate, over two coordinates, or by name."""
     names = list(sweep.coordinates)
     if not sweep.is_grid or len(names) not in (1, 2):
         return bars(sweep)
@@ -165,7 +165,7 @@ def scores(sweep: Sweep) -> Figure:
 
 
 def against(sweep: Sweep, name: str) -> Figure:
-    """The score against one coordinate, in a band from the least to the greatest over seeds."""
+    """The score against one coordinate, with a band from minimum to maximum over the seeds."""
     figure, axes = _figure()
     label, x = _axis(sweep, name)
     order = np.argsort(x, kind="stable")
@@ -181,7 +181,7 @@ def against(sweep: Sweep, name: str) -> Figure:
         said = f"range of {len(sweep.seeds)} seeds"
         axes.fill_between(x, runs.min(axis=1), runs.max(axis=1), label=said, **band)
     if not fine.all():
-        top = axes.get_xaxis_transform()  # heights from 0 at the bottom to 1 at the top
+        top = axes.get_xaxis_transform()  # y = 0 is the bottom of the axes and y = 1 the top
         said = f"diverged ({(~fine).sum()})"
         axes.plot(x[~fine], 0.97 + 0 * x[~fine], "x", color=LOST, transform=top, label=said)
     if sweep.best_index is not None:
@@ -194,7 +194,7 @@ def against(sweep: Sweep, name: str) -> Figure:
 
 
 def over(sweep: Sweep, across: str, up: str) -> Figure:
-    """The score over two coordinates: a map of cells for a grid, else points."""
+    """The score over two coordinates: a heat map for a grid, otherwise points."""
     x, y = sweep.coordinates[across], sweep.coordinates[up]
     columns, rows = np.unique(x), np.unique(y)
     if len(x) < 0.5 * len(columns) * len(rows):
@@ -257,7 +257,7 @@ def points(sweep: Sweep, across: str, up: str) -> Figure:
 
 
 def bars(sweep: Sweep) -> Figure:
-    """The scores by name, in the order of the members, with the range over seeds."""
+    """The scores by name, in the order of the members, with their range over the seeds."""
     size = len(sweep.names)
     figure, axes = _figure(6.4, 1.2 + 0.28 * size)
     fine = np.isfinite(sweep.scores)
@@ -269,7 +269,7 @@ def bars(sweep: Sweep) -> Figure:
     if sweep.seeds is not None and len(sweep.seeds) > 1:
         runs = sweep.run_scores[fine]
         axes.hlines(heights[fine], runs.min(axis=1), runs.max(axis=1), color="0.2", linewidth=1.5)
-    beside = axes.get_yaxis_transform()  # from 0 at the left to 1 at the right
+    beside = axes.get_yaxis_transform()  # x = 0 is the left of the axes and x = 1 the right
     for i in np.flatnonzero(~fine).tolist():
         look = {"va": "center", "color": LOST, "transform": beside, "fontstyle": "italic"}
         axes.text(0.01, i, "diverged", **look)
@@ -281,7 +281,7 @@ def bars(sweep: Sweep) -> Figure:
 
 
 def learning_rate(found: LearningRate) -> Figure:
-    """The final loss against the rate, and the loss at the start."""
+    """The final loss against the learning rate, and the loss at the start."""
     figure = against(found.sweep, "learning_rate")
     (axes,) = figure.axes
     axes.axhline(found.start_loss, color="0.3", linestyle="--", linewidth=1, label="at the start")
@@ -294,16 +294,16 @@ def learning_rate(found: LearningRate) -> Figure:
     return figure
 
 
-# What pictures share.
+# Helpers of all plots.
 
 
 def _figures(columns: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'adamx[tools]'") from error
+        raise ImportError("plotting needs matplotlib: pip install 'adamx[tools]'") from error
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    # Notebooks show what pyplot has not made as text, unless it can draw itself.
+    # A notebook shows a figure that pyplot did not make as text, unless it has _repr_png_.
     vars(figure)["_repr_png_"] = functools.partial(_png, figure)
     row = figure.subplots(1, columns, squeeze=False)[0].tolist()
     for axes in row:
@@ -314,7 +314,7 @@ def _figures(columns: int, width: float = 6.4, height: float = 4.0) -> tuple[Fig
 
 
 def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    """The image, and how large it is to be shown: sharper than by a point for each pixel."""
+    """The image, and its size on the page; the image has more pixels than that, for sharpness."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
@@ -327,7 +327,7 @@ def _figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
 
 
 def _axis(sweep: Sweep, name: str) -> tuple[str, np.ndarray]:
-    """A coordinate as it is drawn: a decay rate near 1 by its distance from there."""
+    """The label and values of a coordinate; a decay rate near 1 is plotted as 1 − rate."""
     values = sweep.coordinates[name]
     is_rate = name.split("@")[0].endswith("learning_rate")
     near_one = not is_rate and not spans_decades(values) and spans_decades(1 - values)
@@ -342,7 +342,7 @@ def _legend(axes: Axes, *, above: bool = False) -> None:
 
 
 def spans_decades(values: Sequence[float] | np.ndarray) -> bool:
-    """Whether a logarithmic scale shows them better: all positive, and far apart."""
+    """Whether to use a logarithmic scale: all values are positive and span a factor of ten."""
     return len(values) > 1 and min(values) > 0 and max(values) / min(values) >= 10
 
 
@@ -353,7 +353,7 @@ def _scale(axes: Axes, which: str, values: np.ndarray) -> None:
 
     axes.set(**{f"{which}scale": "log"})
     span = max(values) / min(values)
-    if span < 1e4:  # few decades: plain numbers
+    if span < 1e4:  # for few decades, label the axis with plain numbers
         axis = getattr(axes, f"{which}axis")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 100 else (1,)))
         axis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -370,7 +370,7 @@ def _norm(values: np.ndarray, *, decades: bool = True) -> Any:
 
 
 def _map(sweep: Sweep) -> str:
-    """Bright is good."""
+    """The colour map in which good scores are bright."""
     return "viridis_r" if sweep.mode == "min" else "viridis"
 
 

@@ -1,4 +1,4 @@
-"""Functions by name, and functions back to the calls that made them."""
+"""Find functions by name, and find the factory calls that made a function."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPTAX = ("optax", "optax.schedules", "optax.contrib", "optax.transforms")
 
 
 class Names:
-    """What a config may name: stages, public functions of adamx.recipes and Optax, the known."""
+    """The names in a config: stages, public functions of adamx.recipes and Optax, and known."""
 
     def __init__(self, known: Mapping[str, Any] | None):
         self.known: dict[str, Any] = dict(known or {})
@@ -29,8 +29,8 @@ class Names:
         for name in self.known:
             if not isinstance(name, str) or "." in name or name in self.stages:
                 raise ValueError(
-                    f"known[{name!r}]: a name of your own is a string without dots, and not the "
-                    "name of a stage of adamx"
+                    f"known[{name!r}]: a name must be a string without dots, and must differ from "
+                    "the names of adamx's stages"
                 )
         self.stages |= _definitions(self.known)
 
@@ -39,7 +39,7 @@ class Names:
         return next((name for name, found in self.stages.items() if found is definition), None)
 
     def find(self, name: Any) -> Any:
-        """What has this name; None if nothing has."""
+        """The object with this name, or None."""
         if not isinstance(name, str):
             return None
         if name in self.known:
@@ -54,18 +54,18 @@ class Names:
         return found if at_home else None
 
     def own(self, thing: Any) -> str | None:
-        """The user's name for it."""
+        """The name of an object in ``known``, or None."""
         return next((name for name, x in self.known.items() if alike(x, thing)), None)
 
     def function(self, function: Callable[..., Any]) -> str | None:
-        """The name by which a function itself is found."""
+        """The name by which :meth:`find` returns this function, or None."""
         packages = _OPTAX if _package(function) == "optax" else (function.__module__,)
         names = (f"{package}.{function.__qualname__}" for package in packages)
         public = next((name for name in names if self.find(name) is function), None)
         return public or self.own(function)
 
     def factories(self, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-        """The functions that have a name and inside which this one was made."""
+        """The named functions in whose body this function was defined."""
         module, parts = function.__module__, function.__qualname__.split(".<locals>.")
         for depth in range(len(parts) - 1, 0, -1):
             inside = module, ".<locals>.".join(parts[:depth])
@@ -86,7 +86,7 @@ def _package(function: Callable[..., Any]) -> str:
 
 
 def calls(thing: Any, names: Names) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Calls that give this very thing: factory and arguments, guessed, and proved by doing it."""
+    """Calls (factory and arguments) whose result equals ``thing``; each call is tried."""
     captured: dict[str, dict[str, Any]] = {}
     for function in _functions(thing):
         for name, _ in names.factories(function):
@@ -96,7 +96,7 @@ def calls(thing: Any, names: Names) -> Iterator[tuple[str, dict[str, Any]]]:
         for arguments in itertools.islice(_guesses(factory, variables), 64):
             try:
                 proved = alike(call(factory, arguments), thing)
-            except Exception:  # a wrong guess may go wrong in any way
+            except Exception:  # a factory may raise any exception for wrong arguments
                 continue
             if proved:
                 yield name, arguments
@@ -104,9 +104,9 @@ def calls(thing: Any, names: Names) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _functions(thing: Any) -> Iterator[types.FunctionType]:
-    """The functions of which something is made, from the outside in."""
+    """The functions in an object and in the closures of these functions, outermost first."""
     waiting, seen = [thing], set()
-    for part in waiting:  # which grows
+    for part in waiting:  # the loop appends to this list
         if isinstance(part, (tuple, list)):
             waiting.extend(part)
         elif isinstance(part, types.FunctionType) and id(part) not in seen:
@@ -121,9 +121,9 @@ def _captured(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _guesses(factory: Callable[..., Any], captured: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Arguments of a factory, after the variables that what it made has captured.
+    """Possible arguments of a factory, given the variables that its result has captured.
 
-    An argument that left no trace made no difference: its default will do, or else 0.
+    An argument that the closure did not capture is assumed to have its default, or else 0.
     """
     if factory in _UNDONE:
         captured = captured | _UNDONE[factory](captured)
@@ -143,21 +143,21 @@ def _guesses(factory: Callable[..., Any], captured: dict[str, Any]) -> Iterator[
 
 
 def default_of(parameter: inspect.Parameter) -> Any:
-    """The parameter's default; of ``*args`` and ``**kwargs`` nothing, as a container."""
+    """The parameter's default; an empty container for ``*args`` and ``**kwargs``."""
     rest: dict[Any, Any] = {parameter.VAR_POSITIONAL: [], parameter.VAR_KEYWORD: {}}
     return rest.get(parameter.kind, parameter.default)
 
 
 def call(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """The call with all arguments by name, those of ``*args`` and ``**kwargs`` too."""
+    """Call a factory with a dict of all arguments, including ``*args`` and ``**kwargs``."""
     bound = inspect.signature(factory).bind_partial()
     bound.arguments.update(arguments)
     return factory(*bound.args, **bound.kwargs)
 
 
 def _undo_interpolation(captured: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of piecewise_interpolate_schedule, which it captures rearranged."""
-    if "bounds" in captured:  # an older Optax, which cumulates them first
+    """The arguments of piecewise_interpolate_schedule, from the variables that it captures."""
+    if "bounds" in captured:  # an older Optax computes cumulative values first
         values = captured["values"]
         boundaries = captured["bounds"][1:].tolist()
         pairs = itertools.pairwise(values.tolist())
@@ -175,13 +175,13 @@ def _undo_interpolation(captured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _undo_chain(captured: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of optax.chain, which it captures as a row of each of their functions."""
+    """The arguments of optax.chain, which captures their init and update functions."""
     pairs = zip(captured["init_fns"], captured["update_fns"], strict=True)
     return {"args": [_without_extra(optax.GradientTransformationExtraArgs(*p)) for p in pairs]}
 
 
 def _without_extra(transformation: Any) -> Any:
-    """The transformation that was made to ignore extra arguments; itself, if none was."""
+    """The transformation inside optax.with_extra_args_support, or the argument itself."""
     update = transformation.update
     wrapper = optax.with_extra_args_support.__qualname__
     is_wrapped = getattr(update, "__qualname__", "").startswith(f"{wrapper}.<locals>")

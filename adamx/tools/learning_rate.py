@@ -1,4 +1,4 @@
-"""Which learning rate? Train with each, in one compiled program, and look."""
+"""Find a learning rate: train with every candidate, in one compiled program."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ __all__ = ["LearningRate", "find_learning_rate"]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LearningRate:
-    """What :func:`find_learning_rate` found.
+    """The result of :func:`find_learning_rate`.
 
     Attributes:
-        learning_rate: the rate with the least final loss.
+        learning_rate: the learning rate with the smallest final loss.
         start_loss: the loss of the first batch before the first step.
-        sweep: every rate's curve of losses, scored by the mean of its last tenth.
+        sweep: the loss curve of every learning rate; the score is the mean over the last tenth of
+            the curve.
     """
 
     learning_rate: float
@@ -41,9 +42,9 @@ class LearningRate:
     sweep: Sweep
 
     def plot(self) -> Figure:
-        """Draw the final loss against the rate, a ``matplotlib.figure.Figure``.
+        """Plot the final loss against the learning rate; returns a ``matplotlib.figure.Figure``.
 
-        ``.sweep.plot()`` draws the curves.
+        ``.sweep.plot()`` plots the loss curves.
         """
         from adamx.tools import drawing
 
@@ -53,16 +54,19 @@ class LearningRate:
         rates, best = self.sweep.coordinates["learning_rate"], self.sweep.best
         said = (
             f"learning rate {self.learning_rate:.3g}: final loss {best.score:.4g} "
-            f"(at the start {self.start_loss:.4g}), the least of {len(rates)} rates "
+            f"(at the start {self.start_loss:.4g}), the smallest of {len(rates)} rates "
             f"from {rates.min():.3g} to {rates.max():.3g}"
         )
         if not best.score < self.start_loss:
-            said += "; no rate made the loss smaller than at the start"
+            said += "; no rate reduced the loss below its value at the start"
         if self.learning_rate in (rates.min(), rates.max()):
             end, towards = (
                 ("lower", "down") if self.learning_rate == rates.min() else ("upper", "up")
             )
-            said += f"; it lies at the {end} end of the grid: extend it {towards}wards with rates=…"
+            said += (
+                f"; this rate is at the {end} end of the grid: extend the grid {towards}wards with "
+                "rates=…"
+            )
         return said
 
 
@@ -76,31 +80,33 @@ def find_learning_rate(
     chunk: int | None = None,
     progress: bool | None = None,
 ) -> LearningRate:
-    """Train once with every learning rate, from the same parameters, and take the best.
+    """Train once with every learning rate, from the same parameters, and choose the best one.
 
-    Nothing is extrapolated: a rate is judged by the loss it leads to, the mean over the last tenth
-    of the steps. A short run favours larger rates than a long one.
+    The function does not extrapolate. It scores each learning rate by the mean loss over the last
+    tenth of the steps. Short runs favour larger learning rates than long runs.
 
     Args:
         loss_fn: ``loss_fn(params, batch)``, a scalar.
-        params: where every run starts.
+        params: the initial parameters of every run.
         batches: one batch for each step: a tree of arrays with the steps as first axis, or a list
             (or an iterator) of batches, which are stacked.
         opt: a function of the learning rate (``adamx.lion``, ``lambda rate: …``), or an optimiser
-            whose learning rate is replaced; :func:`adamx.adam` if None. A scheduled rate can't be
-            replaced; the function says how the schedule depends on the rate:
-            ``lambda rate: adamx.adam(optax.cosine_decay_schedule(rate, 1000))``.
-        rates: the rates to try; 31 from 1e-6 to 1 if None, five in a decade.
-        chunk: how many are run at a time, as in :func:`adamx.sweep`.
+            whose learning rate is replaced; :func:`adamx.adam` if None. The learning rate of an
+            optimiser with a schedule can't be replaced. Pass a function that makes the schedule
+            from the rate: ``lambda rate: adamx.adam(optax.cosine_decay_schedule(rate, 1000))``.
+        rates: the learning rates to try. If None, 31 rates from 1e-6 to 1, five per decade.
+        chunk: the number of runs at a time, as in :func:`adamx.sweep`.
         progress: as in :func:`adamx.sweep`.
 
     Returns:
-        A :class:`LearningRate`: ``.learning_rate`` is a float; it prints as a sentence that also
-        says when the grid was too small; ``.plot()`` and ``.sweep`` show all of them.
+        A :class:`LearningRate`. Its ``.learning_rate`` is a float. It prints as a sentence, which
+        warns if the best rate is at the edge of the grid. ``.plot()`` and ``.sweep`` show the
+        results of all rates.
 
     Raises:
-        ValueError: if every rate diverged, the batches don't fit together, there are fewer than two
-            rates, or the optimiser has no single number ``learning_rate``.
+        ValueError: if all learning rates diverged, if the batches have different structures or
+            shapes, if there are fewer than two rates, or if the optimiser has no single
+            hyperparameter ``learning_rate``.
 
     >>> inputs = jax.random.normal(jax.random.key(0), (50, 8, 3))  # 50 batches of 8
     >>> targets = inputs @ jnp.array([1.0, -2.0, 3.0])
@@ -126,8 +132,8 @@ def find_learning_rate(
 
         return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
 
-    # Only the rate is swept, and the optimiser made from it inside the program: one program for
-    # all, also where the rate is in a schedule's closure and every optimiser another structure.
+    # The sweep varies only the rate, and the program makes the optimiser from it. So one program is
+    # enough, even if each optimiser has a schedule that captures its rate.
     found = sweep(
         train,
         [scale_by_learning_rate(rate) for rate in grid],
@@ -139,7 +145,7 @@ def find_learning_rate(
     if not np.isfinite(found.scores).any():
         raise ValueError(
             f"every learning rate from {min(grid):.3g} to {max(grid):.3g} diverged; try smaller "
-            "ones with rates=…, and see whether loss_fn is finite at the start"
+            "ones with rates=…, and check that loss_fn is finite at the start"
         )
     return LearningRate(grid[found.best.index], float(found.outputs[0, 0]), found)
 
@@ -147,14 +153,16 @@ def find_learning_rate(
 def final_loss(losses: Float[np.ndarray, " steps"]) -> float:
     """The mean over the last tenth of the steps, at least one."""
     last = max(1, len(losses) // 10)
-    with np.errstate(invalid="ignore", over="ignore"):  # of a diverged run
+    with np.errstate(invalid="ignore", over="ignore"):  # a diverged run has ∞ and NaN
         return float(np.mean(losses[-last:], dtype=np.float64))
 
 
 def _grid(rates: Any) -> list[float]:
     grid = np.geomspace(1e-6, 1, 31) if rates is None else np.asarray(rates)
     if grid.ndim != 1 or len(set(grid.tolist())) < 2:
-        raise ValueError(f"rates must be a list of at least two different numbers, got {rates!r}")
+        raise ValueError(
+            f"rates must be a list of at least two different learning rates, got {rates!r}"
+        )
     wrong = [rate for rate in grid.tolist() if not (rate > 0 and math.isfinite(rate))]
     if wrong:
         raise ValueError(f"learning rates must be positive and finite, got {wrong[0]} in rates")
@@ -162,7 +170,7 @@ def _grid(rates: Any) -> list[float]:
 
 
 def _recipe(opt: Any) -> Callable[[Any], Transformation]:
-    """From a rate to the optimiser."""
+    """The function from a learning rate to an optimiser."""
     if opt is None:
         return adam
     if not isinstance(opt, Transformation):
@@ -176,8 +184,8 @@ def _recipe(opt: Any) -> Callable[[Any], Transformation]:
     remedy = "pass a function of the rate instead, lambda rate: …"
     if callable(hyperparams(opt).get("learning_rate")):
         raise ValueError(
-            f"the learning rate of opt is a schedule, which no number can replace; {remedy}, as in "
-            "lambda rate: adamx.adam(optax.cosine_decay_schedule(rate, 1000))"
+            f"the learning rate of opt is a schedule, which a number can't replace; {remedy}, for "
+            "example lambda rate: adamx.adam(optax.cosine_decay_schedule(rate, 1000))"
         )
     try:
         opt.replace(learning_rate=1.0)
@@ -194,7 +202,7 @@ def _stacked(batches: Any) -> Any:
     if isinstance(batches, list) or (is_leaf and isinstance(batches, Iterable)):
         several = list(batches)
         if not several:
-            raise ValueError("batches holds no batch: at least one step is needed")
+            raise ValueError("batches contains no batch; at least one step is needed")
         try:
             batches = jax.tree.map(
                 lambda *parts: jnp.stack(list(map(jnp.asarray, parts))), *several
@@ -202,7 +210,7 @@ def _stacked(batches: Any) -> Any:
         except (ValueError, TypeError) as error:
             raise ValueError(
                 "the batches can't be stacked, so they can't run in one program: a list (or an "
-                "iterator) holds one batch for each step, all alike in structure, shapes and "
+                "iterator) must contain one batch per step, all of equal structure, shapes and "
                 f"dtypes ({error})"
             ) from error
     shapes = {path: np.shape(leaf) for path, leaf in named_leaves(batches).items()}
@@ -213,5 +221,5 @@ def _stacked(batches: Any) -> Any:
             f"batches; got {shapes or batches!r}"
         )
     if steps == {(0,)}:
-        raise ValueError("batches holds no batch: its first axis, the steps, is empty")
+        raise ValueError("batches contains no batch: its first axis, the steps, is empty")
     return jax.tree.map(jnp.asarray, batches)

@@ -1,8 +1,8 @@
-"""Many optimisers, one compiled program.
+"""Run many optimisers in one compiled program.
 
-The members of a sweep are optimisers as they are: what differs between them is found by comparing
-their numbers, and only that becomes an axis of the program. What they share stays what it is (a
-Python float keeps its double precision). Members of another structure get a program of their own.
+The members of a sweep are ordinary optimisers. ``sweep`` compares their hyperparameters, and those
+that differ become an axis of the program. Shared hyperparameters are not changed (a Python float
+keeps its double precision). Members of different structures get separate programs.
 """
 
 from __future__ import annotations
@@ -42,42 +42,42 @@ def sweep(
 ) -> Sweep:
     """Run ``train`` for every optimiser (and every seed), compiled once.
 
-    Members that differ only in their numbers run in one program, batched by ``vmap`` (on CPU, where
-    that gains nothing, one after the other); members of another structure (SGD beside Adam, other
-    schedules) in one for each structure. Nothing is declared: the axes are the numbers that differ.
-    In them a member has JAX's default precision (float32); what all members share stays as exact
-    as it was given.
+    Members that differ only in the values of their hyperparameters share one program, batched by
+    ``vmap``. On CPU, where batching gains nothing, the program runs them one after the other.
+    Members of different structures (SGD and Adam, or different schedules) get one program per
+    structure. The axes of the sweep are the hyperparameters that differ; you do not declare them.
+    These have JAX's default precision (float32). Hyperparameters that all members share keep their
+    precision.
 
-    Run one after the other, a member is its own single run. Batched it is so up to rounding: XLA
-    sums batched matrix products in another order, and where training is unstable (large learning
-    rates) such differences grow until two runs have little in common, as they would for another
-    seed.
+    If the members run one after the other, each result equals that of a single run. In a batch, the
+    results differ by rounding, because XLA sums batched matrix products in a different order. If a
+    training is unstable (large learning rates), these differences grow until the runs differ as
+    much as runs with different seeds.
 
     Args:
-        train: ``train(opt)`` or, with seeds, ``train(opt, key)``: a function that JAX can trace,
-            from an optimiser to any pytree of arrays (a final loss, a curve of losses, a dict of
-            them).
-        optimisers: a list of optimisers, a dict of them by name, or one optimiser whose numbers
-            are arrays with one entry for each member. ``adamx.adam(rates)`` keeps β as exact as
-            ever; ``jax.vmap(adamx.adam)(rates)`` rounds it to float32.
+        train: ``train(opt)`` or, with seeds, ``train(opt, key)``. A function that JAX can trace. It
+            returns any pytree of arrays (a final loss, a loss curve, a dict of them).
+        optimisers: a list of optimisers, a dict of optimisers by name, or one optimiser whose
+            hyperparameters are arrays with one entry per member. ``adamx.adam(rates)`` keeps the
+            precision of β; ``jax.vmap(adamx.adam)(rates)`` rounds it to float32.
         seeds: n for the keys of 0 … n − 1, or a list of integers, or a batch of keys.
-        chunk: how many runs go through the program at a time, where not all fit into memory at
-            once. With 1 they run one after the other, without ``vmap``. If None, 1 on CPU, and
-            all elsewhere.
-        score: from one run's output (NumPy arrays) to the number by which it is judged. If None,
-            the output itself or its entry ``loss``; of a curve, the last value.
-        mode: ``"min"`` if the least score is the best one, or ``"max"``.
-        progress: a progress bar; if None, on a terminal where several chunks are to be run and
-            rich is installed.
+        chunk: the number of runs that the program processes at a time, if not all fit into memory.
+            With 1 they run one after the other, without ``vmap``. If None, 1 on CPU, and all
+            runs on other devices.
+        score: a function from the output of one run (NumPy arrays) to its score, a number. If
+            None, the score is the output itself or its entry ``loss``; of a curve, its last value.
+        mode: ``"min"`` if the smallest score is the best one, or ``"max"``.
+        progress: whether to show a progress bar. If None, it is shown on a terminal if there are
+            several chunks and rich is installed.
 
     Returns:
-        A :class:`Sweep`: it prints as a table and has ``best``, ``scores``, ``coordinates``,
+        A :class:`Sweep`. It prints as a table and has ``best``, ``scores``, ``coordinates``,
         ``outputs``, ``rows()`` and ``plot()``.
 
     Raises:
-        TypeError: for something that is no optimiser, or a ``train`` that returns no arrays.
-        ValueError: if there is nothing to sweep over, if members' outputs differ in structure, or
-            if it is not clear which of several outputs is the score.
+        TypeError: if a member is not an optimiser, or if ``train`` returns no arrays.
+        ValueError: if there is nothing to sweep over, if the outputs of members differ in
+            structure, or if the output has several entries that could be the score.
         MemoryError: if XLA ran out of memory; a smaller ``chunk`` helps.
 
     >>> def train(opt):
@@ -140,13 +140,13 @@ def sweep(
 
 
 def _members(optimisers: Any, seeds: Any) -> tuple[list[Transformation], list[str] | None]:
-    """The optimisers and, if they have any, their names."""
+    """The optimisers, and their names or None."""
     if isinstance(optimisers, Transformation):
         members = _unstacked(optimisers)
         if members is None and seeds is None:
             raise ValueError(
-                "there is nothing to sweep over: every number of this optimiser is one number. "
-                "Pass a list of optimisers, a dict of them, or arrays as numbers; "
+                "there is nothing to sweep over: every hyperparameter of this optimiser is a "
+                "single number. Pass a list or a dict of optimisers, or arrays as hyperparameters; "
                 f"got\n{optimisers}"
             )
         return members or [optimisers], None
@@ -157,7 +157,7 @@ def _members(optimisers: Any, seeds: Any) -> tuple[list[Transformation], list[st
     else:
         raise TypeError(
             "optimisers must be a list, a dict by name, or one adamx optimiser with arrays as "
-            f"numbers; got {_described(optimisers)}"
+            f"hyperparameters; got {_described(optimisers)}"
         )
     if not given:
         raise ValueError("there is nothing to sweep over: no optimiser was given")
@@ -167,8 +167,8 @@ def _members(optimisers: Any, seeds: Any) -> tuple[list[Transformation], list[st
         for (name, rest), number in _named_numbers(member).items():
             if not rest and np.ndim(number) > 0:
                 raise ValueError(
-                    f"{where} is a batch itself: its {name} has the shape {np.shape(number)}. Pass "
-                    "a batch alone, as the second argument, or optimisers with single numbers"
+                    f"{where} is a batch: its {name} has the shape {np.shape(number)}. Pass either "
+                    "a single batch as the second argument, or optimisers with single numbers"
                 )
     named = list(map(str, optimisers)) if isinstance(optimisers, Mapping) else None
     return list(given.values()), named
@@ -179,17 +179,17 @@ def _is_foreign(thing: Any) -> bool:
 
 
 def _described(given: Any) -> str:
-    """What was given instead of an optimiser, and what would do."""
+    """A description of an object that is not an adamx optimiser, with a remedy."""
     if _is_foreign(given):
-        return "a transformation of Optax; adamx.chain(…) around it makes it one of adamx"
+        return "an Optax transformation; adamx.chain(transformation) makes it an adamx optimiser"
     if callable(given):
         name = getattr(given, "__name__", repr(given))
-        return f"the function {name}, not what it returns: {name}(…)"
+        return f"the function {name}; call it and pass its result, {name}(…)"
     return f"{as_given(given)}, not an adamx optimiser"
 
 
 def _unstacked(batch: Transformation) -> list[Transformation] | None:
-    """The members of a batch; None if no number of it is an array of several."""
+    """The members of a batch; None if all its hyperparameters are single numbers."""
     leaves, structure = jax.tree.flatten(batch)
     sizes = {
         f"{name}{rest}": np.shape(number)[0]
@@ -201,8 +201,8 @@ def _unstacked(batch: Transformation) -> list[Transformation] | None:
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} has {size}" for name, size in sizes.items())
         raise ValueError(
-            f"the numbers of the batch differ in how many members they have: {shown}. Its arrays "
-            "have the members as their first axis"
+            f"the arrays of the batch have different numbers of members: {shown}. The first axis "
+            "of each array must be the members"
         )
     (size,) = set(sizes.values())
     if size == 0:
@@ -212,14 +212,14 @@ def _unstacked(batch: Transformation) -> list[Transformation] | None:
 
 
 def _entries(array: Any) -> list[Any]:
-    """The members' numbers; NumPy's doubles are Python's floats and stay exact."""
+    """The values of the members; NumPy doubles become Python floats and keep their precision."""
     if isinstance(array, np.ndarray) and array.dtype == np.float64 and array.ndim == 1:
         return array.tolist()
     return list(jnp.asarray(array))
 
 
 def _keys(seeds: Any) -> tuple[tuple[int, ...] | None, jax.Array | None]:
-    """The seeds by their numbers, and their keys."""
+    """The seeds as integers, and their keys."""
     if seeds is None:
         return None, None
     if _is_integer(seeds):
@@ -233,12 +233,12 @@ def _keys(seeds: Any) -> tuple[tuple[int, ...] | None, jax.Array | None]:
         numbers = list(seeds) if several else [seeds]
         if not all(map(_is_integer, numbers)):
             raise TypeError(
-                "seeds must be how many there are, a list of integers or a batch of keys "
+                "seeds must be the number of seeds, a list of integers or a batch of keys "
                 f"(jax.random.split(key, n)); got {as_given(seeds)}"
             )
         keys = jnp.stack([jax.random.key(int(seed)) for seed in numbers]) if len(numbers) else None
     if len(numbers) == 0:
-        raise ValueError(f"there is nothing to sweep over: seeds={seeds!r} holds no seed")
+        raise ValueError(f"there is nothing to sweep over: seeds={seeds!r} contains no seed")
     return tuple(int(seed) for seed in numbers), keys
 
 
@@ -253,18 +253,19 @@ def _is_integer(x: Any) -> bool:
 
 
 def _check_callable(train: Any, keys: Any) -> None:
-    """``train`` takes what it will be given."""
+    """Check that ``train`` accepts the arguments of the sweep."""
     call = "train(opt)" if keys is None else "train(opt, key)"
     if not callable(train):
         raise TypeError(f"train must be a function, called as {call}; got {train!r}")
-    with contextlib.suppress(ValueError):  # some callables of C have no signature
+    with contextlib.suppress(ValueError):  # some callables written in C have no signature
         signature = inspect.signature(train)
         try:
             signature.bind(*([None] if keys is None else [None, None]))
         except TypeError as error:
-            reason = "" if keys is None else ", because seeds were given"
+            reason = "" if keys is None else " (with a key, because seeds were given)"
             raise TypeError(
-                f"train{signature} can't be called as {call}, which it is{reason}: {error}"
+                f"sweep calls {call}{reason}, but train{signature} can't be called like this: "
+                f"{error}"
             ) from None
 
 
@@ -272,9 +273,9 @@ def _check_callable(train: Any, keys: Any) -> None:
 
 
 def _named_numbers(opt: Transformation) -> dict[tuple[str, str], Any]:
-    """Every leaf of an optimiser by the shortest name of its argument and its path in there.
+    """Every leaf of an optimiser, by the shortest name of its argument and its path inside it.
 
-    The path is empty but for the numbers of a schedule that is itself a pytree.
+    The path is empty unless the argument is a schedule that is itself a pytree.
     """
     stages = names(opt.links)
     argument = {(stages[place.link], place.argument): x for x, place in labels(opt.links).items()}
@@ -286,7 +287,7 @@ def _named_numbers(opt: Transformation) -> dict[tuple[str, str], Any]:
 
 
 def _coordinates(members: Sequence[Transformation]) -> dict[str, np.ndarray]:
-    """The single numbers in which members differ, NaN where a member has none of that name."""
+    """The hyperparameters that differ among members; NaN if a member has none of that name."""
     rows = [
         {name + rest: number for (name, rest), number in _named_numbers(opt).items()}
         for opt in members
@@ -305,19 +306,19 @@ def _coordinates(members: Sequence[Transformation]) -> dict[str, np.ndarray]:
 
 
 class _Group(NamedTuple):
-    """Members of one structure: their positions, what they share, and what differs."""
+    """The members of one structure: their positions, shared leaves, and leaves that differ."""
 
     positions: np.ndarray
     structure: Any
-    shared: list[Any]  # by leaf; _VARIES where members differ
-    stacked: list[np.ndarray]  # [member, ...] for each leaf that varies
+    shared: list[Any]  # one entry per leaf; _VARIES if members differ
+    stacked: list[np.ndarray]  # [member, ...] for each leaf that differs
 
 
 _VARIES = object()
 
 
 def _grouped(members: Sequence[Transformation]) -> list[_Group]:
-    """The members by structure, in the order in which structures first appear."""
+    """The members grouped by structure, in the order in which structures first appear."""
     found: dict[Hashable, list[int]] = {}
     for position, opt in enumerate(members):
         leaves, structure = jax.tree.flatten(opt)
@@ -326,7 +327,7 @@ def _grouped(members: Sequence[Transformation]) -> list[_Group]:
 
 
 def _kind(leaf: Any) -> Hashable:
-    """Alike for leaves that can be stacked."""
+    """A key that is equal for leaves that can be stacked."""
     if not isinstance(leaf, (float, int, np.ndarray, jax.Array)):
         return fingerprint(leaf)
     dtype = jnp.result_type(leaf)
@@ -348,7 +349,7 @@ def _group(members: Sequence[Transformation], positions: list[int]) -> _Group:
 
 
 class _Program:
-    """``train`` for the members of one structure and all seeds, so many runs at a time."""
+    """Runs ``train`` for the members of one structure and all seeds, in chunks."""
 
     def __init__(
         self,
@@ -360,7 +361,7 @@ class _Program:
     ):
         self.group, self.keys, self.runs_each = group, keys, runs_each
         self.total = len(group.positions) * runs_each
-        # All chunks are as large as each other, up to the padding of the last one.
+        # All chunks have the same size; the last one is padded.
         self.chunks = math.ceil(self.total / min(chunk or _at_a_time(self.total), self.total))
         self.width = math.ceil(self.total / self.chunks)
 
@@ -381,13 +382,13 @@ class _Program:
         )
 
     def arguments(self, runs: np.ndarray) -> tuple[list[np.ndarray], Any]:
-        """The numbers and keys of these runs, counted member by member."""
+        """The hyperparameters and keys of these runs; all seeds of a member are consecutive."""
         member, seed = np.divmod(runs, self.runs_each)
         numbers = [x[member] for x in self.group.stacked]
         return numbers, None if self.keys is None else self.keys[seed]
 
     def run(self) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        """For each chunk the positions of its runs in the sweep, and their outputs."""
+        """For each chunk, the positions of its runs in the sweep, and their outputs."""
         with self.remedy():
             compiled = self.lowered.compile()
         for start in range(0, self.total, self.width):
@@ -401,16 +402,16 @@ class _Program:
 
     @contextlib.contextmanager
     def remedy(self) -> Iterator[None]:
-        """Says what helps where XLA runs out of memory."""
+        """Raise an error with a remedy if XLA runs out of memory."""
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
                 raise
             advice = (
-                f"Pass chunk={self.width // 2} or less, so that fewer run at a time"
+                f"Pass chunk={self.width // 2} or less to run fewer at a time"
                 if self.width > 1
-                else "It can't be made smaller by chunk, only by a smaller model or batch"
+                else "A smaller chunk is not possible; use a smaller model or batch"
             )
             raise MemoryError(
                 f"{counted(self.width, 'run')} at a time did not fit into memory. {advice}"
@@ -418,7 +419,7 @@ class _Program:
 
 
 def _at_a_time(runs: int) -> int:
-    """How many runs go through the program at a time, unless the user says so.
+    """The default number of runs at a time.
 
     On CPU batching gains nothing, and batched matrix products round differently.
     """
@@ -426,31 +427,31 @@ def _at_a_time(runs: int) -> int:
 
 
 def _checked(output: Any) -> Any:
-    """What ``train`` returned, if it is a pytree of arrays."""
+    """The output of ``train``, after a check that it is a pytree of arrays."""
     leaves = named_leaves(output)
     if not leaves:
-        raise TypeError(f"train must return a pytree of arrays, returned {output!r}")
+        raise TypeError(f"train must return a pytree of arrays, but returned {output!r}")
     for path, leaf in leaves.items():
         numbers = (jax.Array, np.ndarray, np.generic, float, int)
         if not isinstance(leaf, numbers) or _is_key(leaf):
             where = f" at {path!r}" if path else ""
             raise TypeError(
-                f"train must return a pytree of arrays, returned {leaf!r} of type "
+                f"train must return a pytree of arrays, but returned {leaf!r} of type "
                 f"{type(leaf).__name__}{where}"
             )
     return output
 
 
 def _common_form(programs: Sequence[_Program]) -> Any:
-    """The form of one run's output, the same for all."""
+    """The shapes and dtypes of a run's output, after a check that all programs agree."""
     first = programs[0]
     for other in programs[1:]:
         if _shown(other.form) != _shown(first.form):
             one, two = first.group.positions[0], other.group.positions[0]
             raise ValueError(
                 f"the outputs of train differ in structure: for optimiser {one} it returned "
-                f"{_shown(first.form)}, for optimiser {two} {_shown(other.form)}. Return the same "
-                "arrays for every optimiser, for instance without its state"
+                f"{_shown(first.form)}, for optimiser {two} {_shown(other.form)}. Return arrays of "
+                "the same structure for every optimiser; for instance, do not return its state"
             )
     return first.form
 
@@ -468,9 +469,8 @@ def _default_score(form: Any) -> Callable[[Any], Any]:
     name = "loss" if "loss" in outputs else next(iter(outputs)) if len(outputs) == 1 else None
     if name is None or len(outputs[name].shape) > 1 or 0 in outputs[name].shape:
         raise ValueError(
-            f"it is not clear by which number a run is judged: train returns {_shown(form)}. "
-            "Say so with score=lambda output: …, or return a scalar, a curve, or a dict "
-            "with the entry 'loss'"
+            f"train returns {_shown(form)}, which does not determine the score of a run. Pass "
+            "score=lambda output: …, or return a scalar, a curve, or a dict with the entry 'loss'"
         )
     return lambda output: np.reshape(named_leaves(output)[name], -1)[-1]
 
@@ -482,7 +482,7 @@ def _default_score(form: Any) -> Callable[[Any], Any]:
 def _progress(
     wanted: bool | None, total: int, *, several: bool
 ) -> Iterator[Callable[[int], object]]:
-    """A bar over all runs, or nothing; yields what advances it."""
+    """Show a progress bar over all runs, if wanted; yields a function that advances it."""
     try:
         if wanted is False or (wanted is None and not several):
             raise ModuleNotFoundError

@@ -1,4 +1,4 @@
-"""What a sweep found: its scores, its best member, its tables."""
+"""The result of a sweep: scores, the best member, tables and plots."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Best:
     Attributes:
         index: its position among the members.
         name: its name.
-        optimiser: itself.
-        coordinates: its numbers on the axes of the sweep.
-        score: its score, the mean over seeds.
+        optimiser: the optimiser.
+        coordinates: the values of its hyperparameters on the axes of the sweep.
+        score: its score, the mean over its seeds.
     """
 
     index: int
@@ -42,20 +42,20 @@ class Best:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
-    """What :func:`adamx.sweep` found.
+    """The result of :func:`adamx.sweep`.
 
     Attributes:
-        optimisers: the members, in the order in which they were given.
-        names: their names: the keys of the dict they were given in, else what tells them apart.
-        coordinates: the axes of the sweep: by name, one number for each member (NaN where a
-            member has no such number). Only what varies, named as in :func:`adamx.hyperparams`.
-        is_grid: whether the members are points of these axes: of one structure, and no two of them
-            at the same place.
-        outputs: what ``train`` returned, as NumPy arrays with the leading axes ``[member]`` or
+        optimisers: the members, in the order of the argument.
+        names: the names of the members: the keys of the dict, or otherwise the coordinates.
+        coordinates: the axes of the sweep: by name, one value per member (NaN if the member has no
+            such hyperparameter). Contains only hyperparameters that vary, named as in
+            :func:`adamx.hyperparams`.
+        is_grid: whether all members have the same structure and different coordinates.
+        outputs: the outputs of ``train``, as NumPy arrays with the leading axes ``[member]`` or
             ``[member, seed]``.
-        seeds: the seeds (of keys their positions), or None.
-        score: from one run's output to the number by which it is judged.
-        mode: whether the least score is the best one (``"min"``) or the greatest.
+        seeds: the seeds, or the positions of the keys, or None.
+        score: the function from the output of one run to its score.
+        mode: ``"min"`` if the smallest score is the best one, ``"max"`` if the largest one is.
     """
 
     optimisers: tuple[Transformation, ...]
@@ -76,23 +76,23 @@ class Sweep:
             value = self.score(jax.tree.map(lambda x, run=run: x[run], self.outputs))
             if np.ndim(value) != 0:
                 raise TypeError(
-                    f"score must give one number for a run, gave an array of shape "
-                    f"{np.shape(value)}; score=lambda output: … takes one run's output"
+                    f"score must return one number per run, but returned an array of shape "
+                    f"{np.shape(value)}; score=lambda output: … receives the output of one run"
                 )
             scores[run] = value
         return scores
 
     @functools.cached_property
     def scores(self) -> Float[np.ndarray, " member"]:
-        """The score of every member, ``[member]``: the mean over its seeds."""
+        """The score of every member (the mean over its seeds), ``[member]``."""
         if self.seeds is None:
             return self.run_scores
-        with np.errstate(invalid="ignore", over="ignore"):  # ∞ − ∞ in a diverged member
+        with np.errstate(invalid="ignore", over="ignore"):  # a diverged member may have ∞ − ∞
             return self.run_scores.mean(axis=1)
 
     @property
     def best(self) -> Best:
-        """The member with the best score; one that is not finite never wins.
+        """The member with the best score among those with a finite score.
 
         Raises:
             ValueError: if no member has a finite score.
@@ -101,7 +101,7 @@ class Sweep:
         if index is None:
             raise ValueError(
                 f"none of the {len(self.optimisers)} members has a finite score: all diverged. "
-                "Smaller learning rates or clipping may help"
+                "Try smaller learning rates or clipping"
             )
         coordinates = {name: float(values[index]) for name, values in self.coordinates.items()}
         return Best(
@@ -110,15 +110,15 @@ class Sweep:
 
     @property
     def best_index(self) -> int | None:
-        """The position of the best member; None if no score is finite."""
+        """The position of the best member, or None if no score is finite."""
         finite = np.isfinite(self.scores)
         towards = self.scores if self.mode == "min" else -self.scores
         return int(np.argmin(np.where(finite, towards, np.inf))) if finite.any() else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict for each run: name, coordinates, seed, score and every scalar output.
+        """One flat dict per run, with name, coordinates, seed, score and every scalar output.
 
-        ``pandas.DataFrame(result.rows())`` is the tidy table.
+        ``pandas.DataFrame(result.rows())`` makes a table of them.
         """
         found = []
         scalars = {
@@ -140,21 +140,21 @@ class Sweep:
         return found
 
     def plot(self, kind: Literal["curves", "scores"] | None = None, *, curve: str = "") -> Figure:
-        """Draw the sweep.
+        """Plot the sweep.
 
         Args:
-            kind: ``"curves"``, a line for every member, coloured by its coordinate; or
-                ``"scores"``: against the coordinate, as a map of two coordinates, or as bars by
-                name. If None, curves where the output has one, else scores.
-            curve: which entry of the output to draw, ``"test.loss"``; needed where it has several
-                curves and none is called ``loss``.
+            kind: ``"curves"`` plots a line per member, coloured by its coordinate. ``"scores"``
+                plots the scores against one coordinate, as a heat map of two coordinates, or as
+                bars by name. If None, curves if the output has one, otherwise scores.
+            curve: the entry of the output to plot, for example ``"test.loss"``. Needed if there
+                are several curves and none is called ``loss``.
 
         Returns:
-            A ``matplotlib.figure.Figure``; diverged members are in it and marked.
+            A ``matplotlib.figure.Figure`` that includes the diverged members and marks them.
 
         Raises:
-            ImportError: without matplotlib.
-            ValueError: if there is no such curve, or several.
+            ImportError: if matplotlib is not installed.
+            ValueError: if there is no such curve, or if ``curve`` is needed.
         """
         from adamx.tools import drawing
 
@@ -202,7 +202,7 @@ class Sweep:
         return f"{size}: the best is {self.best.name}, score {self.best.score:.4g}"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows, as text."""
+        """The headings and rows of the table as text."""
         columns: dict[str, list[str]] = {}
         if self.names != tuple(described(self.coordinates)):
             columns["name"] = list(self.names)
@@ -221,19 +221,19 @@ class Sweep:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths, ``"test.loss"``."""
+    """The leaves of a tree by their paths, for example ``"test.loss"``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def described(coordinates: Mapping[str, np.ndarray]) -> list[str]:
-    """Each member by its coordinates."""
+    """A name for each member, made from its coordinates."""
     columns = [[f"{name}={x}" for x in short(values)] for name, values in coordinates.items()]
     return [", ".join(row) for row in zip(*columns, strict=True)]
 
 
 def short(values: np.ndarray) -> list[str]:
-    """Numbers with as few digits as tell them apart, three at least."""
+    """Numbers as text, with the fewest digits (at least three) that distinguish them."""
     known = np.unique(values[~np.isnan(values)]).tolist()
     digits = 3
     while digits < 17 and len({f"{x:.{digits}g}" for x in known}) < len(known):
@@ -242,7 +242,7 @@ def short(values: np.ndarray) -> list[str]:
 
 
 def aligned(scores: np.ndarray) -> Callable[[float], str]:
-    """Writes all of them alike: with a common count of decimals, or with exponents."""
+    """A function that formats all scores with the same number of decimals, or with exponents."""
     sizes = np.abs(scores[np.isfinite(scores) & (scores != 0)])
     low, high = (math.floor(math.log10(x)) for x in (min(sizes, default=1), max(sizes, default=1)))
     form = f".{max(0, 3 - low)}f" if low >= -3 and high < 5 else ".3e"
@@ -250,5 +250,5 @@ def aligned(scores: np.ndarray) -> Callable[[float], str]:
 
 
 def counted(n: int, what: str) -> str:
-    """``3 seeds``."""
+    """A count with its noun: ``3 seeds``."""
     return f"{n} {what}{'' if n == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Measurements: `python -m examples.benchmarks.accuracy`, `.cost`, `.sweep`, `.watch`.
+"""Benchmarks: `python -m examples.benchmarks.accuracy`, `.cost`, `.sweep`, `.watch`.
 
-Of stored states `.storage` (bytes and time), `.faithfulness` and `.quality`; of parameters of few
-bits `.parameters`.
+`.storage` (bytes and time), `.faithfulness` and `.quality` measure quantized states. `.parameters`
+measures bfloat16 parameters.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ import adamx
 
 
 def versions() -> dict[str, str]:
-    """What a table was measured with."""
+    """The versions and the machine of a measurement."""
 
     def version(package: str) -> str:
         try:
@@ -42,7 +42,7 @@ def headline(versions: Mapping[str, str]) -> str:
 
 
 def save(results: Mapping[str, Any], path: Path | None) -> None:
-    """Store the numbers as JSON, if there is somewhere to store them."""
+    """Write the results as JSON, if a file is given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")

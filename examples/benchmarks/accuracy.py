@@ -1,11 +1,11 @@
-"""How exact is an update? Its relative error against a float64 oracle, at every step.
+"""Measure the relative error of updates against a float64 oracle, at every step.
 
     python -m examples.benchmarks.accuracy [--quick] [--seed N] [--json FILE]
 
-Every optimiser gets the same float32 gradients: noisy with a mean, their scales spread over six
-orders of magnitude. The error of a step is the median over coordinates of |Δθ − Δθ*| / |Δθ*|,
-where Δθ* is Algorithm 1 in float64, for scheduled β with the products Πβ in place of βᵗ.
-Optax and PyTorch take a β that changes, too, but correct the bias with βₜᵗ.
+Every optimiser gets the same float32 gradients: a mean plus noise, with scales that span six orders
+of magnitude. The error of a step is the median over coordinates of |Δθ − Δθ*| / |Δθ*|, where Δθ* is
+the update of Algorithm 1 in float64. For scheduled β, the oracle uses the products Πβ in place of
+βᵗ. Optax and PyTorch accept a β that changes, too, but correct the bias with βₜᵗ.
 """
 
 import argparse
@@ -37,15 +37,15 @@ torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch
 
 RATE, EPS = 1e-3, 1e-8
 COORDINATES = 256
-BLOCK = 1000  # steps that are in memory at a time
+BLOCK = 1000  # number of steps in memory at a time
 SHOWN = (1, 10, 100, 1000, 10_000, 50_000)
 BAR = 1e-6
 
 Beta = float | np.ndarray
-"""A number, or the float32 values in force at each step."""
+"""A constant, or the float32 values for each step."""
 
 Blocks = Iterator[np.ndarray]
-"""Arrays [steps, coordinates], one block of steps after the other."""
+"""Arrays [steps, coordinates], in consecutive blocks of steps."""
 
 
 class Case(NamedTuple):
@@ -65,7 +65,7 @@ def cases(steps: int) -> list[Case]:
 
 
 def gradients(steps: int, seed: int) -> Blocks:
-    """Noise around a mean, at another scale in every coordinate."""
+    """Noise around a mean, with a different scale in every coordinate."""
     random = np.random.default_rng(seed)
     scale = np.logspace(-4, 2, COORDINATES)
     mean = random.uniform(0.25, 1.0, COORDINATES) * random.choice([-1, 1], COORDINATES)
@@ -75,7 +75,7 @@ def gradients(steps: int, seed: int) -> Blocks:
 
 
 def oracle(case: Case, blocks: Blocks) -> Blocks:
-    """Algorithm 1 in float64, the weights 1 − Πβ without cancellation."""
+    """Algorithm 1 in float64, with the weights 1 − Πβ computed without cancellation."""
     m = v = np.zeros(COORDINATES)
     logs = np.zeros(2)  # Σ log β₁ and Σ log β₂
     done = 0
@@ -99,7 +99,7 @@ def per_step(beta: Beta, steps: slice) -> np.ndarray:
 
 
 def schedule(beta: Beta) -> Any:
-    """β as JAX optimisers take it; a look-up, so that all see the same float32 values."""
+    """β as an argument for JAX optimisers; a look-up, so that all use the same float32 values."""
     return (lambda count: jnp.asarray(beta)[count]) if isinstance(beta, np.ndarray) else beta
 
 
@@ -126,8 +126,10 @@ def optax_adam(rate: float, b1: Any, b2: Any, eps: float) -> optax.GradientTrans
 
 
 def with_torch(case: Case, blocks: Blocks, **options: bool) -> Blocks:
-    """From parameters at zero in every step, so that what they become is the update, unrounded."""
-    torch.set_num_threads(1)  # so few coordinates are not worth waiting for each other
+    """The parameters are set to zero before every step, so that they become the exact update."""
+    torch.set_num_threads(
+        1
+    )  # with so few coordinates, several threads would only wait for each other
     params = torch.zeros(COORDINATES)
     adam = torch.optim.Adam([params], lr=RATE, eps=EPS, **options)
     done = 0
@@ -160,7 +162,7 @@ def contenders() -> dict[str, Callable[[Case, Blocks], Blocks]]:
 
 
 def measure(case: Case, blocks: Blocks) -> dict[str, np.ndarray]:
-    """The error of every contender at every step."""
+    """The error of every optimiser at every step."""
     runs = contenders()
     feed, *feeds = itertools.tee(blocks, 1 + len(runs))
     errors: dict[str, list[np.ndarray]] = {name: [] for name in runs}
@@ -204,7 +206,7 @@ def tabulate(scores: Sequence[Score]) -> Table:
 
 
 def summary(scores: Sequence[Score], steps: int) -> Iterator[str]:
-    """What stays within the bar at every step."""
+    """The optimisers whose error is within the bar at every step."""
     passed: Mapping[str, list[str]] = {row.optimiser: [] for row in scores}
     for row in scores:
         if row.worst <= BAR:
@@ -223,8 +225,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="5,000 steps instead of 50,000")
-    parser.add_argument("--seed", type=int, default=0, help="of the gradients")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the gradients")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.steps = options.steps or (5_000 if options.quick else 50_000)
@@ -232,13 +234,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Score]:
-    """Measure, print the table, store the numbers; return the table's rows."""
+    """Measure, print the table, save the results; return the table's rows."""
     options = parse(arguments)
     versions = benchmarks.versions()
     console = Console(width=140, highlight=False)
     console.print(benchmarks.headline(versions), soft_wrap=True)
     if torch is None:
-        console.print("PyTorch is not installed: its rows are left out.")
+        console.print("PyTorch is not installed, so its rows are omitted.")
 
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
         scores = [

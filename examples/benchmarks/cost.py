@@ -1,10 +1,10 @@
-"""What does a step cost? adamx beside Optax, in one process.
+"""Measure the cost of a step of adamx and of Optax, in one process.
 
     python -m examples.benchmarks.cost [--quick] [--json FILE]
 
-Two programs are timed in pairs, in changing order, each pair with parameters and states of its
-own. A time is the median over pairs; a ratio is the median of the pairs' ratios, with its
-quartiles. Python's garbage collector runs between the measurements, not in them.
+Two programs are timed in pairs, in alternating order. Each pair has its own parameters and states.
+A time is the median over the pairs; a ratio is the median of the ratios within the pairs, with its
+quartiles. Python's garbage collector runs between the measurements, not during them.
 """
 
 import argparse
@@ -48,13 +48,13 @@ OPTAX = Contender(optax.adam, optax.apply_updates)
 
 
 class Filled(Protocol):
-    """Parameters, of one value each."""
+    """Parameters that all have the same value."""
 
     def full(self, value: float) -> dict[str, jax.Array]: ...
 
 
 class Shape(NamedTuple):
-    """Parameters as so many vectors of one size."""
+    """Parameters as several vectors of equal size."""
 
     leaves: int
     size: int
@@ -67,15 +67,15 @@ class Shape(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """How much is measured."""
+    """The size of the measurement."""
 
     steps: Sequence[Shape]
     updates: Sequence[Shape]
     large: Shape
     fresh: Shape
-    budget: float  # seconds that the pairs of one comparison take
-    least: int  # pairs, whatever they take
-    seconds: float  # of one measurement, at least
+    budget: float  # seconds for all pairs of one comparison
+    least: int  # the least number of pairs, whatever their time
+    seconds: float  # the least duration of one measurement in seconds
     traces: int
     compiles: int
 
@@ -103,11 +103,11 @@ TINY = Setting((SMALL,), (SMALL,), SMALL, SMALL, budget=0, least=2, seconds=0, t
 # Timing.
 
 Loop = Callable[[int], object]
-"""Runs a program so many times and waits for its results."""
+"""Runs a program a given number of times and waits for its results."""
 
 
 class Ratio(NamedTuple):
-    """Two programs' times in seconds and the ratio of the first to the second."""
+    """The times of two programs in seconds, and the ratio of the first to the second."""
 
     what: str
     first: float
@@ -127,7 +127,7 @@ def ratio(what: str, pairs: Sequence[tuple[float, float]], bar: float | None = N
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """No garbage collection inside; `gc.collect()` there looks only at what is new."""
+    """A context without garbage collection, in which `gc.collect()` scans only new objects."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -145,7 +145,7 @@ def clock(function: Callable[..., object], *args: Any) -> float:
 
 
 Start = Callable[[], Loop]
-"""Makes what a program works on, afresh."""
+"""Makes new arguments for a program."""
 
 
 def compare(
@@ -162,7 +162,7 @@ def compare(
 
 
 def time_pair(first: Loop, second: Loop, runs: int, *, swapped: bool) -> tuple[float, float]:
-    """Seconds a run of each, the second one timed first if swapped."""
+    """The seconds per run of both programs; if ``swapped``, the second one is timed first."""
     loops = (second, first) if swapped else (first, second)
     for loop in loops:
         loop(1)
@@ -175,7 +175,7 @@ def time_pair(first: Loop, second: Loop, runs: int, *, swapped: bool) -> tuple[f
 
 
 def training_step(contender: Contender, rate: float = 1e-3) -> tuple[Any, Any]:
-    """A transformation and its whole training step, compiled, in place."""
+    """A transformation and its whole training step, compiled, with donated arguments."""
     tx = contender.make(rate)
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
@@ -225,7 +225,7 @@ def updating(contender: Contender, shape: Shape, *, inside: bool) -> Start:
 
 
 def build(contender: Contender, shape: Shape, rate: float, *, compile: bool) -> dict[str, float]:
-    """Seconds of tracing, lowering and (if wanted) compiling a step nobody has seen before."""
+    """The seconds to trace, lower and (if wanted) compile a step, with empty caches."""
     tx, step = training_step(contender, rate)
     params = jax.eval_shape(lambda: shape.full(1.0))
     made: Any = step
@@ -255,7 +255,7 @@ def measure_compensated(setting: Setting) -> Iterator[Ratio]:
 
 
 def measure_build(setting: Setting) -> Iterator[Ratio]:
-    """Every step with a learning rate of its own, so that no cache knows it."""
+    """Steps with a new learning rate each, so that no cache contains them."""
     times: dict[str, list[tuple[float, float]]] = {"trace": [], "lower": [], "compile": []}
     for contender in (ADAMX, OPTAX):
         build(contender, setting.fresh, 1e-2, compile=False)
@@ -280,7 +280,7 @@ def measure_updates(setting: Setting) -> Iterator[Ratio]:
 
 
 class Count(NamedTuple):
-    """Compilations after the first one."""
+    """The number of compilations after the first one."""
 
     what: str
     adamx: int
@@ -288,7 +288,7 @@ class Count(NamedTuple):
 
 
 def recompilations(calls: Iterable[tuple[Any, Any, Any]], **options: Any) -> int:
-    """How often a jitted step(holder, state, params) is compiled again in these calls."""
+    """The number of recompilations of a jitted step(holder, state, params) in these calls."""
     traces = 0
 
     def step(holder: Any, state: Any, params: Any) -> Any:
@@ -307,7 +307,7 @@ def recompilations(calls: Iterable[tuple[Any, Any, Any]], **options: Any) -> int
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("tx",))
 @dataclasses.dataclass
 class TrainState:
-    """Keeps its transformation static, as Flax's does."""
+    """A state with a static transformation, like Flax's TrainState."""
 
     tx: Any
 
@@ -322,7 +322,7 @@ def calls(*made: optax.GradientTransformation, hold: Callable[[Any], Any] = itse
 
 
 def injected_rates(*rates: float) -> Any:
-    """Optax's way to change a rate without compiling: it is kept in the state."""
+    """Optax's way to change a learning rate without recompiling: the state contains it."""
     tx, params = optax.inject_hyperparams(optax.adam)(rates[0]), jnp.ones(8)
     for rate in rates:
         state: Any = tx.init(params)
@@ -332,7 +332,7 @@ def injected_rates(*rates: float) -> Any:
 
 def measure_recompilations() -> Iterator[Count]:
     def again(rate: Any, hold: Callable[[Any], Any], **options: Any) -> Iterator[int]:
-        """Recompilations when the same is built again."""
+        """The recompilations when an equal optimiser is built again."""
         for contender in (ADAMX, OPTAX):
             made = contender.make(rate()), contender.make(rate())
             yield recompilations(calls(*made, hold=hold), **options)
@@ -352,12 +352,12 @@ def measure_recompilations() -> Iterator[Count]:
 
 
 class Memory(NamedTuple):
-    """Bytes of a compiled training step."""
+    """The memory of a compiled training step in bytes."""
 
     what: str
     argument: int
     output: int
-    alias: int  # of the output, what takes the place of an argument
+    alias: int  # bytes of outputs that reuse the memory of an argument
     temp: int
 
 
@@ -380,7 +380,7 @@ def measure_memory(setting: Setting) -> Iterator[Memory]:
 
 
 def in_units(seconds: float) -> str:
-    """With three digits: `1.23 ms`."""
+    """A time with three digits: `1.23 ms`."""
     value, unit = seconds, "s"
     for smaller in ("ms", "µs"):
         if value < 1:
@@ -440,12 +440,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     option = partial(parser.add_argument, action="store_const", dest="setting", default=FULL)
     option("--quick", const=QUICK, help="fewer repetitions")
     option("--tiny", const=TINY, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print the tables, store the numbers; return them."""
+    """Measure, print the tables, save the results; return them."""
     options = parse(arguments)
     setting = options.setting
     versions = benchmarks.versions()
@@ -460,10 +460,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     beside = partial(tabulate_ratios, first="adamx", second="optax")
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
-        show("step", "A training step, compiled, in place", measure_steps(setting), beside)
+        show(
+            "step",
+            "A training step, compiled, with donated arguments",
+            measure_steps(setting),
+            beside,
+        )
         show(
             "compensated",
-            "The same, v compensated",
+            "The same, with compensated v",
             measure_compensated(setting),
             partial(tabulate_ratios, first="compensated=True", second="compensated=False"),
         )

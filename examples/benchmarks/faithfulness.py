@@ -1,18 +1,22 @@
-"""Is what a smaller format keeps still Adam's v? Beside float32, and the recipes of others.
+"""Measure how closely quantized formats reproduce Adam's v, beside float32 and published formats.
 
     python -m examples.benchmarks.faithfulness [--quick] [--json FILE] [--out DIR]
 
-1. Falling gradients. Unit normal gradients; after 500 steps the scale of every second element falls
-   100-fold. v of each code over v in float32, of the same gradients: the mean over the elements
-   that fall, with its standard error, and what is left for Adam's step, which goes with 1/√v.
-2. Unbiasedness. Blocks at scales over 30 decades, their elements spread over 4.5 more (squares over
-   9), encoded with many keys: how many standard errors the mean of what is decoded is away from
-   what was encoded. A square below its block's smallest code is rounded up to it, and counted.
-3. A training. A perceptron learns scikit-learn's digits until its loss, and with it the gradients,
-   have fallen a thousandfold; the learning rate is constant. Arrays under 4096 elements stay
-   float32, as all recipes have it.
+1. Falling gradients. Gradients are unit normal. After 500 steps, the scale of every second element
+   becomes 100 times smaller. The program divides v of each format by v in float32 for the same
+   gradients. It reports the mean over the elements that fall, with its standard error, and the
+   effect on Adam's step, which is proportional to 1/√v.
+2. Bias. Blocks have scales over 30 decades, and the elements of a block span 4.5 decades (squares
+9).
+   Each is encoded with many keys. The program reports the difference between the mean of the
+   decoded values and the encoded value, in standard errors. It counts the squares below the
+   smallest code of their block, which are rounded up.
+3. A training. A perceptron learns scikit-learn's digits with a constant learning rate, until its
+loss
+   and the gradients have become a thousand times smaller. Arrays of fewer than 4096 elements stay
+   float32, as in all published recipes.
 
-`--out DIR` draws the first to faithfulness.png.
+`--out DIR` plots the first part to faithfulness.png.
 """
 
 import argparse
@@ -47,7 +51,7 @@ BATCH, RATE = 64, 1e-3
 
 
 class Setting(NamedTuple):
-    """How much is measured."""
+    """The size of the measurement."""
 
     elements: int  # in the first part
     steps: int
@@ -74,17 +78,17 @@ OURS: dict[str, adamx.Codec] = {
 
 
 class Fall(NamedTuple):
-    """v over float32's.
+    """The ratio of v in a format to v in float32.
 
     Attributes:
-        code: its name.
-        steps: where it was measured.
-        falling: the mean over the elements that fall, at each of them.
-        error: its standard error.
-        staying: the mean over the others.
-        spread: over the elements that fall, and over the others, at the end.
-        step: √v in float32 over √v, by which Adam's step is too long: mean and spread over the
-            elements that fall, at the end.
+        code: the name of the format.
+        steps: the steps of the measurements.
+        falling: the mean over the elements that fall, at each of these steps.
+        error: the standard error of this mean.
+        staying: the mean over the other elements.
+        spread: the standard deviation over the elements that fall, and over the others, at the end.
+        step: the factor √v in float32 over √v by which Adam's step is too long: mean and standard
+            deviation over the elements that fall, at the end.
     """
 
     code: str
@@ -96,7 +100,7 @@ class Fall(NamedTuple):
     step: tuple[float, float]
 
     def worst(self, every: int) -> float:
-        """How far a mean is off, at any of these steps."""
+        """The largest deviation of the mean from 1 over these steps."""
         means = [
             mean
             for t, *both in zip(self.steps, self.falling, self.staying, strict=True)
@@ -107,7 +111,7 @@ class Fall(NamedTuple):
 
 
 def second_moments(codec: adamx.Codec | None, setting: Setting) -> np.ndarray:
-    """v in every so many steps, [times, elements]."""
+    """v at regular intervals of steps, [times, elements]."""
     stage = adamx.scale_by_rms(b2=0.999)
     opt = adamx.quantize_state(stage, codec, min_size=1)
     falls = jnp.arange(setting.elements) % 2 == 0
@@ -177,7 +181,7 @@ def tabulate_steps(rows: Sequence[Fall]) -> Table:
 
 
 def draw(rows: Sequence[Fall]) -> Figure:
-    """v over float32's, step by step."""
+    """Plot v over the v of float32 against the step."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     formats = list(dict.fromkeys(row.code.partition(",")[0] for row in rows))
@@ -196,16 +200,16 @@ def draw(rows: Sequence[Fall]) -> Figure:
 
 
 class Bias(NamedTuple):
-    """What the mean over keys is away from what was encoded.
+    """The difference between the mean over keys and the encoded values.
 
     Attributes:
-        code: its name.
+        code: the name of the format.
         slot: "averages" or "squares".
-        elements: how many were encoded.
-        rms: root mean square of the distance in standard errors; 1 where there is no bias.
-        largest: the largest one, of elements that are rounded both ways often enough for it.
-        expected: the largest one to be expected of so many normal numbers.
-        raised: the fraction of squares that were too small, and became the smallest code.
+        elements: the number of encoded elements.
+        rms: the root mean square of the difference in standard errors; 1 without a bias.
+        largest: the largest difference, among elements that are rounded both ways often enough.
+        expected: the expected largest value of this many normal random numbers.
+        raised: the fraction of squares that were rounded up to the smallest code.
     """
 
     code: str
@@ -217,11 +221,11 @@ class Bias(NamedTuple):
     raised: float
 
 
-OFTEN = 100  # times up and down, so that their number is nearly normal
+OFTEN = 100  # the least number of roundings up and down for which the mean is nearly normal
 
 
 def bias(code: str, codec: adamx.Codec, slot: str, setting: Setting) -> Bias:
-    """A slot that forgets at once (β = 0), written in many steps, each with its own key."""
+    """The encoding by a slot with β = 0 in many steps, each with its own key."""
     squares = slot == "squares"
     stage, name = (
         (adamx.scale_by_rms(0.0), "nu") if squares else (adamx.scale_by_momentum(0.0), "mu")
@@ -233,7 +237,7 @@ def bias(code: str, codec: adamx.Codec, slot: str, setting: Setting) -> Bias:
     g = random.standard_normal(size) * 10 ** random.uniform(-4.5, 0, size) * scales
     g = jnp.asarray(g, jnp.float32)
     x = g * g if squares else g
-    # The two codes around x, and how often it has become the upper one.
+    # The two codes around x, and the number of times that x was rounded to the upper one.
     low, high = (
         codec.decode(codec.encode(x, jnp.full(size, bits, jnp.uint32), squares))
         for bits in (0, 2**32 - 1)
@@ -297,12 +301,12 @@ def tabulate_biases(rows: Sequence[Bias]) -> Table:
 
 
 class Training(NamedTuple):
-    """A training with every seed.
+    """The results of a training with every seed.
 
     Attributes:
-        code: its name.
-        losses: on all training examples, at the end.
-        spikes: the largest loss of a batch in the second half.
+        code: the name of the format.
+        losses: the final losses on all training examples.
+        spikes: the largest losses of a batch in the second half.
     """
 
     code: str
@@ -311,7 +315,7 @@ class Training(NamedTuple):
 
     @property
     def diverged(self) -> int:
-        """How many end no better than a guess."""
+        """The number of trainings that end no better than a guess."""
         return sum(not loss < math.log(10) for loss in self.losses)
 
     @property
@@ -405,13 +409,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer elements, keys and steps")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="draw faithfulness.png there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="save the plot faithfulness.png in this folder"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """Measure, print the tables, store the numbers; return the tables' rows."""
+    """Measure, print the tables, save the results; return the tables' rows."""
     options = parse(arguments)
     setting = TINY if options.tiny else QUICK if options.quick else FULL
     versions = benchmarks.versions()

@@ -1,15 +1,16 @@
-"""Do bfloat16 parameters follow float32 ones through many small steps?
+"""Measure whether bfloat16 parameters follow float32 parameters through many small steps.
 
     python -m examples.benchmarks.parameters [--quick] [--seeds N] [--json FILE]
 
-A perceptron is trained on MNIST for two epochs, its parameters are rounded to bfloat16, and then it
-is trained on by Adam with a rate so small that most steps are less than half of a parameter's last
-digit: with float32 parameters, with bfloat16 ones, and with bfloat16 ones behind each of the stages
-that keep what rounding loses. For one seed all start at the same point and see the same batches;
-all of them compute losses and gradients in float32, and the loss is that of all training images.
+The program trains a perceptron on MNIST for two epochs and rounds its parameters to bfloat16. Then
+it continues with Adam at a learning rate so small that most steps are less than half of a
+parameter's last digit. It does so with float32 parameters, with bfloat16 parameters, and with
+bfloat16 parameters and each of the stages that compensate for rounding. For each seed, all
+trainings start from the same parameters and use the same batches. All compute losses and gradients
+in float32. The reported loss is the loss on all training images.
 
-A row follows float32 if its mean is as near to float32's as float32's own seeds are to each other:
-within their standard deviation.
+A row follows float32 if its mean differs from the mean of float32 by at most the standard deviation
+over float32's seeds.
 """
 
 import argparse
@@ -46,12 +47,12 @@ METHODS: Mapping[str, adamx.Transformation] = {
 
 
 class Setting(NamedTuple):
-    """How much is trained.
+    """The size of the trainings.
 
     Attributes:
-        steps: with small steps, behind the first epochs.
-        epochs: the first ones, in float32, at Adam's usual rate.
-        batch: examples of a step.
+        steps: the number of small steps after the first epochs.
+        epochs: the first epochs, in float32, at Adam's usual learning rate.
+        batch: the number of examples in a step.
     """
 
     dataset: data.Dataset
@@ -61,19 +62,19 @@ class Setting(NamedTuple):
     batch: int
 
     def batches(self, steps: int, seed: int) -> np.ndarray:
-        """The examples of every step."""
+        """The indices of the examples of every step."""
         size = len(self.dataset.train_images)
         random = np.random.default_rng(seed)
         orders = [random.permutation(size) for _ in range(-(-steps * self.batch // size))]
         return np.concatenate(orders)[: steps * self.batch].reshape(steps, -1).astype(np.int32)
 
     def apply(self, params: Any, images: jax.Array) -> jax.Array:
-        """The network with its parameters widened."""
+        """The output of the network with its parameters converted to float32."""
         return self.network.apply(jax.tree.map(lambda x: x.astype(jnp.float32), params), images)  # pyright: ignore[reportReturnType]
 
 
 class End(NamedTuple):
-    """What one training came to; its loss at the start was that of the rounded parameters."""
+    """The result of one training; its loss at the start is the loss of the rounded parameters."""
 
     start: float
     loss: float
@@ -82,7 +83,7 @@ class End(NamedTuple):
 
 
 def beginning(setting: Setting, seed: int) -> Any:
-    """Parameters after the first epochs, rounded to bfloat16."""
+    """The parameters after the first epochs, rounded to bfloat16."""
     images = setting.dataset.train_images
     params = setting.network.init(jax.random.key(seed), images[:1])
     state = TrainState.create(apply_fn=setting.apply, params=params, tx=adamx.adam(1e-3))
@@ -93,11 +94,11 @@ def beginning(setting: Setting, seed: int) -> Any:
 
 
 def training(setting: Setting, name: str, params: Any, seed: int) -> End:
-    """Train on from there with small steps."""
+    """Continue the training with small steps."""
     if name == FLOAT32:
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     else:
-        params = jax.tree.map(jnp.copy, params)  # the training's own, as it is donated
+        params = jax.tree.map(jnp.copy, params)  # a copy, because it is donated
     state = TrainState.create(apply_fn=setting.apply, params=params, tx=METHODS[name])
     train, test = (
         (jnp.asarray(images), jnp.asarray(labels))
@@ -114,10 +115,10 @@ def training(setting: Setting, name: str, params: Any, seed: int) -> End:
 
 
 class Row(NamedTuple):
-    """A way to keep parameters, over all seeds.
+    """The results over all seeds for one way to keep parameters.
 
     Attributes:
-        farthest: the largest relative distance of a seed's loss to that of the same with float32.
+        farthest: the largest relative difference between the loss of a seed and its float32 loss.
     """
 
     name: str
@@ -131,7 +132,7 @@ class Row(NamedTuple):
 
 
 def rows(ends: Mapping[str, Sequence[End]]) -> Iterator[Row]:
-    """The table, from what every seed came to."""
+    """The rows of the table, from the results of every seed."""
     target = np.array([end.loss for end in ends[FLOAT32]])
     for name, own in ends.items():
         losses = np.array([end.loss for end in own])
@@ -174,16 +175,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, fewer steps")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--seeds", type=int, default=4, help="how many trainings of each, ≥ 2")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    parser.add_argument(
+        "--seeds", type=int, default=4, help="number of trainings of each, at least 2"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
-        parser.error(f"--seeds must be at least 2, to have a spread; got {options.seeds}")
+        parser.error(f"--seeds must be at least 2, for a standard deviation; got {options.seeds}")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    """Train, print the table, store the numbers; return the table's rows."""
+    """Train, print the table, save the results; return the table's rows."""
     options = parse(arguments)
     if options.tiny:
         setting = Setting(data.load_digits(), digits.Classifier((4,)), 1000, 1, 8)

@@ -1,7 +1,8 @@
-"""How others keep Adam's averages in 8 and 4 bits: their recipes as codecs, for their values.
+"""Published 8-bit and 4-bit formats for Adam's averages, as codecs that reproduce their values.
 
-Written anew from what their programs do; nothing is packed, so the sizes say nothing. All of them
-round to the nearest, and divide an array, row after row, into blocks with a scale of their own.
+These codecs are written from the behaviour of the published programs. They pack no bits, so their
+sizes are meaningless. All formats round to the nearest code, and divide the rows of an array into
+blocks with separate scales.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ __all__ = ["PUBLISHED"]
 
 
 def dynamic_map(*, signed: bool, exponents: int, bits: int) -> np.ndarray:
-    """The levels of a dynamic-tree code: the further below 1, the fewer in a decade.
+    """The levels of a dynamic-tree code, which has fewer levels per decade at smaller values.
 
     Source: Dettmers et al. 2021 (arXiv 2110.02861); `create_dynamic_map` of bitsandbytes.
     """
@@ -40,7 +41,7 @@ def in_blocks(
     encode: Callable[[jax.Array, bool], tuple[jax.Array, jax.Array]],
     decode: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> adamx.Codec:
-    """A codec from one that knows blocks [blocks, block] and their scales only."""
+    """A codec from functions that encode and decode blocks [blocks, block] with their scales."""
 
     def divided(x: jax.Array) -> jax.Array:
         return jnp.pad(x.reshape(-1), (0, -x.size % block)).reshape(-1, block)
@@ -64,14 +65,14 @@ def largest(x: jax.Array) -> jax.Array:
 
 
 def by_levels(name: str, block: int, averages: np.ndarray, squares: np.ndarray) -> adamx.Codec:
-    """The nearest of these levels, times the block's largest element."""
+    """The format that rounds to the nearest level, multiplied by the block's largest element."""
 
     def encode(x: jax.Array, nonnegative: bool) -> tuple[jax.Array, jax.Array]:
         levels = squares if nonnegative else averages
         scales = largest(x)
         middles = jnp.asarray((levels[1:] + levels[:-1]) / 2)
         codes = jnp.searchsorted(middles, x / scales[:, None], side="right")
-        # Which levels they are of, their dtype tells.
+        # The dtype of the codes determines the levels.
         return codes.astype(jnp.uint8 if nonnegative else jnp.int16), scales
 
     def decode(codes: jax.Array, scales: jax.Array) -> jax.Array:
@@ -91,7 +92,7 @@ def from_e4m3(codes: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 def to_256_levels(x: jax.Array, nonnegative: bool) -> tuple[jax.Array, jax.Array]:
-    """Averages through 2x/(1+|x|), roots as they are."""
+    """The format that encodes averages as 2x/(1+|x|), and roots directly."""
     scales = largest(x)
     x = x / scales[:, None]
     x = 255 * x if nonnegative else 127 * 2 * x / (1 + jnp.abs(x))
@@ -140,6 +141,6 @@ PUBLISHED = {
     "√v in fp8 e4m3": of_roots(E4M3),
     "√v in uint8 (FlashOptim)": of_roots(in_blocks("levels", 32, to_256_levels, from_256_levels)),
 }
-"""Codecs by what they are and where they are from: torchao 0.18 `torchao/optim`; bitsandbytes 0.50
-`functional.py`; flashoptim 0.1.4 `optimizers.py` (arXiv 2602.23349).
+"""Codecs by name. Sources: torchao 0.18 `torchao/optim`; bitsandbytes 0.50 `functional.py`;
+flashoptim 0.1.4 `optimizers.py` (arXiv 2602.23349).
 """

@@ -1,20 +1,22 @@
-"""Does a training end where float32 ends, if the optimiser's state is kept in fewer bits?
+"""Compare trainings with quantized optimiser states with the same trainings in float32.
 
     python -m examples.benchmarks.quality [--quick] [--task NAME …] [--seeds N] [--out FOLDER]
 
-Three trainings: a perceptron on MNIST, convolutions on CIFAR-10, a transformer on the characters of
-Shakespeare; each with Adam's state in float32 and in every format of `adamx.quantize_state`. All
-trainings of one seed start at the same parameters, see the same batches and round with that seed.
+There are three trainings: a perceptron on MNIST, convolutions on CIFAR-10, and a transformer on the
+characters of Shakespeare. Each runs with Adam's state in float32 and in every format of
+`adamx.quantize_state`. All trainings of one seed have the same initial parameters, the same batches
+and the same seed for rounding.
 
-Lengths were fixed before any result was seen, such that the loss ends far from zero: the ratio of
-two losses that are nearly zero says nothing. It is taken at the end over a fixed part of the
-training data, and the rate decays to zero, so that neither the last batches nor the last steps
-decide. A format holds (✓) where the mean loss is within 1 % of float32's, or within a standard
-deviation of float32's seeds, and where the mean accuracy is within 0.3 points: on both sides, as a
-training that ends lower is another training too.
+The lengths were fixed before any result was known, such that the loss ends far from zero, because
+the ratio of two losses near zero is meaningless. The loss is measured at the end on a fixed part of
+the training data, and the learning rate decays to zero, so that neither the last batches nor the
+last steps determine the result. A format passes (✓) if the mean loss is within 1 % of float32's, or
+within a standard deviation over float32's seeds, and if the mean accuracy is within 0.3 points.
+Both bounds apply in both directions, because a training with a lower loss is a different training,
+too.
 
-What is finished is kept in the folder, and a benchmark that was interrupted goes on there. Empty it
-when adamx has changed. The data is read as `examples.data` says.
+The folder keeps finished trainings, so an interrupted benchmark continues. Empty the folder if
+adamx has changed. See `examples.data` for the data.
 """
 
 import argparse
@@ -58,7 +60,7 @@ KEPT: Mapping[str, adamx.Codec | None] = {
 
 
 class Convolutions(nn.Module):
-    """Convolutions of 3×3 with stride 2, and two full layers."""
+    """A network of 3×3 convolutions with stride 2, and two dense layers."""
 
     channels: Sequence[int] = (32, 64, 64)
     units: int = 128
@@ -72,7 +74,7 @@ class Convolutions(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts every next character from those before it, normalising in front of every layer."""
+    """A transformer that predicts the next character, with normalisation before every layer."""
 
     alphabet: int
     width: int = 96
@@ -99,14 +101,14 @@ class Transformer(nn.Module):
 
 
 class Task(NamedTuple):
-    """Something to be trained.
+    """A training task.
 
     Attributes:
-        train: what goes in and what should come out, ``[examples, ...]`` each.
-        test: the same.
+        train: inputs and targets, ``[examples, ...]`` each.
+        test: inputs and targets of the test set.
         recipe: ``schedule -> optimiser``.
-        rate: the highest of the schedule.
-        measured: the first so many training examples are those whose loss is reported.
+        rate: the highest learning rate of the schedule.
+        measured: the number of training examples, from the first, whose loss is reported.
     """
 
     title: str
@@ -120,11 +122,11 @@ class Task(NamedTuple):
     measured: int
 
     def schedule(self) -> optax.Schedule:
-        """Up within a tenth of the steps, then down to zero along a cosine."""
+        """A warm-up over a tenth of the steps, then a cosine decay to zero."""
         return optax.warmup_cosine_decay_schedule(0.0, self.rate, self.steps // 10, self.steps)
 
     def batches(self, seed: int) -> np.ndarray:
-        """The examples of every step: epochs, each in an order of its own."""
+        """The indices of the examples of every step; each epoch has a new random order."""
         random = np.random.default_rng(seed)
         epoch = len(self.train[0]) // self.batch
         orders = [
@@ -150,7 +152,7 @@ def mnist() -> Task:
 
 
 def cifar10() -> Task:
-    """With as much to test as to train on: 2,000 images can't tell differences of 0.3 %."""
+    """The test set is as large as the training set, as 2,000 images can't resolve 0.3 %."""
     dataset = data.cifar10()
     images = np.concatenate([dataset.train_images, dataset.test_images])
     labels = np.concatenate([dataset.train_labels, dataset.test_labels])
@@ -183,7 +185,7 @@ def shakespeare(context: int = 64) -> Task:
 
 
 def windows(text: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """The text cut into pieces, and what follows every character of them."""
+    """Pieces of the text, and for every character the next one."""
     count = (len(text) - 1) // context
     inputs, targets = text[: count * context], text[1 : count * context + 1]
     return inputs.reshape(count, context), targets.reshape(count, context)
@@ -200,7 +202,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 class End(NamedTuple):
-    """Where a training ended; accuracy is a fraction."""
+    """The final losses and accuracy of a training; the accuracy is a fraction."""
 
     train_loss: float
     test_loss: float
@@ -209,7 +211,7 @@ class End(NamedTuple):
 
 
 def train(task: Task, codec: adamx.Codec | None, seed: int) -> End:
-    """One step is one program: XLA's convolutions are slow on CPU inside of a loop."""
+    """Train with one program per step, because XLA's convolutions are slow on CPU inside a loop."""
     opt = adamx.quantize_state(task.recipe(task.schedule()), codec, seed=seed)
     examples = inputs, targets = tuple(map(jnp.asarray, task.train))
     params = task.network.init(jax.random.key(seed), inputs[:1])
@@ -235,7 +237,7 @@ def train(task: Task, codec: adamx.Codec | None, seed: int) -> End:
 
 
 def measure(task: Task, params: Any, inputs: Any, targets: Any) -> tuple[float, float]:
-    """Mean loss and accuracy, in pieces that fit into memory."""
+    """The mean loss and accuracy, computed in pieces that fit into memory."""
     pieces = [slice(start, start + 1000) for start in range(0, len(inputs), 1000)]
     sizes = [len(targets[piece]) for piece in pieces]
     ends = [of_piece(task.network, params, inputs[piece], targets[piece]) for piece in pieces]
@@ -252,7 +254,7 @@ def of_piece(
 
 
 def finished(folder: Path, task: Task, name: str, seed: int) -> End:
-    """Where a training ended: from the folder, or trained now and kept there."""
+    """The result of a training, from the folder if it is there; otherwise train and save it."""
     path = folder / f"{name.replace(', ', '-')}-{seed}.json"
     if not path.is_file():
         end = train(task, KEPT[name], seed)
@@ -263,21 +265,21 @@ def finished(folder: Path, task: Task, name: str, seed: int) -> End:
     return End(**json.loads(path.read_text("utf-8")))
 
 
-# What came of it
+# Results
 
 
 class Row(NamedTuple):
-    """A format beside float32, over the seeds.
+    """The results of a format compared with float32, over all seeds.
 
     Attributes:
-        train_loss: the mean.
-        ratio: of the mean training loss to float32's.
-        difference: of the training loss, of seed from seed, and its standard error.
-        spread: standard deviation of float32's training losses over the seeds.
-        points: difference of the accuracy, of seed from seed, in points, and its standard error.
-        loss_holds: whether the mean is within 1 % of float32's, or within a standard deviation: a
-            lower loss is another training too.
-        accuracy_holds: whether the mean is within 0.3 points of float32's.
+        train_loss: the mean training loss.
+        ratio: the ratio of the mean training loss to float32's.
+        difference: the mean of the paired differences of training losses, and its standard error.
+        spread: the standard deviation of float32's training losses over the seeds.
+        points: the mean of the paired differences of accuracies in points, and its standard error.
+        loss_holds: whether the mean loss is within 1 % of float32's, or within a standard
+            deviation, in either direction.
+        accuracy_holds: whether the mean accuracy is within 0.3 points of float32's.
     """
 
     kept_as: str
@@ -314,14 +316,14 @@ def row(name: str, ends: Sequence[End], reference: Sequence[End]) -> Row:
 
 
 def with_error(values: Any) -> tuple[float, float]:
-    """Their mean and its standard error."""
+    """The mean of some values and its standard error."""
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def tabulate(rows: Sequence[Row]) -> Table:
     table = Table("state kept as", box=box.MARKDOWN)
     for heading in (
-        "bytes a parameter",
+        "bytes per parameter",
         "training loss",
         "ratio",
         "difference",
@@ -370,25 +372,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=4, help="at least 2 (default: 4)")
     parser.add_argument(
-        "--quick", action="store_true", help="whether it runs: a tenth of the steps, 2 seeds"
+        "--quick", action="store_true", help="a short check: a tenth of the steps, 2 seeds"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
         default=Path(tempfile.gettempdir()) / "adamx-quality",
-        help="keeps what is finished (default: %(default)s)",
+        help="folder for finished trainings (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     options.seeds = 2 if options.quick else options.seeds
     if options.seeds < 2:
-        parser.error("a spread needs at least 2 seeds")
+        parser.error("a standard deviation needs at least 2 seeds")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
-    """Train, print the tables, store the numbers; return the rows of every task."""
+    """Train, print the tables, save the results; return the rows of every task."""
     options = parse(arguments)
     versions = benchmarks.versions()
     console = Console(width=140, highlight=False)
@@ -400,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
             task = task._replace(steps=max(1, task.steps // 10))
         folder = options.out / f"{name}-{task.steps}"
         ends: dict[str, list[End]] = {kept: [] for kept in KEPT}
-        for seed in range(options.seeds):  # then what is there after an interruption is complete
+        for seed in range(options.seeds):  # so that an interruption leaves no incomplete file
             for kept in KEPT:
                 ends[kept].append(finished(folder, task, kept, seed))
         console.print("", summary(task, ends[FLOAT32]), "", sep="\n", soft_wrap=True)

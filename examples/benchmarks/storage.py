@@ -1,10 +1,10 @@
-"""What does a stored state cost? Bytes, time and temporary memory of Adam beside float32.
+"""Measure bytes, time and temporary memory of Adam with quantized states, relative to float32.
 
     python -m examples.benchmarks.storage [--quick] [--json FILE]
 
-Steps are compiled and in place, and timed in pairs with float32's (see `cost`). Peers are timed
-beside PyTorch's own fused float32 Adam, in the same process, if they are installed: `pip install
-torch torchao bitsandbytes`.
+Steps are compiled with donated arguments, and timed in pairs with float32 steps (see `cost`). If
+`torch`, `torchao` and `bitsandbytes` are installed, their 8-bit optimisers are timed in the same
+process, relative to PyTorch's fused float32 Adam.
 """
 
 import argparse
@@ -32,11 +32,11 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
 
 STEP_BAR = 2.0
-BYTES_BAR = 2.1  # of one byte a number
+BYTES_BAR = 2.1  # codecs with one byte per element
 
 
 class Model(NamedTuple):
-    """Parameters of a network."""
+    """The parameters of a network."""
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
@@ -73,7 +73,7 @@ Tree = cost.Shape | Model
 
 
 class Setting(NamedTuple):
-    """What is measured."""
+    """The networks and times of a measurement."""
 
     timing: cost.Setting
     models: Sequence[Model]
@@ -84,7 +84,7 @@ class Setting(NamedTuple):
 
 PERCEPTRON, TRANSFORMER = perceptron(784, 1000, 1000, 10), transformer(4, 256, 65, 256)
 MILLION, LARGE, MANY = cost.Shape(1, 10**6), cost.Shape(1, 4 * 10**6), cost.Shape(10, 10**5)
-# Of these torchao keeps every array in 8 bits: their sizes are multiples of 256.
+# torchao keeps all arrays of these networks in 8 bits, because their sizes are multiples of 256.
 PEERS = (cost.Shape(1, 2**22), cost.Shape(10, 400 * 256))
 FULL = Setting(
     cost.FULL._replace(budget=5),
@@ -106,7 +106,7 @@ def stored(rate: float, codec: adamx.Codec) -> adamx.Transformation:
 
 
 def contenders() -> dict[str, cost.Contender]:
-    """Optax's Adam, and adamx's with every codec."""
+    """Adam of Optax, and Adam of adamx with every codec."""
     made = {"optax": cost.OPTAX}
     for rounding in ("stochastic", "nearest"):
         for name, codec in CODECS.items():
@@ -119,11 +119,11 @@ def contenders() -> dict[str, cost.Contender]:
 
 
 class Bytes(NamedTuple):
-    """Bytes of state for each parameter."""
+    """Bytes of state per parameter."""
 
     what: str
-    reported: float  # by adamx.memory_usage
-    allocated: float  # by the arrays themselves
+    reported: float  # according to adamx.memory_usage
+    allocated: float  # according to the arrays
     bar: float | None
 
 
@@ -154,7 +154,7 @@ def measure_steps(setting: Setting) -> Iterator[cost.Ratio]:
 
 
 def peers() -> dict[str, Callable[[Any], Any]]:
-    """The optimisers of 8 bits that are installed, by the text that makes them."""
+    """The installed 8-bit optimisers, by the code that makes them."""
     found = {}
     for module, names in {
         "torchao.optim": ("AdamW8bit", "AdamWFp8"),
@@ -170,7 +170,7 @@ def peers() -> dict[str, Callable[[Any], Any]]:
 
 
 def stepping(make: Callable[..., Any], shape: cost.Shape) -> cost.Start:
-    """Steps of PyTorch's parameters and gradients."""
+    """A step of a PyTorch optimiser, with parameters and gradients."""
     torch = importlib.import_module("torch")
 
     def start() -> cost.Loop:
@@ -198,7 +198,7 @@ def measure_peers(setting: Setting) -> Iterator[cost.Ratio]:
 
 
 class Temporary(NamedTuple):
-    """Bytes for each parameter that a step takes beside what it is given and returns."""
+    """Bytes per parameter of temporary memory of a step, besides arguments and results."""
 
     what: str
     bytes: float
@@ -226,20 +226,20 @@ def tabulate_bytes(rows: Iterable[Bytes]) -> Table:
 
 
 def tabulate_memory(rows: Iterable[Temporary]) -> Table:
-    table = cost.columns("bytes a parameter")
+    table = cost.columns("bytes per parameter")
     for row in rows:
         table.add_row(row.what, f"{row.bytes:.2f}")
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print the tables, store the numbers; return them."""
+    """Measure, print the tables, save the results; return them."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.benchmarks.storage", description=str(__doc__).splitlines()[0]
     )
     parser.add_argument("--quick", action="store_true", help="fewer measurements")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(arguments)
     setting = TINY if options.tiny else QUICK if options.quick else FULL
     versions = benchmarks.versions()
@@ -252,15 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         results[name] = [row._asdict() for row in measured]
         console.print(title, tabulate(measured), sep="\n")
 
-    show("bytes", "Bytes of state for each parameter", measure_bytes(setting), tabulate_bytes)
+    show("bytes", "Bytes of state per parameter", measure_bytes(setting), tabulate_bytes)
     memory = measure_memory(setting)
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
         show("memory", "Temporary memory of a step", memory, tabulate_memory)
         beside = partial(cost.tabulate_ratios, second="float32")
         steps = partial(beside, first="this one")
-        show("steps", "A step, compiled, in place", measure_steps(setting), steps)
+        show("steps", "A step, compiled, with donated arguments", measure_steps(setting), steps)
     others = partial(beside, first="peer")
-    show("peers", "PyTorch's, beside its fused AdamW", measure_peers(setting), others)
+    show("peers", "PyTorch optimisers, relative to its fused AdamW", measure_peers(setting), others)
     benchmarks.save(results, options.json)
     return results
 

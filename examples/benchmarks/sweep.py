@@ -1,11 +1,12 @@
-"""How fast is a sweep, and is each of its members the run it would be alone?
+"""Measure the time of a sweep, and compare each of its members with its single run.
 
     python -m examples.benchmarks.sweep [--quick] [--json FILE]
 
-32 learning rates of Adam on the perceptron of `examples.digits` and scikit-learn's digits. Every
-contender builds and compiles its programs anew; the contenders take turns, in changing order. A
-time is the median over the rounds; a ratio is the median of the rounds' ratios, with its quartiles.
-A run is one program in all of them: a scan over the steps.
+The sweep has 32 learning rates of Adam on the perceptron of `examples.digits` and scikit-learn's
+digits. Every method builds and compiles its programs again in each round; the methods take turns,
+in alternating order. A time is the median over the rounds; a ratio is the median of the ratios
+within the rounds, with its quartiles. In all methods, a run is a single program: a scan over the
+steps.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SPEED_BAR, AGREEMENT_BAR = 5.0, 1e-6
 
 
 class Setting(NamedTuple):
-    """How much is measured."""
+    """The size of the measurement."""
 
     rates: int
     epochs: int
@@ -51,7 +52,7 @@ TINY = Setting(rates=2, epochs=1, examples=128, rounds=1)
 
 
 class Problem:
-    """The digits, the order of their batches, and the parameters at which every run starts."""
+    """The digits, the order of their batches, and the initial parameters of every run."""
 
     def __init__(self, setting: Setting):
         digits_of = data.load_digits().head(setting.examples)
@@ -80,7 +81,7 @@ class Problem:
         return jax.lax.scan(step, start, self.batches)[1]
 
 
-# The contenders: each gives the losses, [rate, step].
+# The methods: each returns the losses, [rate, step].
 
 
 def swept(problem: Problem, chunk: int | None = None) -> np.ndarray:
@@ -89,12 +90,12 @@ def swept(problem: Problem, chunk: int | None = None) -> np.ndarray:
 
 
 def looped(make: Callable[[float], optax.GradientTransformation], problem: Problem) -> np.ndarray:
-    """A program for each rate: the optimiser is closed over."""
+    """One program for each rate, which captures its optimiser."""
     return np.stack([jax.jit(partial(problem.train, make(rate)))() for rate in problem.rates])
 
 
 def injected(problem: Problem) -> np.ndarray:
-    """One program, the rate in the optimiser's state."""
+    """One program, with the rate in the optimiser's state."""
     tx = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
     train = jax.jit(lambda state: problem.train(tx, state))
     state = tx.init(problem.params)
@@ -121,7 +122,7 @@ BARS = {"loop over optax.adam": SPEED_BAR}
 
 
 def measure(problem: Problem, rounds: int) -> tuple[list[cost.Ratio], dict[str, np.ndarray]]:
-    """Every contender's time beside the sweep's, and its losses."""
+    """The time of every method relative to the sweep, and its losses."""
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     curves: dict[str, np.ndarray] = {}
 
@@ -141,7 +142,7 @@ def measure(problem: Problem, rounds: int) -> tuple[list[cost.Ratio], dict[str, 
 
 
 class Agreement(NamedTuple):
-    """How far the members of a sweep are from their own single runs, relative to them."""
+    """The relative differences between the members of a sweep and their single runs."""
 
     what: str
     curve: list[float]  # for each rate, the largest difference over the steps
@@ -172,7 +173,7 @@ def tabulate_times(rows: Iterable[cost.Ratio]) -> Table:
 
 
 def tabulate_agreement(rows: Iterable[Agreement], rates: Sequence[float]) -> Table:
-    """The worst rate of each decade, and of all."""
+    """The rate with the largest difference, for each decade and for all rates."""
     decades = [(f"{low:.0e} …", low, 10 * low) for low in (1e-5, 1e-4, 1e-3, 1e-2)]
     heads = [head for head, *_ in decades]
     table = cost.columns("", *heads, "worst", f"≤ {AGREEMENT_BAR:g}")
@@ -192,7 +193,7 @@ def tabulate_agreement(rows: Iterable[Agreement], rates: Sequence[float]) -> Tab
 
 
 def load() -> list[float]:
-    """How many processes wanted to run, over the last 1, 5 and 15 minutes, where it is known."""
+    """The load average over the last 1, 5 and 15 minutes, if known."""
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
@@ -205,12 +206,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     option = partial(parser.add_argument, action="store_const", dest="setting", default=FULL)
     option("--quick", const=QUICK, help="fewer epochs, one round")
     option("--tiny", const=TINY, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print the tables, store the numbers; return them."""
+    """Measure, print the tables, save the results; return them."""
     options = parse(arguments)
     setting = options.setting
     versions, before = benchmarks.versions(), load()
@@ -223,9 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     agreements = [agreement(name, curves[name], alone) for name in (SWEEP, BATCHED)]
     loads = {"before": before, "after": load()}
     rates, steps = alone.shape
-    console.print(f"{rates} learning rates, {steps} steps each, from nothing to all losses")
+    console.print(f"{rates} learning rates, {steps} steps each, including compilation")
     console.print(tabulate_times(ratios))
-    console.print("Relative difference to the single runs, the worst of each decade of rates")
+    console.print("Relative difference to the single runs, the largest for each decade of rates")
     console.print(tabulate_agreement(agreements, problem.rates))
     console.print(f"load before {loads['before']}, after {loads['after']}")
     results = {

@@ -1,10 +1,11 @@
-"""What does looking on cost, in a training step?
+"""Measure the cost of `watch` in a training step.
 
     python -m examples.benchmarks.watch [--quick] [--json FILE]
 
-The step of each model with `chain(adam, watch(…))` beside the same step with `adam` alone: in
-pairs, in alternating order; a ratio is the median of the pairs' ratios, with its quartiles. What is
-logged every 100 steps pays for looking in one of them and for `observe=False` in the others.
+The step of each model with `chain(adam, watch(…))` and the same step with `adam` alone are timed in
+pairs, in alternating order. A ratio is the median of the ratios within the pairs, with its
+quartiles. A training that logs every 100 steps pays for watching in one of them, and for
+`observe=False` in the others.
 """
 
 import argparse
@@ -64,7 +65,7 @@ WATCHED = {
 
 
 def training(model: Model, opt: adamx.Transformation, observe: bool | None) -> cost.Start:
-    """A training step of the model, compiled, in place."""
+    """A training step of the model, compiled, with donated arguments."""
     images = jax.random.normal(jax.random.key(0), model.images)
     labels = jnp.arange(len(images), dtype=jnp.int32) % 10
     extra = {} if observe is None else {"observe": observe}
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> list[cost.Ratio]:
     )
     parser.add_argument("--quick", action="store_true", help="fewer measurements")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args(arguments)
     setting = cost.TINY if options.tiny else cost.QUICK if options.quick else cost.FULL
     versions = benchmarks.versions()

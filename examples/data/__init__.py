@@ -1,14 +1,15 @@
 """Real data for the examples.
 
-`mnist()`, `cifar10()` and `imdb()` read the files of the folder that the environment variable
-`ADAMX_DATA_DIR` names; what is not there, Hugging Face's library `datasets` downloads
-(`pip install 'adamx[data]'`); without either they say so. `load()` downloads nothing: it gives
-MNIST where the folder has it, else scikit-learn's digits.
+`mnist()`, `cifar10()` and `imdb()` read files from the folder in the environment variable
+`ADAMX_DATA_DIR`. If a file is missing, they download the data with Hugging Face's library
+`datasets` (`pip install 'adamx[data]'`). Without this library, they raise an error that names both
+ways. `load()` does not download. It returns MNIST if the folder contains it, otherwise
+scikit-learn's digits.
 
-    mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]    also right in the folder
+    mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]    may also be in the folder itself
     cifar10/cifar10_subset_10k_2k.npz       {train,test}_{x,y}
     imdb/imdb_bow10k.npz                    {train,test}_{indptr,indices,counts,label}, vocab
-    shakespeare/input.txt                   the text; `shakespeare()` reads it and downloads nothing
+    shakespeare/input.txt                   read by `shakespeare()`, which does not download
 """
 
 from examples.data.images import Dataset, cifar10, load, load_digits, load_mnist, mnist

@@ -20,9 +20,9 @@ _CIFAR10 = "cifar10/cifar10_subset_10k_2k.npz"
 
 
 class Dataset(NamedTuple):
-    """Images of numbers in [0, 1] (float32), labels as class numbers (int32).
+    """Images with values in [0, 1] (float32), and class numbers as labels (int32).
 
-    An image is a row of pixels; of CIFAR-10 it is [32, 32, 3].
+    An image is a row of pixels; CIFAR-10 images have the shape [32, 32, 3].
     """
 
     name: str
@@ -32,14 +32,14 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
 
     def head(self, size: int) -> "Dataset":
-        """The same with only the first `size` examples to train on."""
+        """The same dataset with only the first `size` training examples."""
         return self._replace(
             train_images=self.train_images[:size], train_labels=self.train_labels[:size]
         )
 
 
 def load() -> Dataset:
-    """Load MNIST if `$ADAMX_DATA_DIR` holds it, else the digits that come with scikit-learn."""
+    """Load MNIST if `$ADAMX_DATA_DIR` contains it, otherwise the digits of scikit-learn."""
     folder = sources.folder()
     if folder is None:
         return load_digits()
@@ -50,7 +50,7 @@ def load() -> Dataset:
 
 
 def load_digits() -> Dataset:
-    """1,797 real handwritten digits of 8x8 pixels, a quarter of each class kept for the test."""
+    """1,797 real handwritten digits of 8x8 pixels; a quarter of each class is the test set."""
     images, labels = datasets.load_digits(return_X_y=True)
     images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
     train, test = model_selection.train_test_split(
@@ -86,9 +86,10 @@ def load_mnist(folder: Path) -> Dataset:
 
 
 def cifar10() -> Dataset:
-    """Photographs of ten kinds of things, [32, 32, 3], from the folder or downloaded.
+    """Photographs of ten classes, [32, 32, 3], from the folder or downloaded.
 
-    The folder's file has the first 10,000 of 50,000 for training and 2,000 of 10,000 for the test.
+    The file in the folder contains the first 10,000 of the 50,000 training images and 2,000 of the
+    10,000 test images.
     """
     folder = sources.folder()
     if folder and (folder / _CIFAR10).is_file():

@@ -17,10 +17,11 @@ _FILE = "imdb/imdb_bow10k.npz"
 
 
 class Bags(NamedTuple):
-    """The words of every review and how often each occurs, in compressed sparse rows.
+    """The words of every review and their counts, as compressed sparse rows.
 
-    Review i has the words `words[starts[i]:starts[i + 1]]`, ascending, as numbers of the
-    vocabulary, that often: `counts[starts[i]:starts[i + 1]]`. Its label is 1 for praise, else 0.
+    Review i contains the words `words[starts[i]:starts[i + 1]]` (ascending indices into the
+    vocabulary) with the counts `counts[starts[i]:starts[i + 1]]`. Its label is 1 if it is positive,
+    otherwise 0.
     """
 
     starts: np.ndarray
@@ -30,7 +31,7 @@ class Bags(NamedTuple):
 
 
 class Reviews(NamedTuple):
-    """Film reviews over the vocabulary of their training half, the most frequent words first."""
+    """Film reviews, with the vocabulary of the training half, most frequent words first."""
 
     name: str
     train: Bags
@@ -41,7 +42,7 @@ class Reviews(NamedTuple):
 def imdb() -> Reviews:
     """25,000 + 25,000 film reviews over 10,000 words, from the folder or downloaded.
 
-    Not in random order: one kind stands before the other.
+    The order is not random: all reviews with one label come before those with the other.
     """
     folder = sources.folder()
     if folder and (folder / _FILE).is_file():
@@ -96,7 +97,7 @@ def _inconsistency(bags: Bags, vocabulary: int) -> str | None:
 
 
 def _tokens(text: str) -> list[str]:
-    """Its words, in small letters, ! and ? among them."""
+    """The words of a text in lower case, including ! and ?."""
     return re.findall(r"[!?]|\w+(?:['-]\w+)*", text.lower().replace("<br />", " "))
 
 

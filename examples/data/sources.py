@@ -1,4 +1,4 @@
-"""Where data comes from: files of a folder, or a library that downloads them."""
+"""Sources of data: files in a folder, or a library that downloads them."""
 
 import gzip
 import importlib
@@ -16,21 +16,22 @@ __all__ = ["download", "folder", "read_idx", "read_npz"]
 
 
 def folder() -> Path | None:
-    """What `$ADAMX_DATA_DIR` names, if it is set."""
+    """The folder in `$ADAMX_DATA_DIR`, or None if it is not set."""
     name = os.environ.get("ADAMX_DATA_DIR")
     return Path(name) if name else None
 
 
 def download(name: str, repository: str, files: str) -> Any:
-    """All splits of a dataset by Hugging Face's library.
+    """All splits of a dataset, downloaded by Hugging Face's library.
 
     Args:
-        name: of the data, for the error.
-        repository: the dataset's name there.
-        files: what the folder would have to hold, for the error.
+        name: the name of the data, for the error.
+        repository: the name of the dataset at Hugging Face.
+        files: the files that the folder should contain, for the error.
 
     Raises:
-        FileNotFoundError: without the library; it says both ways to the data.
+        FileNotFoundError: if the library is not installed. The error names both ways to get the
+            data.
     """
     try:
         library = importlib.import_module("datasets")
@@ -38,15 +39,15 @@ def download(name: str, repository: str, files: str) -> Any:
         if error.name != "datasets":
             raise
         raise FileNotFoundError(
-            f"{name} is not here: put {files} into the folder that the environment variable "
-            f"ADAMX_DATA_DIR names (now: {folder() or 'not set'}), or have it downloaded by the "
-            "library datasets: pip install 'adamx[data]'"
+            f"{name} was not found: put {files} into the folder in the environment variable "
+            f"ADAMX_DATA_DIR (now: {folder() or 'not set'}), or install the library datasets, "
+            "which downloads it: pip install 'adamx[data]'"
         ) from None
     return library.load_dataset(repository)
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Read an IDX file of unsigned bytes with `ndim` dimensions, gzipped if its name says so.
+    """Read an IDX file of unsigned bytes with `ndim` dimensions; `.gz` files are decompressed.
 
     The layout, all big-endian: two zero bytes, one byte for the element type (8: unsigned byte),
     one for the number of dimensions, four bytes for each dimension, then the elements.
@@ -77,14 +78,14 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def read_npz(path: Path, **shapes: tuple[int | None, ...]) -> dict[str, np.ndarray]:
-    """Read arrays of whole numbers from an .npz file.
+    """Read arrays of integers from an .npz file.
 
     Args:
-        path: of the file.
-        **shapes: of every array by its name; None stands for any length.
+        path: the path of the file.
+        **shapes: the shape of every array, by its name; None stands for any length.
 
     Raises:
-        ValueError: for a file that is damaged or has other arrays.
+        ValueError: if the file is damaged, or if its arrays have other names, shapes or dtypes.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: expected a whole .npz file")

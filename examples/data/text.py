@@ -1,4 +1,4 @@
-"""Text, character by character."""
+"""Text as sequences of characters."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from examples.data import sources
 __all__ = ["Text", "shakespeare"]
 
 _FILE = "shakespeare/input.txt"
-_TESTED = 0.1  # of the text, its end
+_TESTED = 0.1  # fraction of the text, at its end
 
 
 class Text(NamedTuple):
-    """Characters as numbers (int32) of the alphabet, which is all of them in their order."""
+    """A text as indices (int32) into its alphabet, which contains all its characters, sorted."""
 
     name: str
     train: np.ndarray
@@ -22,19 +22,19 @@ class Text(NamedTuple):
 
 
 def shakespeare() -> Text:
-    """A million characters of Shakespeare's plays, from the folder; the last tenth is the test.
+    """A million characters of Shakespeare's plays, from the folder; the last tenth is the test set.
 
     Raises:
-        FileNotFoundError: where the folder does not have them; it says where they are to be had.
-        ValueError: for a file that is no text.
+        FileNotFoundError: if the folder does not contain the file. The error says where to get it.
+        ValueError: if the file is not text.
     """
     folder = sources.folder()
     path = folder / _FILE if folder else None
     if path is None or not path.is_file():
         raise FileNotFoundError(
-            f"Tiny Shakespeare is not here: put {_FILE} (data/tinyshakespeare/input.txt of "
-            "github.com/karpathy/char-rnn) into the folder that the environment variable "
-            f"ADAMX_DATA_DIR names (now: {folder or 'not set'})"
+            f"Tiny Shakespeare was not found: put {_FILE} (data/tinyshakespeare/input.txt of "
+            "github.com/karpathy/char-rnn) into the folder in the environment variable "
+            f"ADAMX_DATA_DIR (now: {folder or 'not set'})"
         )
     try:
         text = path.read_bytes().decode()

@@ -1,4 +1,4 @@
-"""The experiments of "Adam: A Method for Stochastic Optimization", each with one command.
+"""The experiments of "Adam: A Method for Stochastic Optimization", one command each.
 
 python -m examples.paper RUN [--quick | --full] [--out DIR]
 """

@@ -20,16 +20,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="runs:\n" + "\n".join(summaries),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", choices=[*RUNS, "all"], metavar="RUN", help="see below; or: all")
+    parser.add_argument(
+        "run", choices=[*RUNS, "all"], metavar="RUN", help="one of the runs below, or all"
+    )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="minutes on two cores")
-    size.add_argument("--full", action="store_true", help="the paper's epochs and data")
-    parser.add_argument("--out", type=Path, default=Path("out/paper"), help="folder of the results")
+    size.add_argument("--quick", action="store_true", help="a few minutes on two cores")
+    size.add_argument("--full", action="store_true", help="the epochs and data of the paper")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/paper"), help="folder for the results"
+    )
     return parser.parse_args(arguments)
 
 
 def summary(module: str) -> str:
-    """The first line of a module's docstring, without importing what it needs."""
+    """The first line of a module's docstring, read without importing the module."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).read_text().partition('"""')[2].partition('"""')[0].splitlines()[0]

@@ -20,8 +20,8 @@ from examples.paper.training import Grid, Problem, train
 
 HIDDEN = 256
 BATCH = 128
-DECAY = 0.999  # of the exponential average of the iterates
-ROUNDING = 1e-6  # of a step, relative
+DECAY = 0.999  # decay rate of the exponential average of the iterates
+ROUNDING = 1e-6  # relative rounding error of a step
 
 ITERATE, MEAN, EMA = "iterate", "mean of all", "exponential average"
 RAW = "exponential average, uncorrected"
@@ -30,7 +30,7 @@ LINES: dict[str, Any] = {ITERATE: "-", MEAN: ":", EMA: "--"}
 
 @stage
 def largest_step():
-    """Keeps the largest |u| that every parameter has seen; the update passes unchanged."""
+    """Record the largest |u| of every parameter; do not change the update."""
 
     def update(signal, slots, step):
         return signal, {"largest": jnp.maximum(slots["largest"], jnp.abs(signal.update))}
@@ -39,7 +39,7 @@ def largest_step():
 
 
 def averaged(opt: adamx.Transformation) -> adamx.Transformation:
-    """The same steps; along with them, two averages of where they lead."""
+    """The same optimiser, with two averages of the iterates."""
     mean, ema = adamx.polyak_ema(lambda count: count / (count + 1)), adamx.polyak_ema(DECAY)
     return adamx.chain(opt, largest_step(), mean, ema)
 
@@ -84,7 +84,7 @@ def error(params: Any, examples: Any) -> jax.Array:
 
 
 def measure(params: Any, state: Any, held_out: Any) -> dict[str, jax.Array]:
-    """Test error and cost of the iterate and its averages; how far a parameter ever stepped."""
+    """The test error and cost of the iterate and its averages, and the largest step so far."""
     candidates = {
         ITERATE: params,
         MEAN: adamx.polyak_params(state, "polyak_ema"),
@@ -127,9 +127,9 @@ def run(lab: Lab, dataset: data.Dataset) -> Outcome:
             "epochs": epochs,
             "batch": BATCH,
             "network": f"one hidden layer of {HIDDEN} rectified linear units",
-            "exponential average": f"of the iterates, with {DECAY}",
+            "exponential average": f"of the iterates, with decay {DECAY}",
             "learning rates tried": RATES,
-            "best learning rate": "of the least training cost in the last epoch",
+            "best learning rate": "the rate with the smallest training cost in the last epoch",
         },
         rows=[row(name, grid, kind) for name, grid in grids.items() for kind in LINES],
         curves={
@@ -153,7 +153,7 @@ def errors(grid: Grid, kind: str) -> np.ndarray:
 
 
 def settled(errors: np.ndarray) -> np.ndarray:
-    """The mean over the last half of the epochs, as a single one is noisy."""
+    """The mean over the last half of the epochs, because a single epoch is noisy."""
     return errors[len(errors) // 2 :].mean(axis=0)
 
 
@@ -167,7 +167,7 @@ def row(name: str, grid: Grid, kind: str) -> dict[str, Any]:
         "test error at the end": float(errors(grid, kind)[-1, best]),
         "over the last half": float(settled(errors(grid, kind))[best]),
         "test cost at the end": float(grid.measured[f"cost, {kind}"][-1, best]),
-        "least at any rate": float(settled(errors(grid, kind)).min()),
+        "smallest at any rate": float(settled(errors(grid, kind)).min()),
         "best at the grid's edge": "yes" if grid.at_edge else "no",
     }
 
@@ -196,7 +196,9 @@ def generalises(grids: dict[str, Grid], kind: str, steps: int) -> Claim:
             f"(lower at {int((own < last).sum())} of {len(own)} rates)"
         )
     if before < memory:
-        shown.append(f"that half begins at step {before}; to forget the start takes {memory} steps")
+        shown.append(
+            f"that half begins at step {before}, but forgetting the start takes {memory} steps"
+        )
     return Claim(
         f"averaging generalises better: {kind}",
         "often better than the last iterate",
@@ -214,7 +216,7 @@ def needs_correction(grids: dict[str, Grid], steps: int) -> Claim:
     return Claim(
         "the exponential average's start at zero can be corrected",
         "by θ̄ / (1 − β₂ᵗ)",
-        f"its test cost after one epoch, where it has seen a weight of {1 - DECAY**steps:.2f}, "
+        f"its test cost after one epoch, when its weight is {1 - DECAY**steps:.2f}, "
         f"corrected against uncorrected: {shown}",
         all(own < raw for own, raw in pairs.values()),
     )
@@ -224,9 +226,9 @@ def stable(grids: dict[str, Grid]) -> Claim:
     stays = {name: grid.losses[-1] < grid.losses[0] for name, grid in grids.items()}
     shown = ", ".join(f"{name} {int(x.sum())} of {len(x)}" for name, x in stays.items())
     return Claim(
-        "AdaMax is stable, at whatever rate Adam is",
+        "AdaMax is stable at all rates at which Adam is",
         "a surprisingly simple and stable algorithm",
-        f"rates whose training cost in the last epoch is below that in the first: {shown}",
+        f"rates whose training cost is lower in the last epoch than in the first: {shown}",
         bool(np.all(stays["AdaMax"] | ~stays["Adam"])),
     )
 
@@ -246,7 +248,7 @@ def bounded(grid: Grid) -> Claim:
 
 
 def draw(outcome: Outcome) -> dict[str, Figure]:
-    """The test error along training at the best rate, and in its last half against the rate."""
+    """The test error during training at the best rate, and over the last half at all rates."""
     figure, grid = figures.new(9.6, 7.6, nrows=2, ncols=2, sharex="row", sharey="row")
     methods, rates = outcome.curves["methods"], outcome.curves["learning rates"]
     for (along, across), (name, found) in zip(grid.T, methods.items(), strict=True):

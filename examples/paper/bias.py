@@ -23,12 +23,12 @@ from examples.paper.training import Problem, train
 HIDDEN = 500
 LATENTS = 50
 BATCH = 100  # the paper does not say; Kingma & Welling's (2014)
-MEASURED = 1000  # training images on which the loss is measured, always with the same noise
+MEASURED = 1000  # number of training images for the loss, always with the same noise
 
 B1 = [0.0, 0.9]
 B2 = [0.99, 0.999, 0.9999]
 SETTINGS = list(itertools.product(B1, B2))
-EQUAL = 1.01  # losses count as equal within 1 %
+EQUAL = 1.01  # losses within 1 % count as equal
 
 CORRECTED, UNCORRECTED = "corrected (Adam)", "uncorrected (RMSProp with momentum)"
 LINE: dict[str, Any] = {"marker": "o", "markersize": 3.5}
@@ -135,7 +135,7 @@ def run(lab: Lab, dataset: data.Dataset) -> Outcome:
             "β1": B1,
             "β2": f"{B2}, in float32 (1 − 0.9999 is 0.02 % more than 0.0001 there)",
             "loss": f"−ELBO in nats on {min(MEASURED, len(dataset.train_images))} training images",
-            "diverged": f"not finite, or above the loss of the start, {start:.1f}",
+            "diverged": f"the loss is not finite, or above its value at the start, {start:.1f}",
         },
         rows=rows(snapshots, start, exponents),
         curves={
@@ -153,7 +153,7 @@ def label(b1: float, b2: float) -> str:
 
 
 def survived(losses: Any, start: float) -> np.ndarray:
-    """The losses, and infinity for those that diverged."""
+    """The losses, with infinity for trainings that diverged."""
     losses = np.asarray(losses, np.float64)
     return np.where(np.isfinite(losses) & (losses <= start), losses, np.inf)
 
@@ -260,11 +260,11 @@ def best_of_all(corrected: np.ndarray, uncorrected: np.ndarray, epoch: int, step
     shown = ", ".join(f"{name}: {loss:.2f}" for name, loss in best.items())
     memory = round(1 / (1 - B2[-1]))
     if steps < memory:
-        shown += f"; {steps} steps are fewer than the {memory} that β₂ = {B2[-1]:g} looks back"
+        shown += f"; the run has {steps} steps, but β₂ = {B2[-1]:g} averages over {memory}"
     return Claim(
         "the best results need a small 1 − β₂ and the correction",
         "best with both",
-        f"least loss after epoch {epoch} (small: below {1 - B2[0]:.2f}): {shown}",
+        f"smallest loss after epoch {epoch} (small: below {1 - B2[0]:.2f}): {shown}",
         None if steps < memory else winner in [f"with correction, β₂ = {b2:g}" for b2 in B2[1:]],
     )
 
@@ -273,7 +273,7 @@ def best_of_all(corrected: np.ndarray, uncorrected: np.ndarray, epoch: int, step
 
 
 def draw(outcome: Outcome) -> dict[str, Figure]:
-    """As in the paper: the loss against log₁₀ α, for every β₁ and β₂, early and late."""
+    """Plot the loss against log₁₀ α as in the paper, for every β₁ and β₂, early and late."""
     curves = outcome.curves
     epochs = list(curves["losses"][CORRECTED])
     figure = Figure(figsize=(12, 5.2), layout="constrained")
@@ -301,7 +301,7 @@ def draw(outcome: Outcome) -> dict[str, Figure]:
 
 
 def panel(axes: Axes, name: str, curves: dict[str, Any], losses: Any) -> None:
-    """One line; what diverged is a cross at the upper edge."""
+    """Plot one line; diverged trainings are crosses at the upper edge."""
     rates, losses = np.asarray(curves["log10 learning rate"]), survived(losses, curves["start"])
     gone, colour = np.isinf(losses), COLOURS[name]
     axes.plot(rates, np.where(gone, np.nan, losses), color=colour, **LINE)

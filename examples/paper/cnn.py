@@ -40,10 +40,10 @@ def load() -> data.Dataset:
 
 
 def whitened(images: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """ZCA: images in coordinates in which those of ``like`` are uncorrelated, of variance 1.
+    """ZCA whitening: after it, the pixels of the images ``like`` are uncorrelated, with variance 1.
 
-    A tenth of the mean variance is added to that of every direction, so that the noise of those
-    in which images hardly vary is not blown up.
+    A tenth of the mean variance is added to the variance of every direction, so that noise in
+    directions with a small variance is not amplified.
     """
     rows, known = images.reshape(len(images), -1), like.reshape(len(like), -1)
     mean = known.mean(axis=0)
@@ -56,9 +56,11 @@ def whitened(images: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def principal(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variances and, in columns, directions of the principal components that have a variance."""
+    """The variances and (as columns) directions of principal components with nonzero variance."""
     examples, numbers = centred.shape
-    wide = examples < numbers  # then the products of examples are fewer than those of numbers
+    wide = (
+        examples < numbers
+    )  # the matrix of products of examples is then smaller than that of pixels
     products = centred @ centred.T if wide else centred.T @ centred
     sizes, vectors = np.linalg.eigh(products)
     seen = sizes > 1e-5 * sizes[-1]
@@ -73,7 +75,7 @@ def principal(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def init(
     key: Any, shape: Sequence[int], channels: Sequence[int], units: int, classes: int
 ) -> list[dict[str, jax.Array]]:
-    """Weights N(0, 2/fan-in) (He et al. 2015), those of the last layer N(0, 10⁻⁴); no bias."""
+    """Weights N(0, 2/fan-in) (He et al. 2015), in the last layer N(0, 10⁻⁴), and zero biases."""
     height, width, colours = shape
     for _ in channels:
         height, width = -(-height // 2), -(-width // 2)
@@ -93,7 +95,7 @@ def init(
 
 
 def scores(params: Any, images: jax.Array, dropout: Any = None) -> jax.Array:
-    """Convolutions of 5x5, each with ReLU and 3x3 max-pooling of stride 2; then two full layers."""
+    """5x5 convolutions, each with ReLU and 3x3 max-pooling of stride 2, then two dense layers."""
     *convolutions, full, last = params
     x = images
     if dropout is not None:
@@ -113,7 +115,7 @@ def scores(params: Any, images: jax.Array, dropout: Any = None) -> jax.Array:
 def problem(
     dataset: data.Dataset, channels: Sequence[int], units: int, *, dropout: bool
 ) -> Problem:
-    """Of a dataset whose images are white already."""
+    """The problem for a dataset with whitened images."""
     shape, classes = dataset.train_images.shape[1:], int(dataset.train_labels.max()) + 1
 
     def loss(params: Any, examples: Any, key: Any) -> jax.Array:

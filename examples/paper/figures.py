@@ -1,4 +1,4 @@
-"""How the experiments' figures look."""
+"""The style of the experiments' figures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tidy(axes: Axes, *, x: str, y: str, title: str = "") -> None:
 
 
 def training_costs(outcome: Outcome, *, y: str = "training cost", log: bool = True) -> Figure:
-    """The cost of every epoch, a line for each method."""
+    """Plot the cost of every epoch, one line per method."""
     figure, axes = new()
     costs(axes, outcome.curves, title=outcome.title, y=y, log=log)
     return figure
@@ -57,7 +57,7 @@ def costs(
     y: str = "training cost",
     log: bool = True,
 ) -> None:
-    """The same on some axes; a linear scale cuts off the first epoch, far above the others."""
+    """Plot the costs into some axes; a linear scale cuts off the much higher first epoch."""
     for name, curve in curves.items():
         epochs = np.arange(1, len(curve) + 1)
         axes.plot(epochs, curve, label=name, color=COLOURS.get(name.split(" ")[0]))

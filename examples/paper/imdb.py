@@ -18,7 +18,7 @@ from examples.paper.training import Grid, Problem, compare, decided
 
 BATCH = 128
 METHODS = {
-    "AdaGrad": adamx.adagrad,  # whose steps decay as 1/√t by themselves
+    "AdaGrad": adamx.adagrad,  # methods whose steps decay like 1/√t without a schedule
     "RMSProp": lambda rate: adamx.rmsprop(decayed(rate)),
     "SGDNesterov": lambda rate: adamx.sgd(decayed(rate), momentum=0.9, nesterov=True),
     "Adam": lambda rate: adamx.adam(decayed(rate)),
@@ -38,9 +38,9 @@ def load() -> data.Reviews:
 
 
 def padded(bags: data.Bags, vocabulary: int) -> np.ndarray:
-    """The words of every review as a row, filled up with a number behind the vocabulary's last.
+    """The words of every review as a row, padded with an index after the last word.
 
-    So a batch is small (1 kB a review instead of 40), and a score is a sum of weights looked up.
+    So a batch is small (1 kB per review instead of 40), and a score is a sum of looked-up weights.
     """
     lengths = np.diff(bags.starts)
     rows = np.full((len(lengths), lengths.max()), vocabulary, np.uint16)
@@ -49,13 +49,13 @@ def padded(bags: data.Bags, vocabulary: int) -> np.ndarray:
 
 
 def scores(params: Any, words: jax.Array, noise: jax.Array | float = 1.0) -> jax.Array:
-    """w·x + b of bags in which a word is or is not: the sum of its words' weights."""
+    """w·x + b for binary bags of words: the sum of the weights of the words, plus b."""
     weights = params["weights"].at[words].get(mode="fill", fill_value=0)
     return jnp.sum(noise * weights, axis=-1) + params["bias"]
 
 
 def problem(reviews: data.Reviews, every: int, dropout: float) -> Problem:
-    """With every so many-th review of both halves."""
+    """The dataset with a regular subset of the reviews of both halves."""
     vocabulary = len(reviews.vocabulary)
     train, test = (
         (padded(bags, vocabulary)[::every], bags.labels[::every].astype(np.float32))
@@ -117,11 +117,11 @@ def run(lab: Lab, reviews: data.Reviews) -> Outcome:
 
 
 def telling(vocabulary: list[str], weights: np.ndarray) -> dict[str, str]:
-    """The words that speak most for praise, and for the contrary."""
+    """The words with the most positive and the most negative weights."""
     order = np.argsort(weights)
     return {
-        "words of praise": ", ".join(vocabulary[i] for i in order[:-9:-1]),
-        "words of blame": ", ".join(vocabulary[i] for i in order[:8]),
+        "most positive words": ", ".join(vocabulary[i] for i in order[:-9:-1]),
+        "most negative words": ", ".join(vocabulary[i] for i in order[:8]),
     }
 
 
@@ -142,11 +142,11 @@ def claims(grids: dict[str, dict[str, Grid]], tested: int) -> list[Claim]:
 
 
 def faster(claim: str, name: str, grids: dict[str, Grid], limit: int) -> Claim:
-    """Whether the method needs at most so many epochs for what SGDNesterov has at the end."""
+    """Whether the method reaches SGDNesterov's final cost within a limit of epochs."""
     other, curve = grids["SGDNesterov"], grids[name].curve
     there = np.flatnonzero(curve <= other.curve[-1])
     needed = there[0] + 1 if len(there) else np.inf
-    found = f"after {needed}" if len(there) else "at no time"
+    found = f"after {needed}" if len(there) else "never"
     return Claim(
         claim,
         "faster",

@@ -1,4 +1,4 @@
-"""What every experiment needs: its size, a folder to resume from, live progress, a report."""
+"""Tools of all experiments: sizes, a folder to resume from, live progress, and reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Claim", "Lab", "Outcome", "Size"]
 
 
 class Size(NamedTuple):
-    """How much is trained: ``quick`` for minutes on two cores, ``full`` for the paper's epochs."""
+    """The size of a run: ``quick`` takes minutes on two cores, ``full`` has the paper's epochs."""
 
     name: str
 
@@ -38,9 +38,9 @@ class Size(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Something the paper says, and what was found here.
+    """A claim of the paper and the result of this run.
 
-    ``holds`` is None where this run can't tell.
+    ``holds`` is None if the run can't decide.
     """
 
     claim: str
@@ -51,14 +51,14 @@ class Claim(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What an experiment gives: all of it plain numbers, so that it can be stored and redrawn.
+    """The results of an experiment as plain numbers, which can be saved and plotted again.
 
     Attributes:
-        title: of the figure.
-        setting: what was trained on what, and the grids that were searched.
-        columns: the table's rows: every one a dict with the same keys.
-        curves: what the figure shows.
-        claims: the paper's claims about it.
+        title: the title of the figure.
+        setting: the data, the model and the grids of learning rates.
+        columns: the rows of the table, dicts with the same keys.
+        curves: the data of the figure.
+        claims: the paper's claims about the experiment.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Outcome:
 
 
 class Lab:
-    """Where an experiment runs: what is done is kept on disk, and an interrupted run goes on."""
+    """Runs an experiment. It saves intermediate results, so that interrupted runs continue."""
 
     def __init__(self, run: str, size: Size, out: Path, console: Console | None = None):
         self.run, self.size = run, size
@@ -82,7 +82,7 @@ class Lab:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Lab]:
-        """Bars with live losses, while it lasts."""
+        """A context that shows progress bars with live losses."""
         bars = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
         columns = (TextColumn("{task.description:<24}"), *bars, TextColumn("{task.fields[live]}"))
         with Progress(*columns, console=self.console) as self._progress:
@@ -90,7 +90,7 @@ class Lab:
         self._progress = None
 
     def steps(self, description: str, total: int, done: int = 0) -> Callable[..., None]:
-        """A bar; call what is returned after each step, with live numbers by name."""
+        """Add a progress bar; call the result after each step, with live values by name."""
         if self._progress is None:
             return lambda **live: None
         progress = self._progress
@@ -105,11 +105,11 @@ class Lab:
     # Resuming
 
     def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make()`` returns; from disk, if an interrupted run has made it before.
+        """The result of ``make()``, read from disk if an interrupted run has saved it.
 
         Args:
-            key: everything that the result depends on, besides the code.
-            make: gives a pytree of arrays and plain objects.
+            key: everything on which the result depends, except the code.
+            make: returns a pytree of arrays and plain objects.
         """
         found = self.load(key)
         if found is None:
@@ -118,12 +118,12 @@ class Lab:
         return found
 
     def load(self, key: Any) -> Any:
-        """What was saved under this key, or None."""
+        """The result saved under this key, or None."""
         path = self._path(key)
         return pickle.loads(path.read_bytes()) if path.exists() else None
 
     def save(self, key: Any, thing: Any) -> None:
-        """Keep it until the run is finished; at no moment is there half a file."""
+        """Save a result until the run is finished; the file is replaced atomically."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(".half")
@@ -137,7 +137,7 @@ class Lab:
     # The report
 
     def report(self, outcome: Outcome, draw: Callable[[Outcome], Mapping[str, Any]]) -> None:
-        """Write curves and pictures, print the tables; then the run is finished."""
+        """Write results and figures, print the tables, and remove intermediate results."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stored = {**asdict(outcome), "claims": [claim._asdict() for claim in outcome.claims]}
         made = {"run": self.run, "size": self.size.name, **versions()}
@@ -148,7 +148,7 @@ class Lab:
             pictures.append(self.folder / name)
             if hasattr(picture, "savefig"):
                 picture.savefig(pictures[-1], dpi=120)
-            else:  # an animation knows how to save itself
+            else:  # an animation has its own save method
                 picture.save(pictures[-1], dpi=80)
         self.console.print(f"[bold]{outcome.title}[/]", highlight=False)
         for name, value in outcome.setting.items():
@@ -161,7 +161,7 @@ class Lab:
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with."""
+    """The date and versions of the run."""
     packages = {package.__name__: package.__version__ for package in (adamx, jax, optax)}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -171,7 +171,7 @@ def versions() -> dict[str, str]:
 
 
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows with the same keys as a table."""
+    """A table of rows with the same keys."""
     table = Table()
     for name, value in rows[0].items():
         table.add_column(name, justify="left" if isinstance(value, str) else "right")
@@ -181,7 +181,7 @@ def tabulate(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
-    """The paper's claims beside what was found."""
+    """A table of the paper's claims and the results."""
     table = Table("claim", "paper", "here", "holds?", show_lines=True)
     for claim in claims:
         table.add_row(claim.claim, claim.paper, claim.here, verdict(claim.holds))
@@ -201,7 +201,7 @@ def _plain(x: Any) -> Any:
 
 
 def _jsonable(x: Any) -> Any:
-    """Numbers as JSON has them, keys in their order; what is not finite as null."""
+    """Write plain values as JSON, with keys in their order; non-finite numbers become null."""
     if isinstance(x, Mapping):
         return {key: _jsonable(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):

@@ -19,12 +19,12 @@ L2 = 1e-4  # the paper does not say
 
 
 def decayed(rate: Any) -> Any:
-    """α/√t, with which the regret bound of Section 4 is proved."""
+    """The schedule α/√t, for which Section 4 proves the regret bound."""
     return lambda count: rate / jnp.sqrt(count + 1.0)
 
 
 METHODS = {
-    "AdaGrad": adamx.adagrad,  # whose steps decay as 1/√t by themselves
+    "AdaGrad": adamx.adagrad,  # methods whose steps decay like 1/√t without a schedule
     "SGDNesterov": lambda rate: adamx.sgd(decayed(rate), momentum=0.9, nesterov=True),
     "Adam": lambda rate: adamx.adam(decayed(rate)),
 }
@@ -40,7 +40,7 @@ def load() -> data.Dataset:
 
 
 def scores(params: Any, images: jax.Array) -> jax.Array:
-    """Wx + b, a row for each image."""
+    """Wx + b, one row per image."""
     return images @ params["weights"] + params["bias"][None]
 
 

@@ -31,8 +31,14 @@ from examples.paper.training import (
 
 HIDDEN = (1000, 1000)
 BATCH = 128
-SUBFUNCTIONS = 20  # SFO's minibatches: its memory is 3 times as many copies of the parameters
-DROPPED = (0.2, 0.5, 0.5)  # of the inputs and of each hidden layer; the paper does not say
+SUBFUNCTIONS = (
+    20  # number of SFO's minibatches; it keeps 3 copies of the parameters for each of them
+)
+DROPPED = (
+    0.2,
+    0.5,
+    0.5,
+)  # dropout of the inputs and of each hidden layer; the paper does not give it
 L2 = 1e-5  # the paper does not say
 
 WITHOUT = "Adam without dropout"
@@ -61,7 +67,7 @@ def load() -> data.Dataset:
 
 
 def init(key: Any, pixels: int, classes: int) -> list[dict[str, jax.Array]]:
-    """Weights N(0, 2/fan-in) (He et al. 2015), no bias."""
+    """Weights N(0, 2/fan-in) (He et al. 2015), and zero biases."""
     widths = (pixels, *HIDDEN, classes)
     keys = jax.random.split(key, len(widths) - 1)
     return [
@@ -71,7 +77,7 @@ def init(key: Any, pixels: int, classes: int) -> list[dict[str, jax.Array]]:
 
 
 def scores(params: Any, images: jax.Array, dropout: Any = None) -> jax.Array:
-    """The network's output; with a key for dropout, of units dropped at random."""
+    """The output of the network; with a key, units are dropped at random."""
     x = images
     for number, layer in enumerate(params):
         if dropout is not None:
@@ -83,7 +89,7 @@ def scores(params: Any, images: jax.Array, dropout: Any = None) -> jax.Array:
 
 
 def dropped(key: Any, x: jax.Array, rate: float) -> jax.Array:
-    """Every number is zero with that probability, and else larger, so that its mean stays."""
+    """Dropout: set elements to zero at random, and scale the others to preserve the mean."""
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
 
 
@@ -120,16 +126,16 @@ def problem(dataset: data.Dataset, *, dropout: bool) -> Problem:
     )
 
 
-# Each alone, by the clock
+# Methods timed separately
 
 
 class Alone(NamedTuple):
-    """One method by itself.
+    """The results of one method.
 
     Attributes:
-        costs: the deterministic cost of the whole training set, ``[1 + passes]``.
-        errors: on the test set, likewise.
-        seconds: spent on training until then; neither compiling nor measuring counts.
+        costs: the deterministic cost of the whole training set after each pass, ``[1 + passes]``.
+        errors: the test errors after each pass, ``[1 + passes]``.
+        seconds: the training time up to each pass, without compilation and measurements.
     """
 
     costs: list[float]
@@ -138,11 +144,11 @@ class Alone(NamedTuple):
 
     @property
     def pace(self) -> float:
-        """Seconds for a pass."""
+        """The seconds per pass."""
         return self.seconds[-1] / (len(self.seconds) - 1)
 
     def reaches(self, cost: float) -> int | None:
-        """The first pass after which the cost is no higher."""
+        """The first pass after which the cost is at most this high."""
         return next((number for number, c in enumerate(self.costs) if c <= cost), None)
 
 
@@ -154,9 +160,10 @@ def timed(
     begin: Callable[[], tuple[Any, Any]],
     one_pass: Callable[[Any, int], tuple[Any, Any]],
 ) -> Alone:
-    """Pass after pass from what ``begin`` gives; goes on where it was interrupted.
+    """Run several passes from the state of ``begin``; an interrupted run continues.
 
-    ``begin`` and ``one_pass`` give a state and the parameters, ``measure`` cost and test error.
+    ``begin`` and ``one_pass`` return a state and the parameters; ``measure`` returns the cost and
+    the test error.
     """
     found = lab.load(key)
     if found is None:
@@ -176,7 +183,7 @@ def timed(
 
 
 def measured(problem: Problem, tree: Callable[[Any], Any] = lambda params: params) -> Any:
-    """Cost and test error, of parameters which ``tree`` puts in their form."""
+    """The cost and test error as a function of parameters, which ``tree`` makes a pytree."""
     examples = jax.tree.map(jnp.asarray, problem.examples)
     held_out = jax.tree.map(jnp.asarray, problem.held_out)
 
@@ -190,7 +197,7 @@ def measured(problem: Problem, tree: Callable[[Any], Any] = lambda params: param
 
 
 def adam_alone(lab: Lab, problem: Problem, rate: float, passes: int) -> Alone:
-    """Adam with one learning rate, an epoch in one program."""
+    """Run Adam with one learning rate, one program per epoch."""
     examples = jax.tree.map(jnp.asarray, problem.examples)
     alpha, key = jnp.float32(rate), jax.random.key(0)
     size = len(problem.examples[0])
@@ -214,7 +221,7 @@ def adam_alone(lab: Lab, problem: Problem, rate: float, passes: int) -> Alone:
 
 
 def sfo_alone(lab: Lab, problem: Problem, passes: int) -> Alone:
-    """SFO: as many evaluations of a minibatch in a pass as there are minibatches."""
+    """Run SFO; a pass evaluates as many minibatches as there are."""
     examples = jax.tree.map(jnp.asarray, problem.examples)
     size = len(problem.examples[0]) // SUBFUNCTIONS
     slices = [slice(i * size, (i + 1) * size) for i in range(SUBFUNCTIONS)]
@@ -262,7 +269,7 @@ def run(lab: Lab, dataset: data.Dataset) -> Outcome:
             "dropout of inputs and hidden units": DROPPED,
             "L2 without dropout": L2,
             "SFO's minibatches": SUBFUNCTIONS,
-            "times": "of training alone, without compiling, measuring and storing",
+            "times": "training only, without compilation, measurements and saving",
             "learning rates tried": RATES,
         },
         rows=[row(f"{name} + dropout", grid) for name, grid in grids.items()]

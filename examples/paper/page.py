@@ -1,4 +1,4 @@
-"""The page of the documentation that shows the experiments, from what their runs have written.
+"""Write the documentation page of the experiments from the results of their runs.
 
 python -m examples.paper.page [--out DIR] [--docs DIR]
 """
@@ -18,20 +18,21 @@ from examples.paper.lab import shown, verdict
 INTRODUCTION = """\
 # The paper's experiments
 
-The experiments of "Adam: A Method for Stochastic Optimization" (Kingma & Ba, arXiv 1412.6980), and
-what its readers add, on real data: `python -m examples.paper RUN [--quick | --full]`, or `make
-paper` for all. This page is written by `python -m examples.paper.page` from what the runs below
-have stored. Every method's learning rate is the best of a grid that is given (and trained in one
-vmapped program, but for the convolutions). Where a claim of the paper does not hold here, the table
-says no, and where a run of this size can't tell, it says so. The data: MNIST (LeCun, Cortes,
-Burges), IMDB (Maas et al. 2011), CIFAR-10 (Krizhevsky 2009)."""
+This page shows the experiments of "Adam: A Method for Stochastic Optimization" (Kingma & Ba, arXiv
+1412.6980) and a few more, on real data. `python -m examples.paper RUN [--quick | --full]` runs one
+of them, `make paper` runs all. `python -m examples.paper.page` wrote this page from the saved
+results of the runs below. The learning rate of every method is the best one of the given grid. All
+rates of a grid are trained in one vmapped program, except for the convolutions. The last column of
+the table says "no" if a claim of the paper does not hold here, and "can't tell" if a run of this
+size can't
+decide. Data: MNIST (LeCun, Cortes, Burges), IMDB (Maas et al. 2011), CIFAR-10 (Krizhevsky 2009)."""
 
 CLAIM = ["run", "claim", "paper", "here", "holds?"]
 SIZES = {"quick": " --quick", "usual": "", "full": " --full"}
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """The page, in Markdown."""
+    """The page in Markdown."""
     rows = [
         [f"[{result['run']}](#{result['run']})", *cells(claim)]
         for result in results
@@ -46,7 +47,7 @@ def cells(claim: Mapping[str, Any]) -> list[str]:
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """One run: its pictures, how it was made, its table."""
+    """The section of one run: its figures, its settings and its table."""
     run = result["run"]
     made = ", ".join(f"{name} {result[name]}" for name in ("python", "jax", "optax", "adamx"))
     settings = [f"* {name}: {plain(value)}" for name, value in result["setting"].items()]
@@ -65,7 +66,7 @@ def section(result: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting, readable."""
+    """A setting as readable text."""
     if isinstance(value, Mapping):
         return "; ".join(f"{name} {plain(x)}" for name, x in value.items())
     if isinstance(value, list):
@@ -81,8 +82,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.paper.page", description=page.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/paper"), help="what the runs wrote")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page goes")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/paper"), help="folder with the results of the runs"
+    )
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder for the page")
     options = parser.parse_args(arguments)
     (options.docs / "paper").mkdir(parents=True, exist_ok=True)
     results = []
@@ -97,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shutil.copy(picture, options.docs / "paper" / picture.name)
         results.append({**result, "pictures": [picture.name for picture in pictures]})
     (options.docs / "paper.md").write_text(page(results), "utf-8")
-    print(f"Written: {options.docs / 'paper.md'}, of {len(results)} runs")
+    print(f"Written: {options.docs / 'paper.md'}, with {len(results)} runs")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The regret of Theorem 4.1 on online convex problems, and where it fails (Section 4).
 
-In every round t the optimiser holds θ_t, then nature shows a convex f_t. The regret is what it has
-paid more than the best fixed point in hindsight, R(T) = Σ f_t(θ_t) − min_θ Σ f_t(θ). The best
-point is computed exactly: by a Newton method of SciPy, or in closed form.
+In every round t, the optimiser chooses θ_t, and then nature reveals a convex f_t. The regret is the
+difference between the optimiser's total loss and the total loss of the best fixed point in
+hindsight, R(T) = Σ f_t(θ_t) − min_θ Σ f_t(θ). The best point is computed exactly, by a Newton
+method of SciPy or in closed form.
 """
 
 from __future__ import annotations
@@ -25,31 +26,31 @@ from examples.paper.logistic import decayed
 from examples.paper.training import double_precision
 
 DIMENSIONS = 5
-LAMBDA = 0.9  # of β₁λᵗ⁻¹; with the paper's 1 − 10⁻⁸ the bound is beyond 10¹⁴ for any T
+LAMBDA = 0.9  # λ of β₁λᵗ⁻¹; with the paper's 1 − 10⁻⁸ the bound exceeds 10¹⁴ for any T
 RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
-FIRST = 100  # the fewest rounds looked at: so few examples can often be separated without loss
-# Of Reddi, Kale & Kumar 2018, Theorem 1: β₁ = 0, β₂ = 1/(1 + C²), every third slope is C.
+FIRST = 100  # the first checkpoint; fewer examples can often be separated without loss
+# From Reddi, Kale & Kumar 2018, Theorem 1: β₁ = 0, β₂ = 1/(1 + C²), every third slope is C.
 STEEP = 3.0
 PERIOD = 3
 
 
-Season = dict[str, np.ndarray]  # of a method in a game, see :func:`season`
+Season = dict[str, np.ndarray]  # the result of a method in a game, see :func:`season`
 
 
 class Game(NamedTuple):
     """An online convex problem.
 
     Attributes:
-        name: as the figure has it.
-        rows: ``(random, rounds) -> [rounds, d]``, what nature has decided beforehand.
-        reply: ``(theta, row) -> move``, what it shows when it has seen θ.
+        name: the name in the figure.
+        rows: ``(random, rounds) -> [rounds, d]``, the decisions that nature makes in advance.
+        reply: ``(theta, row) -> move``, the move that nature reveals after it has seen θ.
         loss: ``(theta, move) -> scalar``, convex in θ.
         best: ``(rows, moves) -> (theta, loss)``: the minimum of the summed losses, of the rows
             ``[T, d]`` and the summed moves ``[..., d]``.
         start: ``(random) -> theta``.
         b1: β₁.
         b2: β₂.
-        box: θ is projected on [−box, box]ᵈ; None where it stays bounded by itself.
+        box: θ is projected onto [−box, box]ᵈ; None if it stays bounded without projection.
     """
 
     name: str
@@ -71,7 +72,7 @@ def as_decided(theta: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def labelled(random: np.random.Generator, rounds: int) -> np.ndarray:
-    """Features in [−1, 1], the later ones rarer, times labels in {−1, 1} of a noisy teacher."""
+    """Features in [−1, 1], later ones rarer, multiplied by labels in {−1, 1} of a noisy teacher."""
     frequency = np.geomspace(1.0, 0.1, DIMENSIONS)
     features = random.uniform(-1, 1, (rounds, DIMENSIONS))
     features *= random.random((rounds, DIMENSIONS)) < frequency
@@ -97,12 +98,12 @@ def best_of_logistic(rows: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, A
     return np.broadcast_to(found.x, moves.shape), len(rows) * found.fun
 
 
-# Absolute losses against an adversary: f(θ) = Σ wᵢ|θᵢ − zᵢ|, where zᵢ = −sign θᵢ is always on the
-# other side; a move is the vector of wᵢzᵢ
+# Absolute losses with an adversary: f(θ) = Σ wᵢ|θᵢ − zᵢ|, where zᵢ = −sign θᵢ always has the
+# opposite sign; a move is the vector of wᵢzᵢ
 
 
 def weights(random: np.random.Generator, rounds: int) -> np.ndarray:
-    """Uniform in [0, 1], the later coordinates mostly zero."""
+    """Weights, uniform in [0, 1]; later coordinates are mostly zero."""
     frequency = np.geomspace(1.0, 0.1, DIMENSIONS)
     drawn = random.random((rounds, DIMENSIONS))
     return drawn * (random.random((rounds, DIMENSIONS)) < frequency)
@@ -113,11 +114,11 @@ def on_the_other_side(theta: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def best_of_absolute(rows: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, Any]:
-    """The weighted median of points ±1, which is the side with the larger weight."""
+    """The weighted median of points ±1, that is the sign with the larger weight."""
     return np.sign(moves), np.sum(rows.sum(axis=0) - np.abs(moves), axis=-1)
 
 
-# The counter-example: linear losses f(θ) = cθ on [−1, 1], with c = C once in a period, else −1
+# The counter-example: linear losses f(θ) = cθ on [−1, 1]; c = C once per period, otherwise −1
 
 
 def slopes(random: np.random.Generator, rounds: int) -> np.ndarray:
@@ -190,7 +191,7 @@ def play(
     starts: np.ndarray,
     checkpoints: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """All rates against all seeds; what was summed up until every checkpoint.
+    """Play all rates with all seeds; return the sums up to every checkpoint.
 
     Args:
         rates: ``[rates]``.
@@ -244,7 +245,7 @@ def play(
 def regrets(
     game: Game, rows: np.ndarray, seen: dict[str, np.ndarray], checkpoints: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """R(T) ``[checkpoints, rates, seeds]``, and the best points in hindsight ``[..., d]``."""
+    """The regrets R(T) ``[checkpoints, rates, seeds]``, and the best fixed points ``[..., d]``."""
     bests, least = np.empty_like(seen["moves"]), np.empty_like(seen["paid"])
     for i, rounds in enumerate(checkpoints):
         for seed, decided in enumerate(rows):
@@ -260,7 +261,7 @@ def bound(
     bests: np.ndarray,
     checkpoints: np.ndarray,
 ) -> np.ndarray:
-    r"""The right side of Theorem 4.1, with the constants of the run itself.
+    r"""The right-hand side of Theorem 4.1, with the constants of this run.
 
     .. math::
         \frac{D^2}{2\alpha(1-\beta_1)} \sum_i \sqrt{T \hat v_{T,i}}
@@ -269,8 +270,8 @@ def bound(
         + \sum_i \frac{D_\infty^2 G_\infty \sqrt{1-\beta_2}}{2\alpha(1-\beta_1)(1-\lambda)^2},
         \qquad \gamma = \beta_1^2 / \sqrt{\beta_2}
 
-    D is the diagonal of the box that holds all iterates and the best point, D∞ its longest side,
-    G∞ the largest derivative.
+    D is the diagonal of the box that contains all iterates and the best point, D∞ its longest side,
+    and G∞ the largest derivative.
     """
     sides = np.maximum(seen["highest"], bests) - np.minimum(seen["lowest"], bests)
     diameter, longest = np.linalg.norm(sides, axis=-1), sides.max(axis=-1)
@@ -299,7 +300,7 @@ def slope(checkpoints: np.ndarray, regret: np.ndarray) -> tuple[float, float]:
 
 
 def load() -> None:
-    """There is nothing to load: nature is played here."""
+    """Load no data, because the games generate it."""
 
 
 def run(lab: Lab, data: None = None) -> Outcome:
@@ -324,8 +325,8 @@ def run(lab: Lab, data: None = None) -> Outcome:
             "steps": "α/√t, β₁λᵗ⁻¹ in float64; β₁ = 0.9, β₂ = 0.999, ε = 0",
             "λ": LAMBDA,
             "Reddi's": f"β₁ = 0, β₂ = {1 / (1 + STEEP**2):.3g}, slopes {STEEP:g}, −1, −1, "
-            "projected on [−1, 1]; the other two are not projected. Adam is best there where it "
-            "moves least, at the grid's edge; the figure shows it with AMSGrad's rate",
+            "projected onto [−1, 1]; the other two are not projected. On Reddi's problem, Adam's "
+            "best rate is the smallest of the grid; the figure shows Adam with AMSGrad's rate",
             "learning rates tried": RATES,
         },
         rows=[
@@ -342,7 +343,7 @@ def run(lab: Lab, data: None = None) -> Outcome:
 
 
 def season(game: Game, method: str, seeds: int, checkpoints: np.ndarray) -> Season:
-    """``regret`` ``[checkpoints, rates, seeds]``, and for Adam the theorem's ``bound`` of it."""
+    """``regret`` ``[checkpoints, rates, seeds]``, and for Adam the ``bound`` of the theorem."""
     rates = np.array(RATES)
     randoms = [np.random.default_rng(seed) for seed in range(seeds)]
     rows = np.stack([game.rows(random, int(checkpoints[-1])) for random in randoms])
@@ -355,7 +356,7 @@ def season(game: Game, method: str, seeds: int, checkpoints: np.ndarray) -> Seas
 
 
 def best_rate(played: Season) -> int:
-    """The index of the rate with the least regret in the end, on average over seeds."""
+    """The index of the rate with the smallest final regret, averaged over the seeds."""
     return int(np.argmin(played["regret"][-1].mean(axis=-1)))
 
 
@@ -376,9 +377,9 @@ def row(name: str, method: str, played: Season, checkpoints: np.ndarray) -> dict
 
 
 def shown(name: str, methods: dict[str, Season]) -> dict[str, Any]:
-    """What the figure shows of each method: its regret with one rate.
+    """The curves of the figure: the regret of each method with its best rate.
 
-    The best; but Adam has AMSGrad's where its own best one is that which moves least.
+    If Adam's best rate is the smallest of the grid, its curve has AMSGrad's rate instead.
     """
     curves = {}
     for method, played in methods.items():
@@ -456,7 +457,7 @@ def draw(outcome: Outcome) -> dict[str, Figure]:
     return {"regret.png": figure}
 
 
-# Where two coincide, both are to be seen.
+# If two lines coincide, both must be visible.
 STYLES: dict[str, dict[str, Any]] = {
     "Adam": {"lw": 3.0},
     "AMSGrad": {"lw": 1.5},
@@ -465,7 +466,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def draw_regret(panel: Axes, name: str, methods: dict[str, Any], rounds: np.ndarray) -> None:
-    """R(T), its range over seeds, and the bound of Adam's."""
+    """Plot R(T), its range over the seeds, and the bound for Adam."""
     for method, curve in methods.items():
         colour, label = figures.COLOURS[method], f"{method}, α = {curve['rate']:g}"
         panel.fill_between(rounds, curve["least"], curve["most"], color=colour, alpha=0.15, lw=0)
@@ -483,7 +484,7 @@ def draw_regret(panel: Axes, name: str, methods: dict[str, Any], rounds: np.ndar
 
 
 def draw_average(panel: Axes, games: dict[str, Any], rounds: np.ndarray) -> None:
-    """R(T)/T of Adam on every problem, and of AMSGrad where it fails."""
+    """Plot R(T)/T of Adam on every problem, and of AMSGrad on the counter-example."""
     for style, (name, methods) in zip(("-", "--", "-."), games.items(), strict=False):
         for method in ("Adam", "AMSGrad") if name == GAMES[-1].name else ("Adam",):
             mean, colour = np.asarray(methods[method]["mean"]), figures.COLOURS[method]

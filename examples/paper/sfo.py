@@ -10,15 +10,15 @@ import numpy as np
 
 __all__ = ["SFO"]
 
-GROWTH = 1.15  # of the length that a step may have, with every good step
-DOUBT = 0.3  # how many standard deviations of the values a subfunction may be above its model
+GROWTH = 1.15  # growth of the bound on the length of steps after every good step
+DOUBT = 0.3  # a subfunction may exceed its model by this many standard deviations of the values
 
 ValueAndGrad = Callable[[np.ndarray, int], tuple[Any, Any]]
 
 
 @dataclass
 class Quadratic:
-    r"""What is known of one subfunction, in coordinates of the subspace.
+    r"""The model of one subfunction, in coordinates of the subspace.
 
     .. math::
         g(x) = f(\tau) + f'(\tau)^\top (x - \tau) + \tfrac12 (x - \tau)^\top H (x - \tau)
@@ -26,10 +26,10 @@ class Quadratic:
     Attributes:
         value: f(τ).
         slope: f'(τ).
-        at: τ, where it was evaluated last.
+        at: τ, the point of the last evaluation.
         steps: differences of consecutive τ, ``[≤ history, K]``, the oldest first.
-        changes: those of the slopes.
-        curvature: β: H is βI outside of what the history spans.
+        changes: the corresponding differences of the slopes.
+        curvature: β; H is βI outside the span of the history.
         hessian: H, or None before there is a history.
     """
 
@@ -44,7 +44,7 @@ class Quadratic:
     def observe(
         self, value: float, slope: np.ndarray, at: np.ndarray, history: int, noise: float, bad: bool
     ) -> None:
-        """The step and the change of the slope join the history; τ moves, unless it was bad."""
+        """Add the step and the change of the slope to the history; after a good step, move τ."""
         step, change = at - self.at, slope - self.slope
         if beyond(noise, step, at) and beyond(noise, change, slope):
             self.steps = np.vstack([self.steps, step])[-history:]
@@ -54,7 +54,7 @@ class Quadratic:
         self.learn()
 
     def learn(self) -> None:
-        """H by BFGS through the history, started at βI."""
+        """H from BFGS updates with the history, starting from βI."""
         convex = curved(self.steps, self.changes)
         steps, changes = self.steps[convex], self.changes[convex]
         if not len(steps):
@@ -68,7 +68,7 @@ class Quadratic:
         self.hessian = hessian
 
     def project(self, onto: np.ndarray) -> None:
-        """Coordinates in another basis, of which the old one's are ``onto @ new``."""
+        """Change the basis; ``onto @ new`` are the old coordinates."""
         self.slope, self.at = self.slope @ onto, self.at @ onto
         lengths = np.linalg.norm(self.steps, axis=1)
         self.steps, self.changes = self.steps @ onto, self.changes @ onto
@@ -80,27 +80,29 @@ class Quadratic:
 
 
 def beyond(noise: float, difference: np.ndarray, of: np.ndarray) -> bool:
-    """Whether a difference of such vectors is more than rounding."""
+    """Whether a difference of such vectors is larger than rounding errors."""
     return bool(np.linalg.norm(difference) > noise * np.linalg.norm(of))
 
 
 def curved(steps: np.ndarray, changes: np.ndarray) -> np.ndarray:
-    """Which steps went along positive curvature, beyond rounding."""
+    """The steps along positive curvature that are larger than rounding errors."""
     product = np.sum(steps * changes, axis=1)
     return product > 1e-8 * np.linalg.norm(steps, axis=1) * np.linalg.norm(changes, axis=1)
 
 
 def least_curvature(steps: np.ndarray, changes: np.ndarray) -> float:
-    """The least |H d| / |d| that the secant equations H s = y allow for d spanned by the steps."""
+    """The minimum of |H d| / |d| for d in the span of the steps, by the equations H s = y."""
     lengths = np.linalg.norm(steps, axis=1, keepdims=True)
     left, sizes, _ = np.linalg.svd(steps / lengths, full_matrices=False)
-    known = sizes > 1e-3 * sizes[0]  # nearly parallel steps say nothing about their difference
+    known = (
+        sizes > 1e-3 * sizes[0]
+    )  # nearly parallel steps contain no information about their difference
     images = (left[:, known] / sizes[known]).T @ (changes / lengths)
     return float(np.linalg.svd(images, compute_uv=False)[-1])
 
 
 class Suspect(NamedTuple):
-    """A step after which a subfunction was larger than expected."""
+    """A step after which the value of a subfunction was larger than expected."""
 
     target: int
     value: float
@@ -108,40 +110,41 @@ class Suspect(NamedTuple):
 
 
 class SFO:
-    r"""Minimises a sum of functions, one evaluation of one of them at a time.
+    r"""Minimises a sum of functions; each step evaluates one of them.
 
-    Every subfunction has its own quadratic model, of its last value and gradient and of a Hessian
-    that BFGS learns from the differences of its own gradients; the next point is the minimum of
-    the sum of the models. All of it lives in the subspace spanned by recent gradients, so that
-    a step costs O(MK + K³) for M parameters in K dimensions. When these are used up, the subspace
+    Every subfunction has its own quadratic model: its last value and gradient, and a Hessian that
+    BFGS estimates from the differences of its gradients. The next point is the minimum of the sum
+    of the models. All models are in the subspace spanned by recent gradients, so that a step costs
+    O(MK + K³) for M parameters in K dimensions. If the subspace has its maximal dimension, it
     collapses to the span of the last positions and gradients of all subfunctions.
 
-    Written from the paper's idea; its algorithm as printed was not at hand. As there, to our
-    knowledge: the models and their history; β, the curvature of unexplored directions, as
-    the least which the secant equations allow; which subfunction is next (the one farthest from
-    where it was evaluated last, measured by the Hessian of the sum or, every other time, by its
-    own); few active subfunctions at first, one more whenever the mean gradient is smaller than its
-    standard error, and after every pass over the active ones; the collapse at 3 N + 2 dimensions.
+    This implementation follows the idea of the paper; the printed algorithm was not available. To
+    our knowledge, the following is as in the paper. The models and their history are the same. β,
+    the curvature of unexplored directions, is the smallest curvature that the secant equations
+    allow. The next subfunction is the one farthest from the point of its last evaluation, measured
+    by the Hessian of the sum or, every other time, by its own Hessian. Few subfunctions are active
+    at first. One more becomes active whenever the mean gradient is smaller than its standard error,
+    and after every pass over the active ones. The subspace collapses at 3 N + 2 dimensions.
 
-    Otherwise than in the paper: positions are kept relative to the start, so only gradients add
-    dimensions; subfunctions without a history are given the mean Hessian of the others at every
-    step; steps along negative curvature are left out of the history (the paper mends the Hessian's
-    eigenvalues); and the length of steps is bounded as in a trust region, the minimum being taken
-    within that distance. A step is doubted if the subfunction's value then lies above both its
-    last value and its model by more than the predicted decrease and part of the spread of all
-    values; the same subfunction is evaluated again where the step began, and if it is smaller
-    there, the bound becomes a quarter of that step, to grow again with good ones; the paper has
-    other rules. Differences below √ε of what they are differences of are rounding, of which
-    nothing is learnt, nor of steps of which a collapse has taken most: so convex sums are
-    minimised to about seven digits in double precision. On networks the cost does not fall
-    monotonically late in training.
+    The following differs from the paper. Positions are relative to the start, so only gradients add
+    dimensions. Subfunctions without a history get the mean Hessian of the others at every step.
+    Steps along negative curvature are not added to the history (the paper modifies the eigenvalues
+    of the Hessian). The length of steps is bounded as in a trust region: the next point is the
+    minimum within this distance. A step is doubtful if the value of the subfunction exceeds both
+    its last value and its model by more than the predicted decrease and a part of the spread of all
+    values. The same subfunction is then evaluated again at the start of the step. If its value is
+    smaller there, the bound becomes a quarter of this step; good steps increase it again. The paper
+    has different rules. Differences are treated as rounding errors if they are smaller than √ε
+    times the values that were subtracted. They are not used, and neither are steps that lost most
+    of their length in a collapse. So convex sums are minimised to about seven digits in double
+    precision. On networks, the cost does not fall monotonically late in training.
 
     Args:
-        start: x₀, one-dimensional; its dtype is that of all that is as long as it.
-        subfunctions: N, how many functions are summed.
-        history: how many differences of gradients are kept for each.
+        start: x₀, one-dimensional. All vectors of its length have its dtype.
+        subfunctions: N, the number of functions in the sum.
+        history: the number of gradient differences kept for each subfunction.
         first_step: the length of the first step, in units of 1 + |x₀|.
-        seed: of the choice of subfunctions.
+        seed: the seed for the choice of subfunctions.
 
     >>> import numpy as np
     >>> centres = np.array([[1.0, 2.0], [3.0, -4.0]])
@@ -166,11 +169,11 @@ class SFO:
         self.start = np.asarray(start)
         if self.start.ndim != 1 or not np.issubdtype(self.start.dtype, np.floating):
             raise ValueError(
-                f"SFO starts at a vector of floats, got {self.start.dtype}{self.start.shape}; "
-                "jax.flatten_util.ravel_pytree makes one of a tree"
+                f"start must be a vector of floats, got {self.start.dtype}{self.start.shape}; "
+                "jax.flatten_util.ravel_pytree makes a vector from a tree"
             )
         if subfunctions < 1:
-            raise ValueError(f"SFO sums at least one subfunction, got {subfunctions}")
+            raise ValueError(f"subfunctions must be at least 1, got {subfunctions}")
         self.subfunctions, self.history = subfunctions, history
         self.dimensions = 3 * subfunctions + 2
         self.basis = np.zeros((self.dimensions, len(self.start)), self.start.dtype)
@@ -185,11 +188,11 @@ class SFO:
 
     @property
     def params(self) -> np.ndarray:
-        """Where the next subfunction will be evaluated: the minimum of the model."""
+        """The point of the next evaluation, which is the minimum of the model."""
         return self._position(self.proposed)
 
     def step(self, value_and_grad: ValueAndGrad) -> float:
-        """Evaluate one subfunction at ``params`` and move on.
+        """Evaluate one subfunction at ``params``, and compute the next point.
 
         Args:
             value_and_grad: ``(x, i) -> (value, gradient)`` of subfunction i < N.
@@ -198,7 +201,8 @@ class SFO:
             The value.
 
         Raises:
-            ValueError: if it is not finite where the last good step ended, at the start above all.
+            ValueError: if the value or the gradient is not finite at the start, or at the end of
+                the last good step.
         """
         target = self._target() if self.suspect is None else self.suspect.target
         value, gradient = value_and_grad(self.params, target)
@@ -206,7 +210,9 @@ class SFO:
         finite = np.isfinite(value) and bool(np.all(np.isfinite(gradient)))
         length = float(np.linalg.norm(self.proposed - self.accepted))
         if not finite and length == 0:
-            raise ValueError(f"subfunction {target} or its gradient is not finite where SFO stands")
+            raise ValueError(
+                f"subfunction {target} or its gradient is not finite at the current point"
+            )
         bad = length > 0 and (not finite or self._is_bad(target, value))
         if finite:
             self._record(target, value, gradient, bad)
@@ -236,7 +242,7 @@ class SFO:
             model.observe(value, slope, self.proposed, self.history, noise, bad)
 
     def _mean_hessian(self) -> np.ndarray:
-        """Of those that have one; before the first, what makes a step as long as it may be."""
+        """The mean Hessian of those that have one; without any, a Hessian for the longest step."""
         found = [model.hessian for model in self._known() if model.hessian is not None]
         if found:
             return np.mean(found, axis=0)
@@ -261,7 +267,7 @@ class SFO:
     # The next point, the next subfunction
 
     def _minimum(self) -> np.ndarray:
-        """The minimum of the sum of the models, no farther away than steps may be long."""
+        """The minimum of the sum of the models, within the bound on the length of steps."""
         mean = self._mean_hessian()
         known = self._known()
         hessians = [mean if model.hessian is None else model.hessian for model in known]
@@ -274,7 +280,7 @@ class SFO:
         return self.accepted + axes @ within(self.longest, slope, np.maximum(curvatures, 0.0))
 
     def _target(self) -> int:
-        """The active subfunction whose model is oldest, in the metric of a Hessian."""
+        """The active subfunction farthest from its last evaluation, in the metric of a Hessian."""
         for index, model in enumerate(self.models[: self.active]):
             if model is None:
                 return index
@@ -288,7 +294,7 @@ class SFO:
         return int(np.argmax(distances))
 
     def _grow(self, bad: bool) -> None:
-        """One more active subfunction, where more of the same would teach little."""
+        """Activate one more subfunction if the active ones provide little new information."""
         self.since_growth += 1
         known = self._known()
         if self.active == self.subfunctions or len(known) < self.active:
@@ -309,12 +315,14 @@ class SFO:
         return self.start + used @ self.basis[: self.used]
 
     def _coordinates(self, gradient: np.ndarray) -> np.ndarray:
-        """Of a gradient, for which the subspace grows by a dimension if it must."""
+        """The coordinates of a gradient; if necessary, the subspace gets a new dimension."""
         basis, rest = self.basis[: self.used], gradient.astype(self.basis.dtype)
         whole = np.linalg.norm(rest)
         inside = basis @ rest
         rest = rest - inside @ basis
-        if np.linalg.norm(rest) < 0.7 * whole:  # much has cancelled: orthogonal by a second go only
+        if (
+            np.linalg.norm(rest) < 0.7 * whole
+        ):  # after much cancellation, only a second pass makes it orthogonal
             more = basis @ rest
             inside, rest = inside + more, rest - more @ basis
         outside = np.linalg.norm(rest)
@@ -327,7 +335,7 @@ class SFO:
         return coordinates
 
     def _collapse(self) -> None:
-        """Keep the last positions and gradients, and of everything its part in their span."""
+        """Collapse the subspace to the span of the last positions and gradients."""
         kept = [self.accepted, self.proposed]
         kept += [vector for model in self._known() for vector in (model.at, model.slope)]
         lengths = [np.linalg.norm(vector) for vector in kept]
@@ -345,7 +353,7 @@ class SFO:
 
 
 def predicted(model: Quadratic, at: np.ndarray, mean: np.ndarray) -> float:
-    """A subfunction's value by its model."""
+    """The value of a subfunction according to its model."""
     moved = at - model.at
     curved = (mean if model.hessian is None else model.hessian) @ moved
     return float(model.value + model.slope @ moved + moved @ curved / 2)
@@ -354,11 +362,11 @@ def predicted(model: Quadratic, at: np.ndarray, mean: np.ndarray) -> float:
 def within(radius: float, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
     """The minimum of ``slope @ d + curvature @ d² / 2`` for |d| ≤ radius.
 
-    It is ``-slope / (curvature + λ)`` with the least λ ≥ 0 that makes it short enough.
+    It is ``-slope / (curvature + λ)`` with the smallest λ ≥ 0 for which |d| ≤ radius.
     """
     if not slope.any():
         return slope
-    low, high = 0.0, float(np.linalg.norm(slope)) / radius  # surely short enough
+    low, high = 0.0, float(np.linalg.norm(slope)) / radius  # this λ is large enough
     if np.all(curvature > 0) and np.linalg.norm(slope / curvature) <= radius:
         high = 0.0
     while high - low > 1e-3 * high:

@@ -21,10 +21,12 @@ from examples.paper.training import Problem, double_precision, shuffled
 B1 = 0.9
 B2S = {"sparse": 0.999, "dense": 0.95}  # 1 − β₁ above and below √(1 − β₂), the paper's two cases
 LENGTH, COORDINATES = 10_000, 32
-GROWING = 6000  # steps; with more the first or the last square would not be a float64
+GROWING = 6000  # steps; with more, the first or the last square would exceed the range of float64
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 QUANTILES = [0.5, 0.99, 1.0]
-POWERS = np.arange(-20, 21, 2)  # c = 2⁻²⁰ … 2²⁰ are twelve decades, and no rounding sees them
+POWERS = np.arange(
+    -20, 21, 2
+)  # c = 2⁻²⁰ … 2²⁰ spans twelve decades, and multiplying by a power of two is exact
 EPSILONS = [0.0, 1e-8]
 
 
@@ -32,14 +34,14 @@ EPSILONS = [0.0, 1e-8]
 
 
 def papers_bound(b1: float, b2: float) -> float:
-    """What Section 2.1 gives for |Δ|/α."""
+    """The bound of Section 2.1 for |Δ|/α."""
     return max(1.0, (1 - b1) / math.sqrt(1 - b2))
 
 
 def sharp_bound(b1: float, b2: float, t: np.ndarray) -> np.ndarray:
-    """The largest |m̂/√v̂| of any gradients until step t, by Cauchy and Schwarz.
+    """The largest |m̂/√v̂| at step t for any gradients, by the Cauchy-Schwarz inequality.
 
-    With the weights aᵢ of m̂ and bᵢ of v̂ it is √(Σ aᵢ²/bᵢ), a geometric series; gradients
+    With the weights aᵢ of m̂ and bᵢ of v̂, the bound is √(Σ aᵢ²/bᵢ), a geometric series. Gradients
     proportional to aᵢ/bᵢ reach it.
     """
     ratio = b1**2 / b2
@@ -53,7 +55,7 @@ def sequences(b1: float, b2: float) -> dict[str, np.ndarray]:
     noise = random.normal(size=(LENGTH, COORDINATES))
     lone = np.zeros((LENGTH, 1))
     lone[-1] = 1.0
-    # aᵢ/bᵢ is the same for every t, up to a factor: every step of these is the largest possible.
+    # Up to a factor, aᵢ/bᵢ does not depend on t, so all steps of these gradients reach the bound.
     growing = (b2 / b1) ** (np.arange(GROWING) - GROWING / 2)[:, None]
     return {
         "noise": noise,
@@ -73,7 +75,7 @@ def relative_steps(gradients: np.ndarray, b1: float, b2: float) -> np.ndarray:
 
 @jax.jit
 def updates_of(opt: adamx.Transformation, gradients: jax.Array) -> jax.Array:
-    """All updates; the optimiser's numbers are data, so that others do not recompile it."""
+    """All updates. The optimiser is an argument, so other hyperparameters do not recompile it."""
 
     def step(state: Any, gradient: Any) -> Any:
         updates, state = opt.update(gradient, state)
@@ -104,9 +106,9 @@ def watched_adam(rate: Any) -> adamx.Transformation:
 
 
 def watched(lab: Lab, problem: Problem, epochs: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Adam with every rate: ``loss``, ``snr`` and ``sizes`` (quantiles of |Δ|/α) of every step.
+    """``loss``, ``snr`` and ``sizes`` (quantiles of |Δ|/α) of Adam at every step, for every rate.
 
-    ``[rates, steps, ...]`` each; goes on where it was interrupted.
+    Each is ``[rates, steps, ...]``. An interrupted run continues.
     """
 
     def epoch(rate: Any, params: Any, state: Any, examples: Any, order: Any) -> Any:
@@ -152,9 +154,9 @@ def watched(lab: Lab, problem: Problem, epochs: int, seed: int = 0) -> dict[str,
 
 
 def noise_floor(b1: float) -> float:
-    """The root mean square of m̂/√v̂, t → ∞, of independent gradients with mean 0 and one spread.
+    """The root mean square of m̂/√v̂ for t → ∞ and i.i.d. gradients with mean 0.
 
-    A training can go below it: where v̂ remembers larger gradients, and where pixels are dark.
+    It can be smaller in a training, if v̂ contains larger past gradients or if pixels are dark.
     """
     return math.sqrt((1 - b1) / (1 + b1))
 
@@ -163,9 +165,10 @@ def noise_floor(b1: float) -> float:
 
 
 def rescaled(problem: Problem, steps: int, rate: float) -> np.ndarray:
-    """How far c∇f leads away from where ∇f leads with ε = 0: ``[epsilons, powers]``.
+    """The effect of rescaled gradients: ``[epsilons, powers]``.
 
-    |θ_c − θ| / |θ − θ₀| after as many steps, on one batch, in float64.
+    |θ_c − θ| / |θ − θ₀| after the same number of steps on one batch, in float64. θ_c is reached
+    with gradients c∇f, and θ with ∇f and ε = 0.
     """
 
     def walk(scale: Any, eps: Any, start: Any, examples: Any) -> Any:
@@ -184,7 +187,7 @@ def rescaled(problem: Problem, steps: int, rate: float) -> np.ndarray:
     with double_precision():
         start = widened(problem.init(jax.random.key(0)))
         examples = widened(jax.tree.map(lambda x: x[: problem.batch_size], problem.examples))
-        # One after the other: a vectorised loop's remainder may be rounded in another way.
+        # Run one after the other, because vectorised loops may round their remainders differently.
         compiled = jax.jit(walk)
         ends = np.array(
             [[compiled(2.0**power, eps, start, examples) for power in POWERS] for eps in EPSILONS]
@@ -195,7 +198,7 @@ def rescaled(problem: Problem, steps: int, rate: float) -> np.ndarray:
 
 
 def widened(tree: Any) -> Any:
-    """float64 in place of float32."""
+    """The argument with float64 in place of float32."""
     return jax.tree.map(lambda x: x.astype(float) if x.dtype == np.float32 else x, tree)
 
 
@@ -262,7 +265,7 @@ def run(lab: Lab, dataset: data.Dataset) -> Outcome:
 
 
 def shown_steps(length: int) -> np.ndarray:
-    """The steps that the figure shows: so many that it looks like all of them."""
+    """The steps that the figure shows, enough to look like all steps."""
     return np.unique(np.geomspace(1, length, 400).round().astype(int)) - 1
 
 
@@ -283,13 +286,13 @@ def claims(
         Claim(
             "a gradient after long silence moves by α(1−β₁)/√(1−β₂)",
             f"{severe:.4g} α",
-            f"{lone:.4g} α; alike means within 0.1 %",
+            f"{lone:.4g} α; to hold, within 0.1 %",
             abs(lone / severe - 1) < 1e-3,
         ),
         Claim(
             "in common scenarios |Δ| is about bounded by α",
             "|Δ| ⪅ α",
-            f"dense noise: {noisy:.4g} % of the steps are within α; wanted are 95 %",
+            f"dense noise: {noisy:.4g} % of the steps are within α; to hold, at least 95 %",
             noisy >= 95,
         ),
     ]
@@ -300,16 +303,16 @@ def claims(
             Claim(
                 f"an upper bound of |Δ|, {condition}: β₂ = {B2S[case]}",
                 f"{allowed:.4g} α",
-                f"{largest:.4g} α, of gradients that grow by β₂/β₁ a step",
+                f"{largest:.4g} α, for gradients that grow by the factor β₂/β₁ per step",
                 largest <= allowed * (1 + 1e-9),
             )
         )
     tightest = [row["|Δ| / sharp bound"] for row in rows]
     made.append(
         Claim(
-            "the bound of Cauchy and Schwarz is one, and is reached (docs/design.md)",
+            "the Cauchy-Schwarz bound holds and is reached (docs/design.md)",
             "not in the paper",
-            f"|Δ| is at most {max(tightest):.9g} of it",
+            f"|Δ| is at most {max(tightest):.9g} times the bound",
             abs(max(tightest) - 1) < 1e-9,
         )
     )
@@ -319,7 +322,7 @@ def claims(
             "the signal-to-noise ratio falls towards the optimum, and the steps with it",
             "closer to 0",
             f"RMS of m̂/√v̂ {start:.3g} in the first 1 % of the steps, {end:.3g} in the last "
-            f"epoch; wanted is half; white noise has {noise_floor(B1):.3g}",
+            f"epoch; to hold, at most half; white noise has {noise_floor(B1):.3g}",
             end <= start / 2,
         )
     )
@@ -340,7 +343,7 @@ def claims(
 
 
 def signal_to_noise(snr: np.ndarray, last: int) -> tuple[float, float]:
-    """In the first per cent of the steps, and in the last epoch."""
+    """The signal-to-noise ratio in the first per cent of the steps, and in the last epoch."""
     return float(snr[: max(1, len(snr) // 100)].mean()), float(snr[-last:].mean())
 
 
@@ -360,7 +363,7 @@ def draw(outcome: Outcome) -> dict[str, Figure]:
 
 
 def draw_bounds(panel: Axes, curves: dict[str, Any]) -> None:
-    """The largest step of each sequence against the bounds."""
+    """Plot the largest step of each sequence and the bounds."""
     numbers = shown_steps(LENGTH) + 1
     for colour, (name, sizes) in zip(SEQUENCE_COLOURS, curves["sizes"].items(), strict=True):
         sizes = np.asarray(sizes)
@@ -373,12 +376,14 @@ def draw_bounds(panel: Axes, curves: dict[str, Any]) -> None:
     marked(panel, 1.0, "α")
     marked(panel, papers_bound(B1, B2S["sparse"]), r"$\alpha\frac{1-\beta_1}{\sqrt{1-\beta_2}}$")
     panel.set(xscale="log", yscale="log", ylim=(0.05, 40))
-    figures.tidy(panel, x="step t", y="largest |Δₜ| / α", title="the paper's bounds, the sharp one")
+    figures.tidy(
+        panel, x="step t", y="largest |Δₜ| / α", title="the paper's bounds and the sharp bound"
+    )
     panel.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def draw_signal(panel: Axes, curves: dict[str, Any]) -> None:
-    """The signal-to-noise ratio."""
+    """Plot the signal-to-noise ratio."""
     training, colour = curves["training"], figures.COLOURS["Adam"]
     panel.plot(training["epochs"], training["snr"], color=colour, lw=0.4, alpha=0.4)
     smooth = training["smooth snr"]
@@ -390,7 +395,7 @@ def draw_signal(panel: Axes, curves: dict[str, Any]) -> None:
 
 
 def draw_sizes(panel: Axes, curves: dict[str, Any]) -> None:
-    """How large the steps of that training are."""
+    """Plot the sizes of the steps of that training."""
     training, names = curves["training"], ["median", "99 % are below", "largest"]
     for name, colour, sizes in zip(names, SEQUENCE_COLOURS[::2], training["sizes"], strict=True):
         panel.plot(training["epochs"], sizes, color=colour, lw=1.5, label=name)
@@ -401,7 +406,7 @@ def draw_sizes(panel: Axes, curves: dict[str, Any]) -> None:
 
 
 def draw_rescaled(panel: Axes, distances: dict[str, Any]) -> None:
-    """How far c leads away."""
+    """Plot the effect of rescaled gradients."""
     colours = ["black", figures.COLOURS["Adam"]]
     for colour, (name, distance) in zip(colours, distances.items(), strict=True):
         panel.plot(2.0**POWERS, distance, "o-", ms=4, color=colour, label=name)
@@ -415,14 +420,14 @@ def draw_rescaled(panel: Axes, distances: dict[str, Any]) -> None:
 
 
 def marked(panel: Axes, height: float, text: str) -> None:
-    """A dashed line, named at its right end."""
+    """Plot a dashed line with its name at its right end."""
     panel.axhline(height, color="black", lw=0.8, ls="--")
     place = {"transform": panel.get_yaxis_transform(), "va": "center"}
     panel.text(1.01, height, text, fontsize=10, **place)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean over the last quarter of the way: as wide everywhere, on a logarithmic axis."""
+    """The mean over the last quarter of the steps so far, of equal width on a logarithmic axis."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     starts = 3 * ends // 4

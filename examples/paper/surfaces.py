@@ -1,4 +1,4 @@
-"""The optimisers of the paper on four surfaces, as a picture and as a film."""
+"""The optimisers of the paper on four surfaces, as a picture and as an animation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from examples.paper.lab import Lab, Outcome
 
 
 class Surface(NamedTuple):
-    """A function of two numbers.
+    """A function of two variables.
 
     Attributes:
-        height: ``(x, y) -> f``, of arrays.
-        start: where all begin.
-        window: left, right, bottom, top of what is shown.
-        minima: points to be marked.
-        lowest: the least height.
+        height: ``(x, y) -> f``, for arrays.
+        start: the starting point of all methods.
+        window: left, right, bottom and top of the plot.
+        minima: points to mark.
+        lowest: the minimum of the function.
     """
 
     height: Callable[[Any, Any], Any]
@@ -39,12 +39,12 @@ class Surface(NamedTuple):
 
 
 def saddle(x: Any, y: Any) -> Any:
-    """Falls from x = ±∞ to a saddle at 0, and from there to two minima at y = ±1."""
+    """A function with a saddle at 0 and two minima at y = ±1; it rises towards x = ±∞."""
     return x**2 - y**2 / 2 + y**4 / 4
 
 
 def valley(x: Any, y: Any) -> Any:
-    """Rosenbrock's, with 10 in place of 100: the optimisers, not their zigzags, are to be seen."""
+    """Rosenbrock's function with 10 in place of 100, which avoids zigzags in the plot."""
     return (1 - x) ** 2 + 10 * (y - x**2) ** 2
 
 
@@ -53,7 +53,7 @@ def beale(x: Any, y: Any) -> Any:
 
 
 def double_well(x: Any, y: Any) -> Any:
-    """A minimum near x = −1 and a higher one near x = 1, where 4x³ − 4x + 0.3 = 0."""
+    """A minimum near x = −1 and a higher minimum near x = 1, where 4x³ − 4x + 0.3 = 0."""
     return (x**2 - 1) ** 2 + 0.3 * x + y**2 / 2
 
 
@@ -83,21 +83,23 @@ METHODS = {
     "AdaMax": lambda rate: adamx.adamax(rate),
     "Adam": lambda rate: adamx.adam(rate),
 }
-RATES = np.logspace(-5, 3, 49)  # AdaDelta's, which multiplies steps that start at 0.001, is large
+RATES = np.logspace(
+    -5, 3, 49
+)  # AdaDelta needs a large rate, because it multiplies steps that start at 0.001
 STEPS = 200
-EQUAL = 1e-2  # above the minimum; what is closer is called equal
+EQUAL = 1e-2  # heights this close to the minimum count as equal
 
 
 def heights(points: jax.Array) -> jax.Array:
-    """The heights ``[surfaces]`` of one point on each, ``[surfaces, 2]``."""
+    """The heights ``[surfaces]`` of one point on each surface, ``[surfaces, 2]``."""
     pairs = zip(SURFACES.values(), points, strict=True)
     return jnp.stack([surface.height(x, y) for surface, (x, y) in pairs])
 
 
 def paths(recipe: Callable[[Any], adamx.Transformation]) -> tuple[Any, Any]:
-    """Points ``[rates, 1 + steps, surfaces, 2]`` of all rates, and their heights.
+    """The points ``[rates, 1 + steps, surfaces, 2]`` for all rates, and their heights.
 
-    The surfaces are walked side by side: to all these methods a coordinate is on its own.
+    All surfaces run together as one vector, because these methods treat coordinates independently.
     """
 
     def walk(rate: Any, start: Any) -> Any:
@@ -119,7 +121,7 @@ def paths(recipe: Callable[[Any], adamx.Transformation]) -> tuple[Any, Any]:
 
 
 def load() -> None:
-    """There is nothing to load: the surfaces are formulas."""
+    """Load no data, because the surfaces are formulas."""
 
 
 def run(lab: Lab, data: None = None) -> Outcome:
@@ -143,7 +145,7 @@ def run(lab: Lab, data: None = None) -> Outcome:
         setting={
             "steps": STEPS,
             "learning rates tried": f"{len(RATES)}, from {RATES[0]:g} to {RATES[-1]:g}",
-            "chosen": "of those that never leave the picture the one that ends lowest; the "
+            "chosen": "of the rates that never leave the picture, the one that ends lowest; the "
             f"smallest, if several come within {EQUAL:g} of the minimum",
         },
         rows=sorted(rows, key=lambda row: list(SURFACES).index(row["surface"])),
@@ -152,7 +154,7 @@ def run(lab: Lab, data: None = None) -> Outcome:
 
 
 def chosen(points: np.ndarray, last: np.ndarray, surface: Surface) -> int:
-    """Of the paths that stay in the window the one that ends lowest; of equals the slowest."""
+    """The path that ends lowest, among those inside the window; of equal ones, the slowest."""
     left, right, bottom, top = surface.window
     inside = np.all((points >= [left, bottom]) & (points <= [right, top]), axis=(1, 2))
     return int(np.argmin(np.where(inside, np.maximum(last - surface.lowest, EQUAL), np.inf)))
@@ -162,8 +164,8 @@ def chosen(points: np.ndarray, last: np.ndarray, surface: Surface) -> int:
 
 PAPER = LinearSegmentedColormap.from_list("paper", ["#fbfaf7", "#d9dee6", "#a9b4c6"])
 FRAMES = 90
-PACE = 70  # milliseconds a frame
-HOLD = 12  # frames in which the end is shown
+PACE = 70  # milliseconds per frame
+HOLD = 12  # frames that show the end
 
 
 def draw(outcome: Outcome) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def draw(outcome: Outcome) -> dict[str, Any]:
 
 
 def picture(outcome: Outcome) -> Figure:
-    """All paths at once."""
+    """A figure with the complete paths."""
     figure, panels = landscape(outcome)
     for name, panel in panels.items():
         for method, path in outcome.curves[name].items():
@@ -183,7 +185,7 @@ def picture(outcome: Outcome) -> Figure:
 
 
 def landscape(outcome: Outcome) -> tuple[Figure, dict[str, Axes]]:
-    """The surfaces without anyone on them, and a legend of all methods."""
+    """A figure of the surfaces without paths, with a legend of all methods."""
     figure, axes = figures.new(9.0, 7.6, nrows=2, ncols=2)
     panels = dict(zip(outcome.curves, axes.flat, strict=True))
     for name, panel in panels.items():
@@ -199,7 +201,7 @@ def landscape(outcome: Outcome) -> tuple[Figure, dict[str, Axes]]:
 
 
 def contours(panel: Axes, surface: Surface) -> None:
-    """Levels that are close to one another where the surface is low."""
+    """Contour levels that are denser at low heights."""
     left, right, bottom, top = surface.window
     x, y = np.meshgrid(np.linspace(left, right, 200), np.linspace(bottom, top, 200))
     excess = surface.height(x, y) - surface.lowest
@@ -214,7 +216,7 @@ def contours(panel: Axes, surface: Surface) -> None:
 
 
 class Film:
-    """The paths as they grow: saved as a GIF."""
+    """An animation of the growing paths, which can be saved as a GIF."""
 
     def __init__(self, outcome: Outcome):
         self.outcome = outcome
@@ -229,7 +231,7 @@ class Film:
         steps = len(walkers[0][0]) - 1
 
         def show(frame: int) -> None:
-            # Slow at first, where the most happens.
+            # Slow at first, because most changes happen there.
             now = round(steps * min(frame / (FRAMES - HOLD - 1), 1.0) ** 1.5)
             for points, trail, head in walkers:
                 trail.set_data(*points[: now + 1].T)
@@ -246,7 +248,7 @@ class Film:
 
 
 def limited(frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """In the commonest colours of the last one, undithered: so only what moves is stored."""
+    """The frames in the colours of the last one, undithered, so the GIF stores only changes."""
     width, height = frames[-1].size
     counted: Any = frames[-1].getcolors(width * height)
     palette = Image.new("P", (1, 1))
@@ -255,7 +257,7 @@ def limited(frames: Sequence[Image.Image]) -> list[Image.Image]:
 
 
 def walker(panel: Axes, colour: str) -> tuple[Any, Any]:
-    """A trail and a head."""
+    """Draw the last part of a path and its end point."""
     (trail,) = panel.plot([], [], color=colour, lw=1.5, alpha=0.8)
     (head,) = panel.plot([], [], "o", color=colour, mec="white", mew=0.8, ms=8, zorder=4)
     return trail, head

@@ -1,4 +1,4 @@
-"""Methods side by side on one problem, each with its learning rate chosen by a vmapped grid."""
+"""Compare methods on one problem, each with the best learning rate of a vmapped grid."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ Recipe = Callable[[Any], adamx.Transformation]
 
 
 class Problem(NamedTuple):
-    """Something to be minimised, one batch at a time.
+    """A loss to minimise, one batch at a time.
 
     Attributes:
-        name: distinguishes it from others in what is kept on disk: with all that it depends on.
+        name: identifies the problem in saved results; contains everything that they depend on.
         init: ``key -> params``.
-        loss: ``(params, batch, key) -> scalar``, of a pytree of examples ``[batch, ...]``.
+        loss: ``(params, batch, key) -> scalar``; the batch is a pytree ``[batch, ...]``.
         examples: the training set, a pytree of arrays ``[examples, ...]``.
-        batch_size: examples in a step.
-        held_out: what ``measure`` needs, a pytree of arrays.
-        measure: ``(params, held_out) -> dict of scalars``, before the first and after every epoch.
-        vmapped: all rates in one program; else in turn, step by step: XLA's convolutions are
-            slow on CPU inside of a loop or batched over their weights.
+        batch_size: the number of examples in a step.
+        held_out: the argument of ``measure``, a pytree of arrays.
+        measure: ``(params, held_out) -> dict of scalars``; called before the first and after every
+            epoch.
+        vmapped: whether all rates run in one program. Otherwise they run one after the other, step
+            by step, because XLA's convolutions are slow on CPU inside a loop or batched over their
+            weights.
     """
 
     name: str
@@ -45,13 +47,13 @@ class Problem(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """One method with all its learning rates.
+    """The results of one method with all its learning rates.
 
     Attributes:
         rates: ``[rates]``.
         losses: the mean loss of every epoch, ``[epochs, rates]``.
-        measured: what ``measure`` gave, ``[1 + epochs, rates]`` each.
-        best: the index of the rate with the least loss in the last epoch.
+        measured: the results of ``measure``, ``[1 + epochs, rates]`` each.
+        best: the index of the rate with the smallest loss in the last epoch.
         params: the last parameters of the best rate.
         steps: the loss of every step, ``[epochs * steps, rates]``.
     """
@@ -74,12 +76,12 @@ class Grid(NamedTuple):
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate is the smallest or the largest tried."""
+        """Whether the best rate is the smallest or the largest of the grid."""
         return self.best in (0, len(self.rates) - 1)
 
 
 def decided(holds: bool, *grids: Grid) -> bool | None:
-    """Nothing is decided while a method might have been better with a rate outside its grid."""
+    """The verdict, or None if a method might be better with a rate outside its grid."""
     return None if any(grid.at_edge for grid in grids) else holds
 
 
@@ -92,9 +94,9 @@ def compare(
     epochs: int,
     seed: int = 0,
 ) -> dict[str, Grid]:
-    """Train with every method and every rate of its grid: one program for each method.
+    """Train with every method and every rate of its grid, in one program per method.
 
-    All start at the same parameters and see the same batches.
+    All trainings have the same initial parameters and the same batches.
     """
     return {
         name: train(lab, problem, name, recipe, rates[name], epochs=epochs, seed=seed)
@@ -113,11 +115,11 @@ def train(
     seed: int = 0,
     measure: Callable[[Any, Any, Any], dict[str, jax.Array]] | None = None,
 ) -> Grid:
-    """One method with all its learning rates at once; goes on where it was interrupted.
+    """Train with one method and all its learning rates at once; an interrupted run continues.
 
-    A rate may also be a row of numbers, ``(α, β₁, β₂)``, which the recipe takes apart.
-    ``measure``, called with ``(params, state, held_out)``, replaces the problem's, for what the
-    optimiser keeps.
+    A rate may also be a row of hyperparameters ``(α, β₁, β₂)``, which the recipe unpacks.
+    ``measure`` replaces the problem's function; it is called with ``(params, state, held_out)`` and
+    can read the state of the optimiser.
     """
     grid = jnp.asarray(rates, jnp.float32)
     size = len(jax.tree.leaves(problem.examples)[0])
@@ -165,7 +167,7 @@ def train(
 
 
 def epoch_of_one(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
-    """An epoch with one rate: parameters, state and the loss of every step, in one program."""
+    """The program of an epoch with one rate; returns parameters, state and all losses."""
     one = _step(problem, recipe)
 
     def epoch(rate: Any, params: Any, state: Any, examples: Any, order: Any, key: Any) -> Any:
@@ -181,7 +183,7 @@ def epoch_of_one(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
 
 
 def _epoch_step_by_step(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
-    """The same, where only a step is one program."""
+    """An epoch with one rate, with a separate program per step."""
     step = jax.jit(_step(problem, recipe), donate_argnums=(1, 2))
 
     def epoch(rate: Any, params: Any, state: Any, examples: Any, order: Any, key: Any) -> Any:
@@ -209,7 +211,7 @@ def _step(problem: Problem, recipe: Recipe) -> Callable[..., Any]:
 
 
 def _in_turn(function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
-    """What ``vmap`` over the first ``mapped`` arguments gives, one after the other."""
+    """The result of ``vmap`` over the first ``mapped`` arguments, computed one after the other."""
 
     def every(*arguments: Any) -> Any:
         size = len(jax.tree.leaves(arguments[0])[0])
@@ -223,14 +225,14 @@ def _in_turn(function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
 
 
 def shuffled(size: int, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """The indices of an epoch's batches, in an order that depends on seed and epoch alone."""
+    """The indices of an epoch's batches, in an order that depends only on seed and epoch."""
     order = np.random.default_rng((seed, epoch)).permutation(size)
     steps = size // batch
     return order[: steps * batch].reshape(steps, batch).astype(np.int32)
 
 
 def double_precision() -> contextlib.AbstractContextManager[Any]:
-    """float64 while it lasts, as JAX spells it before and since 0.8."""
+    """A context with float64, for JAX before and since 0.8."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     return jax.experimental.enable_x64(True)  # pyright: ignore[reportAttributeAccessIssue]
