@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adamx.tools.sweep_result import Sweep, named_leaves, short
+from adamx.tools.labels import named_leaves, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from adamx.tools.learning_rate import LearningRate
+    from adamx.tools.sweep_result import Sweep
 
 __all__ = ["draw", "learning_rate"]
 

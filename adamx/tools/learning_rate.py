@@ -17,8 +17,10 @@ from adamx.errors import described
 from adamx.numerics.types import Array, Float, PyTree, Scalar
 from adamx.recipes import adam
 from adamx.stages import scale_by_learning_rate
+from adamx.tools import drawing
+from adamx.tools.labels import named_leaves
 from adamx.tools.sweep import sweep
-from adamx.tools.sweep_result import Sweep, named_leaves
+from adamx.tools.sweep_result import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +48,6 @@ class LearningRate:
 
         ``.sweep.plot()`` plots the loss curves.
         """
-        from adamx.tools import drawing
-
         return drawing.learning_rate(self)
 
     def __repr__(self) -> str:

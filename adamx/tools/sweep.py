@@ -23,7 +23,8 @@ from adamx.core.hyper import clock_dtype
 from adamx.core.naming import labels, names
 from adamx.errors import as_given
 from adamx.identity import fingerprint
-from adamx.tools.sweep_result import Sweep, counted, described, named_leaves
+from adamx.tools.labels import counted, described, named_leaves
+from adamx.tools.sweep_result import Sweep
 
 __all__ = ["sweep"]
 
