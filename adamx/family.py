@@ -37,7 +37,7 @@ class Member(NamedTuple):
 def members() -> list[Member]:
     """Every recipe, by name."""
     found = []
-    for name in adamx.list_recipes():
+    for name in sorted(adamx.recipes.__all__):
         recipe = adamx.get_recipe(name)
         arguments = {
             key: parameter.default

@@ -56,6 +56,10 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
     if callable(given) and not isinstance(given, type):
         return given
     value: Any = None
+    if type(given) is float:  # the usual case, and the quickest way to see that it is right
+        value = np.float64(given)
+        if domain.holds(value):
+            return given
     if isinstance(given, (np.ndarray, jax.Array)):
         if jnp.issubdtype(given.dtype, jnp.floating):
             value = given.copy() if isinstance(given, np.ndarray) else given  # it may be changed

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, Hyper, NonNegative, Transformation, chain
 from adamx.core.hyper import clock_dtype
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -20,16 +21,17 @@ from adamx.stages import (
 __all__ = ["schedule_free_adamw"]
 
 
+@recipe
 def schedule_free_adamw(
-    learning_rate: Hyper = 0.0025,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative = 0.0025,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
-    warmup_steps: Hyper = 0,
-    r: Hyper = 0.0,
-    weight_lr_power: Hyper = 2.0,
+    warmup_steps: NonNegative = 0,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
 ) -> Transformation:
     r"""Schedule-free AdamW: an average of the iterates instead of momentum and a schedule.
 

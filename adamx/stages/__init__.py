@@ -50,7 +50,6 @@ __all__ += momentum.__all__
 __all__ += norms.__all__
 __all__ += precision.__all__
 __all__ += rectification.__all__
-__all__ += rectification.__all__
 __all__ += second_moment.__all__
 __all__ += signs.__all__
 __all__ += steps.__all__

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
 from adamx.core import (
     Clock,
     Decay,
+    Domain,
+    Hyper,
     NonNegative,
     Rule,
     Slot,
@@ -33,6 +35,7 @@ __all__ = ["scale_by_block_rms", "scale_by_factored_rms", "scale_by_param_block_
 
 
 Axes = tuple[int, ...]
+Share = Annotated[Hyper, Domain("a number in [0, 1]", lambda x: (x >= 0) & (x <= 1))]
 
 
 @stage
@@ -40,7 +43,7 @@ def scale_by_factored_rms(
     decay_rate: NonNegative = 0.8,
     eps: NonNegative = 1e-30,
     *,
-    b2_cap: NonNegative = 1.0,
+    b2_cap: Share = 1.0,
     min_dim_size_to_factor: int = 128,
 ):
     r"""Divide the update by the gradient's root mean square, kept as a row and a column.

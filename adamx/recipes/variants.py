@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -18,6 +19,7 @@ from adamx.stages import (
     scale_by_rms,
     scale_by_yogi,
 )
+from adamx.stages.rectification import Length
 
 __all__ = [
     "adabelief",
@@ -33,14 +35,15 @@ __all__ = [
 ]
 
 
+@recipe
 def amsgrad(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    eps_root: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
     *,
-    eps_hat: Hyper = 0.0,
+    eps_hat: NonNegative = 0.0,
 ) -> Transformation:
     r"""AMSGrad: Adam whose denominator never shrinks.
 
@@ -77,12 +80,13 @@ def amsgrad(
     )
 
 
+@recipe
 def nadam(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    momentum_decay: Hyper = 0.004,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    momentum_decay: Positive = 0.004,
     *,
     constant_decay: bool = False,
 ) -> Transformation:
@@ -122,13 +126,14 @@ def nadam(
     return nadamw(learning_rate, b1, b2, eps, None, momentum_decay, constant_decay=constant_decay)
 
 
+@recipe
 def nadamw(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper | None = 0.01,
-    momentum_decay: Hyper = 0.004,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative | None = 0.01,
+    momentum_decay: Positive = 0.004,
     *,
     constant_decay: bool = False,
 ) -> Transformation:
@@ -172,13 +177,14 @@ def nadamw(
     )
 
 
+@recipe
 def radam(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
     *,
-    threshold: Hyper = 5.0,
+    threshold: Length = 5.0,
 ) -> Transformation:
     r"""RAdam: Adam that divides only once its second moment can be relied on.
 
@@ -222,11 +228,12 @@ def radam(
     )
 
 
+@recipe
 def adabelief(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-16,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-16,
     *,
     rectify: bool = False,
 ) -> Transformation:
@@ -264,8 +271,9 @@ def adabelief(
     )
 
 
+@recipe
 def laprop(
-    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-15
+    learning_rate: NonNegative, b1: Decay = 0.9, b2: Decay = 0.999, eps: NonNegative = 1e-15
 ) -> Transformation:
     r"""LaProp: Adam with the momentum behind the division.
 
@@ -302,8 +310,13 @@ def laprop(
     )
 
 
+@recipe
 def adam_atan2(
-    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.99, a: Hyper = 1.27, b: Hyper = 1.0
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
 ) -> Transformation:
     r"""Adam-atan2: Adam with the angle of m̂ and √v̂ in place of their quotient.
 
@@ -336,13 +349,14 @@ def adam_atan2(
     )
 
 
+@recipe
 def yogi(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-3,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-3,
     *,
-    initial_accumulator_value: Hyper = 1e-6,
+    initial_accumulator_value: NonNegative = 1e-6,
 ) -> Transformation:
     r"""Yogi: Adam whose second moment changes additively.
 
@@ -380,11 +394,12 @@ def yogi(
     )
 
 
+@recipe
 def adopt(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.9999,
-    eps: Hyper = 1e-6,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.9999,
+    eps: NonNegative = 1e-6,
     *,
     clip: bool = True,
 ) -> Transformation:
@@ -425,12 +440,13 @@ def adopt(
     )
 
 
+@recipe
 def stableadamw(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.99,
-    eps: Hyper = 1e-6,
-    weight_decay: Hyper = 0.01,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.01,
 ) -> Transformation:
     r"""StableAdamW: AdamW with AdaFactor's update clipping, array by array.
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, Hyper, NonNegative, Positive, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import scale_by_learning_rate, scale_by_prodigy
 
 __all__ = ["prodigy"]
 
 
+@recipe
 def prodigy(
-    learning_rate: Hyper = 1.0,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    b3: Hyper | None = None,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative = 1.0,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    b3: Decay | None = None,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
-    d0: Hyper = 1e-6,
-    d_coef: Hyper = 1.0,
-    growth_rate: Hyper = math.inf,
+    d0: Positive = 1e-6,
+    d_coef: Positive = 1.0,
+    growth_rate: Positive = math.inf,
     use_bias_correction: bool = False,
     safeguard_warmup: bool = False,
 ) -> Transformation:
