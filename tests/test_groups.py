@@ -12,7 +12,7 @@ import pytest
 
 import adamx
 from adamx.core import StageError
-from adamx.core.selection import selects
+from adamx.wrappers.selection import selects
 from catalog import OPTIMISERS, run
 
 PARAMS = {

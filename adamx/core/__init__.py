@@ -47,7 +47,17 @@ from adamx.core.arithmetic import (
 )
 from adamx.core.editing import hyperparams
 from adamx.core.errors import StageError
-from adamx.core.hyper import Decay, Domain, Hyper, NonNegative, Positive, Real, Schedule
+from adamx.core.hyper import (
+    Decay,
+    Domain,
+    Hyper,
+    NonNegative,
+    Positive,
+    Real,
+    Same,
+    Schedule,
+    is_off,
+)
 from adamx.core.signal import Signal
 from adamx.core.slots import Slot, zeros
 from adamx.core.stage import Clock, Rule, Step
@@ -65,6 +75,7 @@ __all__ = [
     "Positive",
     "Real",
     "Rule",
+    "Same",
     "Schedule",
     "Signal",
     "Slot",
@@ -79,6 +90,7 @@ __all__ = [
     "decaying_average",
     "divide",
     "hyperparams",
+    "is_off",
     "norm",
     "plus",
     "root",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.hyper import clock_dtype
+from adamx.core.hyper import clock_dtype, is_off
 from adamx.core.signal import largest_square, limited, limited_to, saturated
 from adamx.core.stage import Clock, Step
 from adamx.core.types import Array, Float, Reals, Scalar, Values
@@ -48,7 +48,7 @@ def plus(x: Values, number: Any, times: Any = 1) -> Values:
 
     XLA may not drop 0 · w by itself, as w could be infinite.
     """
-    return x if isinstance(number, float) and number == 0 else x + number * times
+    return x if is_off(number) else x + number * times
 
 
 def divide(u: Any, by: Array, *positive: Any) -> Array:

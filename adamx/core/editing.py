@@ -14,9 +14,9 @@ import numpy as np
 from adamx.core.errors import as_given, described
 from adamx.core.hyper import LARGEST_COUNT
 from adamx.core.link import Link
-from adamx.core.naming import Place, labels, names
+from adamx.core.naming import Place, labels, names, places
 from adamx.core.reading import batched, the_state
-from adamx.core.stage import Stage
+from adamx.core.stage import Stage, joined
 
 __all__ = ["hyperparams", "replace"]
 
@@ -49,13 +49,13 @@ def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
     >>> adamx.hyperparams(opt, state)
     {'momentum': 0.9, 'learning_rate': Array(0.25, dtype=float32, weak_type=True)}
     """
-    links = getattr(opt, "links", None)
+    links: Any = getattr(opt, "links", None)
     if links is None:
         raise TypeError(f"numbers() takes an adamx optimiser, got {described(opt)}")
     found = labels(links)
     if at is not None:
         count = _count(at)
-        links = [_at(x, count) if isinstance(x, Stage) else x for x in opt.settled()]
+        links = [_at(x, count) if isinstance(x, Stage) else x for x in joined(opt.settled())]
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
 
 
@@ -108,13 +108,13 @@ def _places(links: Sequence[Link], name: str) -> list[Place]:
     """The arguments of this name: exactly one, unless the name is a pattern like ``*.b1``."""
     stages = names(links)
     every = labels(links, data_only=False)
-    full = {f"{stages[place.link]}.{place.argument}": place for place in every.values()}
+    full = {f"{stages[place.link]}.{place.argument}": place for place in places(links)}
     if any(sign in name for sign in "*?"):
         found = [place for key, place in full.items() if fnmatch.fnmatchcase(key, name)]
     elif name in (spelt := full | every):
         return [spelt[name]]
     else:
-        found = [place for place in full.values() if place.argument == name]
+        found = [place for place in every.values() if place.argument == name]
         if len(found) > 1:
             candidates = [label for label, place in every.items() if place in found]
             raise ValueError(

@@ -23,15 +23,14 @@ from adamx.core.errors import StageError, as_given
 from adamx.core.foreign import ABSENT, Foreign
 from adamx.core.forms import Form, check_clock, check_count, check_scalars
 from adamx.core.identity import ByValue, Static, fingerprint
-from adamx.core.link import Link
+from adamx.core.link import Leaf, Link, choose
 from adamx.core.naming import labels, names
 from adamx.core.observer import Observer, View, nothing
 from adamx.core.parts import MANY, step_in_parts
 from adamx.core.reading import remedy_for
-from adamx.core.selection import Leaf, choose, paths_of
 from adamx.core.signal import Signal
 from adamx.core.slots import Slot, Slots
-from adamx.core.stage import Rule, Stage, Step, keep, kind, kinds
+from adamx.core.stage import Rule, Stage, Step, joined, keep, kind, kinds
 from adamx.core.trees import (
     Aligned,
     align,
@@ -42,6 +41,7 @@ from adamx.core.trees import (
     is_missing,
     mismatch,
     path_of,
+    paths_of,
     plain,
 )
 from adamx.core.types import Array, PyTree, State
@@ -52,6 +52,7 @@ __all__ = ["Program", "init", "update"]
 
 def init(links: Sequence[Link], params: PyTree) -> State:
     """The count, and under each link's name what it keeps."""
+    links = joined(links)
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [as_parameter(path, leaf) for path, leaf in paths]
     place = _beside(leaves)
@@ -173,7 +174,7 @@ class Program:
         found: dict[str, tuple[str, ...]] = {}
 
         def look(count: Any) -> None:
-            for name, link in zip(names(self.links), self.links, strict=True):
+            for name, link in zip(names(self.links), joined(self.links), strict=True):
                 rule = link.at(count).rule(hyper.clock_dtype()) if isinstance(link, Stage) else None
                 if rule is None or rule.global_sum or rule.seed is not None or link.where:
                     raise _Beyond
@@ -348,7 +349,8 @@ class _Row:
     ):
         check_count(state["count"])
         self.state = state
-        self.named = dict(zip(names(links), links, strict=True))
+        self.labels = labels(links)
+        self.named = dict(zip(names(links), joined(links), strict=True))
         self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
         self.chosen = choose(links, lambda: self.leaves, lambda: self.idle)
         thetas = [None] * len(self.gradients) if self.params is None else self.params
@@ -427,7 +429,7 @@ class _Row:
         """What an observer sees."""
         links = list(self.named.values())
         numbers, scheduled = {}, set()
-        for label, place in labels(links).items():
+        for label, place in self.labels.items():
             stage = links[place.link]
             assert isinstance(stage, Stage)
             numbers[label] = stage.at(self.state["count"]).arguments[place.argument]
@@ -456,8 +458,8 @@ class _Row:
         if missing == ["key"]:
             slots = ", ".join(repr(key) for key in needed if key in kept and key != "key")
             raise StageError(
-                f"the state has no key from which to round at random (slots {slots}): it was made "
-                "by a chain without a codec, or with another one. Bring it over: "
+                f"the state has no key from which to round at random (slots {slots}): the chain "
+                "that made it did not round its slots. Convert it with "
                 "adamx.restore_state(state, opt, params)"
             ).within(stage=name)
         if missing:
@@ -663,9 +665,8 @@ def _seen(signal: Signal, rule: Rule) -> Signal:
 
     Slots that are exact hold parameters and what they lack, and no statistics.
     """
-    slots = map(Slot.of, rule.slots.values())
-    measures = any(slot.holds != "exact" or slot.codec for slot in slots)  # codecs keep statistics
-    return signal.limited() if measures else signal
+    takes_statistics = any(Slot.of(slot).holds != "exact" for slot in rule.slots.values())
+    return signal.limited() if takes_statistics else signal
 
 
 def _promotion(signal: Signal) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from adamx.core.errors import StageError
 from adamx.core.slots import Slot, shape_of_zeros, zeros
 from adamx.core.stage import Clock, kind, kinds
-from adamx.core.trees import codecs_of
+from adamx.core.trees import forms_of
 from adamx.core.types import PyTree
 
 __all__ = ["Form", "check_clock", "check_count", "check_scalars"]
@@ -75,7 +75,7 @@ class Form:
         start = self.start(shape, dtype)
         if start is _UNKNOWN or _form(start) == _form(kept):
             return
-        self._check_codecs(start, kept)
+        self._check_packing(start, kept)
         if not _is_plain(kept) and jax.tree.structure(start) != jax.tree.structure(kept):
             raise ValueError  # not a slot of this parameter, but a tree of several
         others = [
@@ -105,7 +105,7 @@ class Form:
         same = jax.tree.structure(start) == jax.tree.structure(kept)
         if same and _shapes(start) == _shapes(kept):
             return
-        self._check_codecs(start, kept)
+        self._check_packing(start, kept)
         if same:
             self._fail(
                 f"is {kinds(kept)} in the state, where init() makes {kinds(start)}. {_REMEDY}"
@@ -122,23 +122,23 @@ class Form:
                 "adamx.restore_state(state, opt, params)"
             )
 
-    def _check_codecs(self, start: PyTree, kept: PyTree) -> None:
-        """Two forms that differ do so for another reason than a codec."""
-        if not codecs_of(start) | codecs_of(kept):
+    def _check_packing(self, start: PyTree, kept: PyTree) -> None:
+        """Two slots that differ do so for another reason than the form in which they are packed."""
+        if not forms_of(start) | forms_of(kept):
             return
         if jax.tree.structure(start) != jax.tree.structure(kept):
             held, wanted = (
-                f"as {', '.join(codecs_of(x))}" if codecs_of(x) else "without a codec"
+                f"as {', '.join(forms_of(x))}" if forms_of(x) else "as plain arrays"
                 for x in (kept, start)
             )
             self._fail(
-                f"is kept {held} in the state, and {wanted} by this chain. Bring it over: "
+                f"is kept {held} in the state, and {wanted} by this chain. Convert the state with "
                 "adamx.restore_state(state, opt, params)"
             )
-        codec = self.first.codec if isinstance(self.first, Slot) else ""
         self._fail(
-            f"is {kinds(kept)} in the state, where {codec or 'init()'} makes {kinds(start)}: the "
-            f"state was stored with other arguments, or is not of this parameter. {_REMEDY}"
+            f"is {kinds(kept)} in the state, where {Slot.of(self.first).form or 'init()'} makes "
+            f"{kinds(start)}: the state was made with other arguments, or is not of this "
+            f"parameter. {_REMEDY}"
         )
 
     def _fail(self, message: str) -> NoReturn:

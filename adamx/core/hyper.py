@@ -22,13 +22,58 @@ from jax.core import Tracer
 
 from adamx.core.errors import as_given, outside
 
-__all__ = ["Decay", "Domain", "Hyper", "NonNegative", "Positive", "Real", "Schedule"]
+__all__ = [
+    "Decay",
+    "Domain",
+    "Hyper",
+    "NonNegative",
+    "Positive",
+    "Real",
+    "Same",
+    "Schedule",
+    "is_off",
+]
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """A function from the count of past updates (0 at the first one) to a value."""
 
 Hyper: TypeAlias = float | jax.Array | np.ndarray | Schedule
 """A hyperparameter: a number, an array (traced or batched), or a schedule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """The hyperparameter that another stage of the same chain has, in the place of a value.
+
+    It is told once: ``replace`` changes both, and ``hyperparams`` shows one.
+
+    Attributes:
+        stage: the name of the other stage.
+        argument: the name of its argument.
+        power: to which power the value is raised, 1 for the value itself.
+    """
+
+    stage: str
+    argument: str
+    power: float = 1.0
+
+    def of(self, value: Any) -> Any:
+        """What follows from the other stage's value."""
+        if self.power == 1:
+            return value
+        if callable(value):
+            schedule: Callable[[Any], Any] = value
+            return lambda count: schedule(count) ** self.power
+        return value**self.power
+
+
+def is_off(value: Any) -> bool:
+    """Whether it is the Python number 0, by which a user switches a stage off.
+
+    A stage that is switched off is the identity: it needs no parameters and keeps no slots. An
+    array or a schedule is never off, as its values are not known when the chain is made.
+    """
+    return isinstance(value, float) and value == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +98,7 @@ def domain_of(hint: Any) -> Domain | None:
 
 def canonical(name: str, given: Any, domain: Domain) -> Any:
     """``given`` as a float, an array or a schedule; an error if it is none or out of its domain."""
-    if callable(given) and not isinstance(given, type):
+    if isinstance(given, Same) or (callable(given) and not isinstance(given, type)):
         return given
     value: Any = None
     if type(given) is float:  # the usual case, and the quickest way to see that it is right

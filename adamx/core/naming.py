@@ -6,13 +6,13 @@ import collections
 import itertools
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from adamx.core.link import Link
-from adamx.core.selection import Part
+from adamx.core.hyper import Same
+from adamx.core.link import Around, Link
 from adamx.core.stage import Stage
 
-__all__ = ["Place", "labels", "names", "written"]
+__all__ = ["Place", "labels", "names", "places", "written"]
 
 
 def names(links: Sequence[Link]) -> list[str]:
@@ -36,19 +36,32 @@ class Place(NamedTuple):
     argument: str
 
 
-def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]:
-    """Every argument (or every number) by its shortest name that no other has.
+def places(links: Sequence[Link], *, data_only: bool = False) -> list[Place]:
+    """Where the arguments (or the hyperparameters alone) are."""
+    return [
+        Place(index, argument)
+        for index, link in enumerate(links)
+        if isinstance(link, Stage)
+        for argument in (link.definition.domains if data_only else link.arguments)
+    ]
 
-    That is ``argument``, else ``argument@group``, else ``stage.argument``.
+
+def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]:
+    """Every argument (or every hyperparameter) by its shortest name that no other has.
+
+    That is ``argument``, else ``argument@group``, else ``stage.argument``. An argument that is the
+    same as another stage's has no name of its own.
     """
     found = []
-    for index, (stage, link) in enumerate(zip(names(links), links, strict=True)):
-        if not isinstance(link, Stage):
+    stages = names(links)
+    for place in places(links, data_only=data_only):
+        link, stage = links[place.link], stages[place.link]
+        assert isinstance(link, Stage)
+        argument = place.argument
+        if isinstance(link.arguments[argument], Same):
             continue
         group = stage[len(link.name) :] if link.where else ""
-        for argument in link.definition.domains if data_only else link.arguments:
-            spellings = [argument, argument + group, f"{stage}.{argument}"]
-            found.append((spellings, Place(index, argument)))
+        found.append(([argument, argument + group, f"{stage}.{argument}"], place))
     uses = collections.Counter(spelling for spellings, _ in found for spelling in {*spellings})
     return {
         next(spelling for spelling in spellings if uses[spelling] == 1): place
@@ -57,28 +70,21 @@ def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]
 
 
 def written(links: Sequence[Link], depth: int = 0) -> str:
-    """The code that makes the chain; the outer ``depth`` things around it are already."""
+    """Source code for the chain, without the ``depth`` outermost things around its links."""
 
-    def outer(link: Link) -> Any:
-        inner = link.around[depth] if len(link.around) > depth else None
-        return inner.value[0] if isinstance(inner, Part) else inner
+    def outer(link: Link) -> Around | None:
+        return link.around[depth] if len(link.around) > depth else None
 
-    rows = []
-    for around, run in itertools.groupby(links, outer):
-        inside = list(run)
+    rows: list[str] = []
+    for _, run in itertools.groupby(links, lambda link: (x := outer(link)) and x.family):
+        members: dict[Around | None, list[Link]] = {}
+        for link in run:
+            members.setdefault(outer(link), []).append(link)
+        around = next(iter(members))
         if around is None:
-            rows += map(repr, inside)
-        elif isinstance(around, tuple):
-            groups = {selector: [] for selector in around}
-            for link in inside:
-                groups[around[link.around[depth].value[1]]].append(link)
-            body = "".join(
-                f"{selector!r}: {written(group, depth + 1)},\n"
-                for selector, group in groups.items()
-            )
-            rows.append(f"partition({{\n{textwrap.indent(body, '    ')}}})")
+            rows += map(repr, members[None])
         else:
-            rows.append(around.written(written(inside, depth + 1)))
+            rows.append(around.written([(x, written(y, depth + 1)) for x, y in members.items()]))
     if len(rows) == 1:
         return rows[0]
     return f"chain(\n{_indented(rows)})" if rows else "chain()"

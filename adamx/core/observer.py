@@ -8,8 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adamx.core.link import Link
-from adamx.core.selection import Leaf
+from adamx.core.link import Leaf, Link
 from adamx.core.signal import Signal
 from adamx.core.types import Array, Int32, Values
 

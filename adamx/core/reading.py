@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core.errors import StageError, described
-from adamx.core.trees import is_encoded, plain
+from adamx.core.link import is_packed
+from adamx.core.trees import plain
 from adamx.core.types import Array, PyTree, State
 
 __all__ = [
@@ -199,12 +200,12 @@ def unwrapped(tree: PyTree, boxes: bool = False) -> PyTree:
     """The same tree with what its variables hold; with ``boxes``, their remains count as such."""
 
     def stops(x: Any) -> bool:
-        return is_variable(x) or is_encoded(x) or (boxes and _is_box(x))
+        return is_variable(x) or is_packed(x) or (boxes and _is_box(x))
 
     def read(x: Any) -> Any:
         if is_variable(x):
             return unwrapped(_held(x), boxes)
-        if is_encoded(x):
+        if is_packed(x):
             return {key: plain(unwrapped(codes, boxes)) for key, codes in x.items()}
         return x["value"] if boxes and _is_box(x) else x
 
@@ -280,7 +281,7 @@ def merged(trees: Mapping[str, PyTree]) -> PyTree:
     names, parts = zip(*present.items(), strict=True)
     levels = [jax.tree.flatten(x, is_leaf=lambda y, x=x: y is not x) for x in parts]
     rows, containers = zip(*levels, strict=True)
-    if len({*containers}) > 1 or jax.tree_util.all_leaves(parts[:1]) or is_encoded(parts[0]):
+    if len({*containers}) > 1 or jax.tree_util.all_leaves(parts[:1]) or is_packed(parts[0]):
         raise ValueError(f"{' and '.join(names)} keep the same parameters; name one of them")
     whole = [merged(dict(zip(names, row, strict=True))) for row in zip(*rows, strict=True)]
     return containers[0].unflatten(whole)
@@ -313,7 +314,7 @@ def filled(tree: PyTree, params: PyTree) -> PyTree:
 def remedy_for(gradients: PyTree, kept: PyTree) -> str:
     """What to do about a slot that is no tree like the gradients."""
     wanted, held = (
-        {place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_encoded)[0]}
+        {place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_packed)[0]}
         for tree in (gradients, kept)
     )
     begun = [{place[:length] for length in range(1, len(place) + 1)} for place in held]

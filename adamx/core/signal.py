@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,10 +31,10 @@ class Signal:
         bias: the factor by which averages started at zero have shrunk the update so far
             (a scalar; E[update] = bias · E[what an unbiased average would give]), or None as long
             as no average stands in the chain.
-        statistic: whether a statistic has been taken.
-        direction: the update as it was when its bias was last corrected (of Adam
-            m̂/(√v̂ + ε), the signal-to-noise ratio), or None.
-        correction: the bias that was divided out there.
+        has_statistic: whether a statistic has been taken.
+        step: whether the update is a step, to be added to the parameter (a learning rate has been
+            applied), and no longer a direction.
+        notes: what stages in front have left for those behind, by name (:meth:`note`).
         is_limited: whether a stage in front has taken a statistic of it (:meth:`limited`).
     """
 
@@ -41,8 +42,8 @@ class Signal:
     update: Values
     bias: Scalar | None = None
     has_statistic: bool = False
-    direction: Values | None = None
-    correction: Scalar | None = None
+    step: bool = False
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_limited: bool = False
     _param: Values | None = None
     _dtypes: tuple[Any, ...] = ()
@@ -141,6 +142,37 @@ class Signal:
             bias = weight if bias is None else bias * weight
         return dataclasses.replace(self, update=update, bias=bias, has_statistic=True)
 
+    def with_step(self, update: Values) -> Signal:
+        """The signal with an update that is to be added to the parameter: −α times a direction."""
+        if self.bias is not None and "correction" in self.notes:
+            raise StageError(
+                "the update still has a bias, although a bias_correction stands in front of the "
+                "stage that brought it: the first steps would be too small. Put a "
+                "bias_correction() in front of this stage"
+            )
+        return dataclasses.replace(self.with_statistic(update), step=True)
+
+    def with_notes(self, **notes: Any) -> Signal:
+        """The signal with something left for the stages behind: arrays, or trees of arrays."""
+        return dataclasses.replace(self, notes={**self.notes, **notes})
+
+    def note(self, name: str, *, by: str) -> Any:
+        """What a stage in front has left under this name; the last one, if there are several.
+
+        Args:
+            name: the note's.
+            by: the stages that leave such a note, for the error.
+
+        Raises:
+            StageError: if no stage in front has left it.
+        """
+        if name not in self.notes:
+            raise StageError(
+                f"this stage needs the note {name!r}, which {by} leaves, and no stage in front of "
+                f"it has left one; put it behind {by} in the same chain"
+            )
+        return self.notes[name]
+
     def step_to(self, param: Values) -> Signal:
         """The signal with the update that ``apply_updates`` turns into just this parameter.
 
@@ -152,7 +184,11 @@ class Signal:
         return dataclasses.replace(self.with_statistic(param - self.param), _dtypes=wide)
 
     def corrected(self) -> Signal:
-        """The signal with the bias divided out of its update."""
+        """The signal with the bias divided out of its update.
+
+        It leaves two notes: the ``direction``, which is the update now (of Adam m̂/(√v̂ + ε), the
+        signal-to-noise ratio), and the ``correction``, the bias that was divided out.
+        """
         if self.bias is None:
             raise StageError(
                 "there is no bias to correct: no averaging stage (scale_by_momentum, "
@@ -161,15 +197,15 @@ class Signal:
                 "use adamx.chain for the stages that belong together"
             )
         direction = self.update * (1 / self.bias)
-        return dataclasses.replace(
-            self, update=direction, bias=None, direction=direction, correction=self.bias
+        return dataclasses.replace(self, update=direction, bias=None).with_notes(
+            direction=direction, correction=self.bias
         )
 
 
 jax.tree_util.register_dataclass(
     Signal,
-    data_fields=["gradient", "update", "bias", "direction", "correction", "_param"],
-    meta_fields=["has_statistic", "is_limited", "_dtypes"],
+    data_fields=["gradient", "update", "bias", "notes", "_param"],
+    meta_fields=["has_statistic", "step", "is_limited", "_dtypes"],
 )
 
 

@@ -30,12 +30,13 @@ class Slot:
         holds: ``"signed"`` (an average of gradients, say), ``"nonnegative"`` (a square or a norm),
             or ``"exact"``, where the last digits count, as those of a copy of the parameter. What
             is exact is never rounded.
-        codec: what encodes it between steps, by name; empty where nothing does.
+        form: the form in which an axis packs it between steps, for messages; empty for plain
+            arrays.
     """
 
     start: Callable[[Any], Any]
     holds: Literal["signed", "nonnegative", "exact"] = "signed"
-    codec: str = ""
+    form: str = ""
 
     def __call__(self, param: Any) -> Any:
         return self.start(param)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -19,7 +19,7 @@ from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
 from adamx.core.signal import Signal
 from adamx.core.signature import Signature
-from adamx.core.slots import Slots
+from adamx.core.slots import Slot, Slots
 
 __all__ = ["Clock", "Rule", "Stage", "Step"]
 
@@ -83,8 +83,16 @@ class Rule:
 class Definition(Signature):
     """A stage before it has its numbers: its name, its arguments, and what makes its rule."""
 
-    def __init__(self, factory: Callable[..., Rule | Callable[[Signal], Signal]]):
+    def __init__(
+        self,
+        factory: Callable[..., Rule | Callable[[Signal], Signal]],
+        *,
+        place: str = "anywhere",
+        keeps_rounding: bool = False,
+    ):
         super().__init__(factory)
+        self.place = place
+        self.keeps_rounding = keeps_rounding
         if self.optional:
             raise TypeError(
                 f"{self.name}: {self.optional[0]} is annotated as a hyperparameter or something "
@@ -127,7 +135,8 @@ class Stage(Link):
         self.data: tuple[str, ...] = tuple(
             name
             for name in definition.domains
-            if not (callable(arguments[name]) and jax.tree_util.all_leaves([arguments[name]]))
+            if not isinstance(arguments[name], hyper.Same)
+            and not (callable(arguments[name]) and jax.tree_util.all_leaves([arguments[name]]))
         )
         kept = tuple((k, x) for k, x in arguments.items() if k not in self.data)
         hollow = tuple(_hollow(arguments[k]) for k in self.data if callable(arguments[k]))
@@ -163,6 +172,27 @@ class Stage(Link):
         arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
         return Stage(self.definition, arguments, self.around)
 
+    def joined(self, links: Sequence[Link]) -> Stage:
+        """The stage with the values of what it shares with others of its chain.
+
+        Raises:
+            StageError: if there is no such stage for all of its parameters.
+        """
+        shared = {k: x for k, x in self.arguments.items() if isinstance(x, hyper.Same)}
+        if not shared:
+            return self
+        now = dict(self.arguments)
+        for name, same in shared.items():
+            others = [x for x in links if isinstance(x, Stage) and x.name == same.stage]
+            others = [x for x in others if x.where == self.where[: len(x.where)]]
+            if not others:
+                raise StageError(
+                    f"{name} is the {same.argument} of {same.stage}, and there is no such stage "
+                    f"for these parameters in the chain; pass {name}=, or chain it with one"
+                ).within(stage=self.name)
+            now[name] = same.of(max(others, key=lambda x: len(x.where)).arguments[same.argument])
+        return Stage(self.definition, now, self.around)
+
     def at(self, count: Any) -> Stage:
         """The stage at one step: its schedules replaced by their values."""
         now = dict(self.arguments)
@@ -196,6 +226,15 @@ class Stage(Link):
             return rule
         return dataclasses.replace(rule, clocks={**rule.clocks, "key": _key(rule.seed)})
 
+    def packed(self, slot: str, values: Any) -> Any:
+        """Values as the stage would keep them in a slot if it started with them."""
+        rule = self.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
+        start = dataclasses.replace(Slot.of(rule.slots[slot]), start=lambda _: values)
+        rule = dataclasses.replace(rule, slots={slot: start})
+        for around in reversed(self.around):
+            rule = around.surround(rule)
+        return rule.slots[slot](values)
+
     def __fingerprint__(self) -> Any:
         return self.definition, tuple(self.arguments.items()), self.around
 
@@ -207,7 +246,8 @@ class Stage(Link):
         for name, parameter in self.definition.signature.parameters.items():
             value = self.arguments[name]
             off = parameter.default in (0, None) and isinstance(value, (int, float, type(None)))
-            if not off or value:  # what is switched off by default, and here, goes without saying
+            same = isinstance(value, hyper.Same) and value == parameter.default
+            if not same and (not off or value):  # what is off, or shared, by default is not shown
                 shown.append(f"{name}={hyper.show(value)}")
         return f"{self.name}({', '.join(shown)})"
 
@@ -226,6 +266,11 @@ class Stage(Link):
 
 
 jax.tree_util.register_pytree_with_keys_class(Stage)
+
+
+def joined(links: Sequence[Link]) -> list[Link]:
+    """The links of a chain, each with the values of what it shares with another one."""
+    return [link.joined(links) if isinstance(link, Stage) else link for link in links]
 
 
 def _hollow(schedule: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, ParamSpec, Self
+from typing import Any, ClassVar, ParamSpec, Self, overload
 
 import jax
 import optax
@@ -15,6 +15,7 @@ from adamx.core.errors import as_given
 from adamx.core.foreign import Foreign
 from adamx.core.link import Link
 from adamx.core.naming import names, written
+from adamx.core.order import Place, check_order
 from adamx.core.signal import Signal
 from adamx.core.stage import Definition, Rule
 from adamx.core.trees import Params
@@ -191,7 +192,27 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
-def stage(factory: Callable[P, Rule | Callable[[Signal], Signal]]) -> Callable[P, Transformation]:
+Factory = Callable[P, Rule | Callable[[Signal], Signal]]
+Make = Callable[P, Transformation]
+
+
+@overload
+def stage(factory: Factory[P], /) -> Make[P]: ...
+
+
+@overload
+def stage(
+    *, place: Place = "anywhere", keeps_rounding: bool = False
+) -> Callable[[Factory[P]], Make[P]]: ...
+
+
+def stage(
+    factory: Factory[P] | None = None,
+    /,
+    *,
+    place: Place = "anywhere",
+    keeps_rounding: bool = False,
+) -> Make[P] | Callable[[Factory[P]], Make[P]]:
     """Make a stage's factory into the public function that returns a one-stage transformation.
 
     The factory takes the stage's arguments and returns its :class:`~adamx.core.Rule`, or, for a
@@ -199,6 +220,16 @@ def stage(factory: Callable[P, Rule | Callable[[Signal], Signal]]) -> Callable[P
     with numbers in place of schedules. Arguments annotated as hyperparameters
     (:data:`~adamx.core.Decay`, :data:`~adamx.core.NonNegative`, …) are data and are checked; all
     others, and those without an annotation, are structure: they stay as they were given.
+
+    Args:
+        factory: the stage's; ``@stage`` and ``@stage(place=…)`` both decorate it.
+        place: where the stage may stand; :func:`adamx.chain` refuses another order.
+            ``"direction"``: in front of the learning rate, where the update is a direction.
+            ``"rate"``: it makes a step of a direction, as a learning rate does; a chain has one.
+            ``"step"``: behind the learning rate, where the update is the step.
+            ``"rounding"``: behind everything that changes the step.
+        keeps_rounding: whether a step that is rounded stays so behind this stage, which may then
+            stand behind the rounding.
 
     Raises:
         TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
@@ -215,7 +246,13 @@ def stage(factory: Callable[P, Rule | Callable[[Signal], Signal]]) -> Callable[P
     >>> opt.update(jnp.array([4.0, -9.0]), opt.init(jnp.zeros(2)))[0]
     Array([-0.2,  0.3], dtype=float32)
     """
-    definition = Definition(factory)
+    if factory is None:
+        return functools.partial(_stage, place=place, keeps_rounding=keeps_rounding)
+    return _stage(factory)
+
+
+def _stage(factory: Factory[P], **order: Any) -> Make[P]:
+    definition = Definition(factory, **order)
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> Transformation:
@@ -234,6 +271,9 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
 
     Raises:
         TypeError: for something that is not a transformation.
+        StageError: for a stage that has to stand elsewhere: weight decay behind the learning rate,
+            a second learning rate, an average of parameters in front of the learning rate. The
+            error shows the right order.
 
     >>> import adamx, optax
     >>> adamx.chain(optax.clip_by_global_norm(1.0), adamx.adam(1e-3))
@@ -257,4 +297,5 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
                 "a list is passed as chain(*transformations), and a stage is called: "
                 "scale_by_momentum(), not scale_by_momentum"
             )
+    check_order(links)
     return Transformation(tuple(links))

@@ -13,7 +13,8 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core.errors import StageError, described
-from adamx.core.signal import add, check_inexact
+from adamx.core.link import Leaf, form_of, is_packed
+from adamx.core.signal import add, check_inexact, statistics_dtype
 from adamx.core.types import Array, PyTree
 
 __all__ = [
@@ -22,13 +23,13 @@ __all__ = [
     "apply_updates",
     "as_parameter",
     "check_arrays",
-    "codecs_of",
     "complete",
+    "forms_of",
     "is_eager",
-    "is_encoded",
     "is_missing",
     "mismatch",
     "path_of",
+    "paths_of",
     "plain",
     "written",
 ]
@@ -110,7 +111,7 @@ def complete(
         theta = jax.tree.leaves(beside)
         if not theta and (kept := [x for x in kept if x is not None]):
             beside = min(kept, key=_fewest)
-        places[i] = jax.tree.map(_shape, beside, is_leaf=is_encoded)
+        places[i] = jax.tree.map(_shape, beside, is_leaf=is_packed)
         thetas += theta or [None] * len(jax.tree.leaves(places[i]))
     found, tree = jax.tree.flatten(wide.unflatten(places))
     return tree, found, None if own is None else thetas
@@ -118,7 +119,7 @@ def complete(
 
 def _fewest(slot: Any) -> tuple[bool, int]:
     """Orders slots of the same parameters: those first that have one array of each."""
-    arrays = len(jax.tree.leaves(slot, is_leaf=is_encoded))
+    arrays = len(jax.tree.leaves(slot, is_leaf=is_packed))
     return not arrays, arrays
 
 
@@ -273,9 +274,16 @@ def is_eager(*trees: PyTree) -> bool:
     )
 
 
-def is_encoded(x: Any) -> bool:
-    """Whether this is an array that a codec has encoded: ``{"@codec": …}``."""
-    return isinstance(x, Mapping) and len(x) == 1 and str(next(iter(x))).startswith("@")
+def paths_of(tree: Any, leaves: Sequence[Any]) -> list[Leaf]:
+    """The path of every parameter, and its shape in the precision of statistics."""
+    numbered = tree.unflatten(range(tree.num_leaves))
+    return [
+        (
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            jax.ShapeDtypeStruct(leaves[i].shape, statistics_dtype(leaves[i].dtype)),
+        )
+        for path, i in jax.tree_util.tree_flatten_with_path(numbered)[0]
+    ]
 
 
 def plain(x: Any) -> Any:
@@ -283,10 +291,10 @@ def plain(x: Any) -> Any:
     return {key: plain(part) for key, part in x.items()} if isinstance(x, Mapping) else x
 
 
-def codecs_of(slot: PyTree) -> set[str]:
-    """The names of the codecs that have encoded a slot's arrays."""
-    leaves = jax.tree.leaves(slot, is_leaf=is_encoded)
-    return {next(iter(x))[1:] for x in leaves if is_encoded(x)}
+def forms_of(slot: PyTree) -> set[str]:
+    """The names of the forms in which a slot's arrays are packed."""
+    leaves = jax.tree.leaves(slot, is_leaf=is_packed)
+    return {form_of(x) for x in leaves if is_packed(x)}
 
 
 def apply_updates(params: Params, updates: PyTree) -> Params:

@@ -31,9 +31,8 @@ from adamx.core.errors import StageError, described
 from adamx.core.foreign import Foreign
 from adamx.core.identity import fingerprint
 from adamx.core.link import Link
-from adamx.core.selection import Part, shown
 from adamx.core.signal import Signal
-from adamx.core.stage import Definition, Stage
+from adamx.core.stage import Definition, Stage, joined
 from adamx.core.transformation import Transformation
 from adamx.explain.symbols import (
     PARAM,
@@ -242,6 +241,8 @@ class SymbolicSignal:
         self.weights: dict[Symbol, Expression] = {}
         self.gradient: Expression = Symbol("g")
         self.has_statistic: bool = False
+        self.step: bool = False
+        self.notes: dict[str, Any] = {}
         self._form: Expression = self.gradient
         self._corrected: Expression | None = None
         self._bias: Expression | None = None
@@ -304,6 +305,22 @@ class SymbolicSignal:
         self._change(form)
         self._bias = self._corrected = None
         return self
+
+    def with_step(self, update: Expression) -> SymbolicSignal:
+        """The update is a step."""
+        self.step = True
+        return self.with_statistic(update)
+
+    def with_notes(self, **notes: Any) -> SymbolicSignal:
+        """Something is left for the stages behind."""
+        self.notes.update(notes)
+        return self
+
+    def note(self, name: str, *, by: str) -> Any:
+        """What a stage in front has left."""
+        if name not in self.notes:
+            raise StageError(f"there is no note {name!r}; put the stage behind {by}")
+        return self.notes[name]
 
     def without_bias(self) -> SymbolicSignal:
         """The update no longer depends on its bias."""
@@ -617,42 +634,25 @@ def groups(links: Sequence[Link]) -> dict[str, tuple[Link, ...]]:
     A parameter is in one part of every partition, and inside or outside of every selection. Where
     several of these answers lead to the same row, those in which they differ go without saying.
     """
-    questions: dict[Any, list[Any]] = {}
-    for chosen in dict.fromkeys(chosen for link in links for chosen in link.where):
-        if isinstance(chosen, Part):
-            selectors = chosen.value[0]
-            questions[selectors] = [Part(selectors, i) for i in range(len(selectors))]
-        else:
-            questions[chosen] = [chosen, None]
-    rows: dict[tuple[int, ...], list[tuple[Any, ...]]] = {}
-    for answers in itertools.product(*questions.values()):
-        row = tuple(i for i, link in enumerate(links) if set(link.where) <= set(answers))
+    chosen = {x.family: x for link in links for x in link.where}
+    rows: dict[tuple[int, ...], list[tuple[tuple[Any, str], ...]]] = {}
+    for answers in itertools.product(*(x.siblings() for x in chosen.values())):
+        here = {around for around, _ in answers}
+        row = tuple(i for i, link in enumerate(links) if here.issuperset(link.where))
         rows.setdefault(row, []).append(answers)
-    return {
-        _group(list(questions), answers): tuple(links[i] for i in row)
-        for row, answers in rows.items()
-    }
+    return {_group(answers): tuple(links[i] for i in row) for row, answers in rows.items()}
 
 
-def _group(questions: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> str:
+def _group(rows: Sequence[tuple[tuple[Any, str], ...]]) -> str:
     """The answers that all of these have in common, in words."""
-    words = []
-    for question, answers in zip(questions, zip(*rows, strict=True), strict=True):
-        answer = answers[0]
-        if any(other != answer for other in answers):
-            continue
-        if isinstance(answer, Part):
-            selectors, index = answer.value
-            words.append(shown(selectors[index]))
-        else:
-            words.append(shown(question.value) if answer else f"not {shown(question.value)}")
+    words = [answers[0][1] for answers in zip(*rows, strict=True) if len({*answers}) == 1]
     return " and ".join(words) or "other parameters"
 
 
 def compose(links: Sequence[Link]) -> Explanation:
     """The equations of a row of links."""
     signal = SymbolicSignal()
-    for link in links:
+    for link in joined(links):
         if isinstance(link, Foreign):
             signal.opaque(f"{link!r}(", ")")
         elif isinstance(link, Stage):  # an observer changes nothing

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-@stage
+@stage(place="step")
 def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     r"""After every k steps, go back part of the way to where they began (Lookahead).
 
@@ -116,7 +116,7 @@ def _(signal, sync_period, slow_step_size):
     return signal.with_update(symbols.cases(synchronise, slow - signal.param, signal.update))
 
 
-@stage
+@stage(place="step", keeps_rounding=True)
 def polyak_ema(decay: Decay = 0.999):
     r"""Keep a decaying average of the *new* parameters; the update passes unchanged.
 
@@ -207,7 +207,7 @@ def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = N
     return average if params is None else filled(average, params)
 
 
-@stage
+@stage(place="step")
 def schedule_free(
     learning_rate: NonNegative,
     b1: Decay = 0.9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adamx.core import (
     NonNegative,
+    is_off,
     stage,
 )
 from adamx.explain import in_symbols
@@ -11,7 +12,7 @@ from adamx.explain import in_symbols
 __all__ = ["add_decayed_weights"]
 
 
-@stage
+@stage(place="direction")
 def add_decayed_weights(weight_decay: NonNegative = 0.0):
     r"""Add a multiple of the parameter to the update.
 
@@ -35,6 +36,8 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     >>> opt.update(jnp.array([1.0]), opt.init(theta), theta)[0]
     Array([2.], dtype=float32)
     """
+    if is_off(weight_decay):
+        return lambda signal: signal
     return lambda signal: signal.with_update(signal.update + weight_decay * signal.param)
 
 

@@ -29,7 +29,7 @@ from adamx.explain import in_symbols, symbols
 __all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
 
 
-@stage
+@stage(place="rounding")
 def stochastic_rounding(seed: int = 0):
     r"""Round the new parameter up or down at random, such that the mean is right.
 
@@ -84,7 +84,7 @@ def _(signal, seed):
     return signal.with_statistic(new - signal.param)
 
 
-@stage
+@stage(place="rounding")
 def kahan_summation(seed: int = 0):
     r"""Add to the next step what rounding has taken from this one (Kahan's summation).
 
@@ -148,7 +148,7 @@ def _(signal, seed):
     return signal
 
 
-@stage
+@stage(place="rounding")
 def master_weights():
     r"""Sum the steps in a float32 copy of the parameters, of which they are a rounding.
 

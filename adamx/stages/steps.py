@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from adamx.core import (
     NonNegative,
     Real,
+    is_off,
     stage,
     times,
 )
@@ -37,7 +38,7 @@ def _(signal, factor):
     return signal.with_update(factor * signal.update)
 
 
-@stage
+@stage(keeps_rounding=True)
 def set_to_zero():
     r"""Keep the parameter as it is.
 
@@ -63,7 +64,7 @@ def _(signal):
     return signal.with_statistic(symbols.ZERO)
 
 
-@stage
+@stage(place="rate")
 def scale_by_learning_rate(learning_rate: NonNegative):
     r"""Turn a direction into a step downhill.
 
@@ -79,15 +80,15 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
     Array([-0.5], dtype=float32)
     """
-    return lambda signal: signal.with_statistic(times(signal.update, -learning_rate))
+    return lambda signal: signal.with_step(times(signal.update, -learning_rate))
 
 
 @in_symbols(scale_by_learning_rate)
 def _(signal, learning_rate):
-    return signal.with_statistic(-learning_rate * signal.update)
+    return signal.with_step(-learning_rate * signal.update)
 
 
-@stage
+@stage(place="rate")
 def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
     r"""Turn a direction into a step downhill, and decay the parameter that it leads to.
 
@@ -116,11 +117,11 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
     """
 
     def shape(signal):
-        if isinstance(weight_decay, float) and weight_decay == 0:
-            return signal.with_statistic(times(signal.update, -learning_rate))
+        if is_off(weight_decay):
+            return signal.with_step(times(signal.update, -learning_rate))
         shrunk = 1 + learning_rate * weight_decay
         u = signal.update + weight_decay * signal.param
-        return signal.with_statistic(times(u, -learning_rate / shrunk))
+        return signal.with_step(times(u, -learning_rate / shrunk))
 
     return shape
 
@@ -128,6 +129,6 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
 @in_symbols(proximal_step)
 def _(signal, learning_rate, weight_decay):
     if weight_decay == symbols.ZERO:
-        return signal.with_statistic(-learning_rate * signal.update)
+        return signal.with_step(-learning_rate * signal.update)
     moved = signal.param - learning_rate * signal.update
-    return signal.with_statistic(moved / (1 + learning_rate * weight_decay) - signal.param)
+    return signal.with_step(moved / (1 + learning_rate * weight_decay) - signal.param)

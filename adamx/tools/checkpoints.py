@@ -14,15 +14,13 @@ import numpy as np
 
 from adamx.core import StageError, Transformation
 from adamx.core.errors import described
-from adamx.core.link import Link
+from adamx.core.link import Link, form_of, is_packed, unpacked
 from adamx.core.naming import names
 from adamx.core.observer import Observer
 from adamx.core.reading import Place, copied, place_of, the_state
 from adamx.core.stage import Stage, kind
-from adamx.core.trees import is_encoded
 from adamx.core.types import PyTree, State
 from adamx.wrappers.codecs import Codec
-from adamx.wrappers.quantize import Storage, codecs_around, decoded_array, encoded_slot
 
 __all__ = ["RestoreReport", "RestoreRow", "Restored", "restore_state"]
 
@@ -262,7 +260,7 @@ class _Parameters:
                 if place[start:stop] in self.places:
                     return place[start:stop]
         whole = self.places.get(())  # of a single array there is no path in the place
-        is_its = is_encoded(array) or (whole and np.shape(array) == whole)
+        is_its = is_packed(array) or (whole and np.shape(array) == whole)
         return () if whole is not None and is_its else None
 
     def summary(self, some: Iterable[Place]) -> tuple[str, ...]:
@@ -303,7 +301,7 @@ class _Restoring:
         codecs: tuple[Codec, ...],
     ):
         self.stage, self.link, self.codecs, self.parameters = stage, link, codecs, parameters
-        leaves, self.tree = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=is_encoded)
+        leaves, self.tree = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=is_packed)
         self.fresh: dict[Place, Any] = {place_of(path): own for path, own in leaves}
         slots = link.at(np.int32(0)).rule(jnp.float32).slots if isinstance(link, Stage) else None
         self.owners: dict[Place, Place | None] = {}
@@ -521,17 +519,17 @@ def _listed(names: Iterable[str], most: int = 8) -> str:
 
 def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[Codec, ...]) -> Any:
     """The saved value, in the form in which the chain keeps its own."""
-    if is_encoded(own):
+    forms = {codec.name: codec.unpack for codec in codecs}
+    if is_packed(own):
         if (same := _alike(own, kept)) is not None:
             return same
-        known = (*codecs, *codecs_around(link))
-        wanted = jax.eval_shape(lambda x: decoded_array(x, known), own)
-        values = decoded_array(kept, codecs) if is_encoded(kept) else jnp.asarray(kept)
-        _check_shape(values, wanted)
         assert isinstance(link, Stage)
-        return encoded_slot(link, place[0], values)
-    if is_encoded(kept):
-        values = decoded_array(kept, codecs)
+        wanted = jax.eval_shape(lambda x: unpacked(x, link.around, forms), own)
+        values = unpacked(kept, forms=forms) if is_packed(kept) else jnp.asarray(kept)
+        _check_shape(values, wanted)
+        return link.packed(place[0], values)
+    if is_packed(kept):
+        values = unpacked(kept, forms=forms)
         _check_shape(values, own)
         return values.astype(own.dtype)
     if not isinstance(kept, (jax.Array, np.ndarray, np.generic)):
@@ -562,11 +560,13 @@ def _check_shape(kept: Any, own: Any) -> None:
 
 
 def _draws(link: Link | None) -> bool:
-    """Whether the stage keeps a key for the random bits of a codec."""
-    return isinstance(link, Stage) and any(isinstance(x, Storage) for x in link.around)
+    """Whether the stage keeps a key only because of what is put around it."""
+    if not isinstance(link, Stage):
+        return False
+    return link.surrounded(()).at(np.int32(0)).rule(jnp.float32).seed is None
 
 
-def _places(tree: Any, is_leaf: Any = is_encoded) -> dict[Place, Any]:
+def _places(tree: Any, is_leaf: Any = is_packed) -> dict[Place, Any]:
     """Every array by where it is, whatever its containers have become."""
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
     return {place_of(path): leaf for path, leaf in leaves}
@@ -574,7 +574,7 @@ def _places(tree: Any, is_leaf: Any = is_encoded) -> dict[Place, Any]:
 
 def _recoded(kept: Any, value: Any) -> str:
     """How what was saved has changed its form, if it has."""
-    if not (is_encoded(kept) or is_encoded(value)) or _alike(value, kept) is not None:
+    if not (is_packed(kept) or is_packed(value)) or _alike(value, kept) is not None:
         return ""
-    forms = (next(iter(x))[1:] if is_encoded(x) else jnp.dtype(x.dtype).name for x in (kept, value))
+    forms = (form_of(x) if is_packed(x) else jnp.dtype(x.dtype).name for x in (kept, value))
     return " → ".join(forms)

@@ -17,17 +17,14 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.core import Transformation, chain
+from adamx.core import Same, Transformation, chain
 from adamx.core.errors import as_given, described
 from adamx.core.foreign import Foreign
 from adamx.core.identity import alike
 from adamx.core.link import Around, Link
-from adamx.core.selection import Part, Where
 from adamx.core.stage import Stage
 from adamx.tools.factories import Names, call, calls, default_of
 from adamx.wrappers import watch
-from adamx.wrappers.codecs import CODECS, Codec, as_codec
-from adamx.wrappers.quantize import Storage
 
 __all__ = ["from_config", "to_config"]
 
@@ -189,32 +186,9 @@ class _Writer:
         return written
 
     def around(self, around: Around, place: str) -> Any:
-        if isinstance(around, Part):
-            selectors, index = around.value
-            written = [self.selector(x, f"{place}.partition[{i}]") for i, x in enumerate(selectors)]
-            return {"partition": written, "part": index}
-        if isinstance(around, Where):
-            return {"where": self.selector(around.value, place)}
-        if isinstance(around, Storage):
-            codec, slots, min_size, seed = around.value
-            return {
-                "quantize_state": self.codec(codec, place),
-                "slots": {slot: self.codec(x, f"{place}.{slot}") for slot, x in slots},
-                "min_size": min_size,
-                "seed": seed,
-            }
-        raise _refusal(around, place)
-
-    def codec(self, codec: Codec | None, place: str) -> Any:
-        if codec is None:
-            return None
-        row = {"codec": codec.name, **dict(codec.arguments), "rounding": codec.rounding}
-        if codec.name in CODECS and _codec(row) == codec:
-            return row
-        return self.value(codec, place)
-
-    def selector(self, selector: Any, place: str) -> Any:
-        return list(selector) if isinstance(selector, tuple) else self.value(selector, place)
+        if not around.axis:
+            raise _refusal(around, place)
+        return around.to_json(lambda value, where: self.value(value, f"{place}{where}"))
 
     def value(self, value: Any, place: str) -> Any:
         if isinstance(value, Tracer):
@@ -240,6 +214,8 @@ class _Writer:
             return {"tuple": self.items(value, place)}
         if type(value) is dict:
             return {"dict": [self.items(pair, f"{place}[{pair[0]!r}]") for pair in value.items()]}
+        if isinstance(value, Same):
+            return {"same": value.argument, "stage": value.stage, "power": value.power}
         if isinstance(value, Transformation):
             return {"chain": self.chain(value, f"{place}.chain")}
         return self.named(value, place)
@@ -379,37 +355,14 @@ class _Reader:
         return [self.around(row, f"{place}[{i}]") for i, row in enumerate(rows)]
 
     def around(self, written: dict[str, Any], place: str) -> Around:
-        kind = _kind(written, ["where", "partition", "quantize_state"], place)
+        axis = Around.axes[_kind(written, list(Around.axes), place)]
         try:
-            if kind == "quantize_state":
-                return self.storage(written, place)
-            if kind == "where":
-                _check_keys(written, place, ["where"])
-                return Where(self.selector(written["where"], place))
-            _check_keys(written, place, ["partition", "part"])
-            selectors = [self.selector(x, place) for x in _list(written["partition"], place)]
-            if written["part"] not in range(len(selectors)):
-                raise TypeError(f"there is no part {written['part']!r} of {len(selectors)}")
-            return Part(tuple(selectors), written["part"])
+            _check_keys(written, place, axis.required, axis.optional)
+            return axis.from_json(
+                written, lambda value, where: self.value(value, f"{place}{where}")
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{place}: {str(error).removeprefix(f'{place}: ')}") from None
-
-    def storage(self, written: dict[str, Any], place: str) -> Storage:
-        _check_keys(written, place, ["quantize_state"], ["slots", "min_size", "seed"])
-        rest = {"slots": {}, "min_size": 4096, "seed": 0} | written
-        if not isinstance(rest["slots"], dict):
-            raise TypeError(f"slots: must be an object, got {rest['slots']!r}")
-        slots = {k: self.codec(x, f"{place}.{k}") for k, x in rest["slots"].items()}
-        codec = self.codec(rest["quantize_state"], place)
-        return Storage.of(codec, slots, min_size=rest["min_size"], seed=rest["seed"])
-
-    def codec(self, written: Any, place: str) -> Codec | None:
-        if isinstance(written, dict) and "codec" in written:
-            return _codec(written)
-        return as_codec(self.value(written, place))
-
-    def selector(self, written: Any, place: str) -> Any:
-        return tuple(written) if isinstance(written, list) else self.value(written, place)
 
     def value(self, value: Any, place: str) -> Any:
         if isinstance(value, list):
@@ -433,6 +386,9 @@ class _Reader:
 
     def as_name(self, value: dict[str, Any], place: str) -> Any:
         return self.find(value["name"], place)
+
+    def as_same(self, value: dict[str, Any], place: str) -> Any:
+        return Same(value["stage"], value["same"], float(value.get("power", 1.0)))
 
     def as_float(self, value: dict[str, Any], place: str) -> Any:
         return _number(value["float"], place)
@@ -514,16 +470,9 @@ class _Reader:
         return found
 
 
-def _codec(row: dict[str, Any]) -> Codec:
-    """One of adamx's codecs, from its name and arguments."""
-    arguments = {key: x for key, x in row.items() if key != "codec"}
-    if row["codec"] not in CODECS:
-        raise ValueError(f"there is no codec {row['codec']!r}; there are {', '.join(CODECS)}")
-    return CODECS[row["codec"]](**arguments)
-
-
 # The objects of a config that are not calls: their required keys, and those that may be missing.
 _FORMS: dict[str, tuple[list[str], ...]] = {
+    "same": (["same", "stage"], ["power"]),
     "name": (["name"],),
     "float": (["float"],),
     "array": (["array", "dtype"], ["weak_type"]),

@@ -18,14 +18,13 @@ from adamx.core import StageError, Transformation
 from adamx.core.errors import described
 from adamx.core.foreign import Foreign
 from adamx.core.hyper import clock_dtype
-from adamx.core.link import Link
+from adamx.core.link import Link, is_packed, unpacked
 from adamx.core.naming import names
 from adamx.core.observer import Observer
 from adamx.core.reading import beside, copied, place_of, the_state, unwrapped
 from adamx.core.stage import Rule, Stage, kind
-from adamx.core.trees import is_encoded, mismatch, path_of
+from adamx.core.trees import mismatch, path_of
 from adamx.core.types import PyTree, State
-from adamx.wrappers.quantize import codecs_around, decoded_array, encoded_slot
 
 __all__ = ["from_optax", "from_torch", "to_optax", "to_torch"]
 
@@ -398,8 +397,8 @@ class _Slots:
     def read(self, place: _Place, i: int) -> np.ndarray:
         """A slot's values, decoded."""
         kept = self.columns[place][i]
-        if is_encoded(kept):
-            kept = decoded_array(kept, codecs_around(self.links[place.stage]))
+        if is_packed(kept):
+            kept = unpacked(kept, self.links[place.stage].around)
         return np.asarray(kept)
 
     def write(self, place: _Place, i: int, value: np.ndarray) -> None:
@@ -412,10 +411,10 @@ class _Slots:
                 f"slot {place.slot!r} has the shape {list(self.shapes[i])}, and would get "
                 f"{list(value.shape)}{hint}"
             ).within(stage=place.stage, parameter=self.paths[i])
-        if is_encoded(start):
+        if is_packed(start):
             link, wide = self.links[place.stage], jnp.array(value, jnp.float32, copy=True)
             assert isinstance(link, Stage)
-            self.columns[place][i] = encoded_slot(link, place.slot, wide)
+            self.columns[place][i] = link.packed(place.slot, wide)
             return
         if np.iscomplexobj(value) and not jnp.iscomplexobj(start):
             raise StageError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -22,7 +22,8 @@ import numpy as np
 
 from adamx.core.errors import as_given
 from adamx.core.identity import ByValue
-from adamx.core.types import Array, BFloat16, Float32, Int8, Int32, PyTree, UInt8, UInt32
+from adamx.core.link import FORMS
+from adamx.core.types import Array, BFloat16, Float32, Int8, Int32, PyTree, UInt8, UInt32, Values
 
 __all__ = ["CODECS", "Codec", "as_codec", "bf16", "fp8", "int8"]
 
@@ -84,6 +85,10 @@ class Codec:
                 f"{self.name}: rounding must be 'stochastic' or 'nearest', got {self.rounding!r}"
             )
         object.__setattr__(self, "_record", ByValue(self.__fingerprint__()))
+
+    def unpack(self, encoded: PyTree) -> Values:
+        """:attr:`decode`, compiled."""
+        return _decoded(self, encoded)
 
     def __fingerprint__(self) -> Any:
         return self.name, self.encode, self.decode, self.rounding
@@ -185,6 +190,28 @@ def int8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
 CODECS: dict[str, Callable[..., Codec]] = {"bf16": bf16, "fp8": fp8, "int8": int8}
 
 
+def codec_to_json(codec: Codec | None, write: Callable[[Any, str], Any], where: str) -> Any:
+    """A codec in a configuration: by its name and arguments, one's own as ``write`` writes it."""
+    if codec is None:
+        return None
+    row = {"codec": codec.name, **dict(codec.arguments), "rounding": codec.rounding}
+    return row if codec.name in CODECS and _made(row) == codec else write(codec, where)
+
+
+def codec_from_json(written: Any, read: Callable[[Any, str], Any], where: str) -> Codec | None:
+    """What :func:`codec_to_json` has written, or a codec's name."""
+    if isinstance(written, dict) and "codec" in written:
+        return _made(written)
+    return as_codec(read(written, where))
+
+
+def _made(row: Mapping[str, Any]) -> Codec:
+    arguments = {key: x for key, x in row.items() if key != "codec"}
+    if row["codec"] not in CODECS:
+        raise ValueError(f"there is no codec {row['codec']!r}; there are {', '.join(CODECS)}")
+    return CODECS[row["codec"]](**arguments)
+
+
 def as_codec(given: Any) -> Codec | None:
     """A codec, from itself or its name; None, which keeps slots as they are, from itself."""
     if given is None or isinstance(given, Codec):
@@ -198,6 +225,11 @@ def as_codec(given: Any) -> Codec | None:
         f"there is no codec {as_given(given)}; there are {', '.join(map(repr, CODECS))}, what "
         "adamx.Codec(name, encode, decode) makes, and None for slots that stay as they are"
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decoded(codec: Codec, encoded: PyTree) -> Values:
+    return codec.decode(encoded)
 
 
 def _blockwise(name: str, encode: Any, decode: Decode, block_size: int, rounding: str) -> Codec:
@@ -380,3 +412,6 @@ def _from_fp8(encoded: dict[str, Array]) -> Numbers:
     subnormal = 2 * normal - 2**-14
     magnitude = _number(jnp.minimum(_pattern(normal), _pattern(subnormal)))
     return _signed(_scaled(magnitude, _fields(encoded["exponents"], codes.shape[-1])), codes)
+
+
+FORMS.update({name: make().unpack for name, make in CODECS.items()})

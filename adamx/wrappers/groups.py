@@ -10,9 +10,10 @@ import optax
 
 from adamx.core import Transformation, chain
 from adamx.core.errors import described
-from adamx.core.selection import Chosen, Part, Selector, Where, choose, paths_of
-from adamx.core.trees import as_parameter
+from adamx.core.link import Around, choose
+from adamx.core.trees import as_parameter, paths_of
 from adamx.core.types import PyTree
+from adamx.wrappers.selection import Part, Selector, Where
 
 __all__ = ["PartitionSummary", "describe_partition", "partition", "where"]
 
@@ -129,7 +130,7 @@ def partition(
     )
 
 
-def _within(chosen: Chosen, transformation: optax.GradientTransformation) -> Transformation:
+def _within(chosen: Around, transformation: optax.GradientTransformation) -> Transformation:
     return Transformation(tuple(link.within(chosen) for link in chain(transformation).links))
 
 

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from adamx.core.errors import described
+from adamx.core.link import form_of, is_packed, unpacked
 from adamx.core.reading import filled, find, merged
-from adamx.core.trees import is_encoded
 from adamx.core.types import PyTree
 from adamx.wrappers.codecs import Codec
-from adamx.wrappers.quantize import decoded_array
 
 __all__ = ["MemoryUsage", "MemoryUsageRow", "dequantize", "memory_usage"]
 
@@ -104,10 +103,10 @@ def memory_usage(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> MemoryUsag
     found: dict[tuple[str, str, str], list[int]] = {}
     scalars: dict[str, list[int]] = {}
     for stage, slot, x in _arrays(state):
-        array = _values(x, codecs) if is_encoded(x) else x
-        kept_as = next(iter(x))[1:] if is_encoded(x) else jnp.dtype(x.dtype).name
+        array = _values(x, codecs) if is_packed(x) else x
+        kept_as = form_of(x) if is_packed(x) else jnp.dtype(x.dtype).name
         own = sum(map(_size, jax.tree.leaves(x)))
-        wide = 4 * array.size if is_encoded(x) else own
+        wide = 4 * array.size if is_packed(x) else own
         if array.size <= 2:  # clocks are no more than that
             kept = scalars.setdefault(kept_as, [0, 0, 0])
         else:
@@ -127,7 +126,9 @@ def _size(array: Any) -> int:
 
 def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
     """Shape and dtype of what is encoded."""
-    return jax.eval_shape(lambda x: decoded_array(x, codecs), x)
+    return jax.eval_shape(
+        lambda x: unpacked(x, forms={codec.name: codec.unpack for codec in codecs}), x
+    )
 
 
 def dequantize(
@@ -183,10 +184,12 @@ def dequantize(
         raise ValueError(f"several stages have a slot {slot!r}; name one of {', '.join(named)}")
 
     def of_one(x: Any) -> Any:
-        return decoded_array(x, codecs) if is_encoded(x) else x
+        return (
+            unpacked(x, forms={codec.name: codec.unpack for codec in codecs}) if is_packed(x) else x
+        )
 
     values = merged(
-        {label: jax.tree.map(of_one, kept, is_leaf=is_encoded) for label, kept in named.items()}
+        {label: jax.tree.map(of_one, kept, is_leaf=is_packed) for label, kept in named.items()}
     )
     return values if params is None else filled(values, params)
 
@@ -212,5 +215,5 @@ def _arrays(state: PyTree) -> Iterator[tuple[str, str, Any]]:
         for stage, entry in chain.items():
             named = entry.items() if isinstance(entry, Mapping) else [("", entry)]
             for slot, kept in named:
-                for x in jax.tree.leaves(kept, is_leaf=is_encoded):
+                for x in jax.tree.leaves(kept, is_leaf=is_packed):
                     yield stage, slot, x

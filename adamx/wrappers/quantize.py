@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,12 @@ import optax
 
 from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain, random
 from adamx.core.errors import as_given
-from adamx.core.link import Around, Link
+from adamx.core.link import Around, is_packed
 from adamx.core.stage import Stage, kinds
-from adamx.core.trees import is_encoded
 from adamx.core.types import Array, Key, PyTree, UInt32, Values
-from adamx.wrappers.codecs import CODECS, Codec, as_codec
+from adamx.wrappers.codecs import Codec, as_codec, codec_from_json, codec_to_json
 
-__all__ = ["Storage", "codecs_around", "decoded_array", "encoded_slot", "quantize_state"]
+__all__ = ["quantize_state"]
 
 
 def quantize_state(
@@ -91,8 +90,11 @@ def quantize_state(
     return Transformation(tuple(link.within(storage) for link in links))
 
 
-class Storage(Around):
+class Storage(Around, axis="quantize_state"):
     """The codec of every slot of the links inside."""
+
+    required = ("quantize_state",)
+    optional = ("slots", "min_size", "seed")
 
     value: tuple[Codec | None, tuple[tuple[str, Codec | None], ...], int, int]
 
@@ -116,7 +118,7 @@ class Storage(Around):
         found: dict[str, bool] = {}  # whether it can be stored, in one of the stages at least
         for stage in stages:
             for slot, first in stage.at(np.int32(0)).rule(jnp.float32).slots.items():
-                found[slot] = found.get(slot, False) or not _is_exact(first)
+                found[slot] = found.get(slot, False) or not _stays(first)
         for slot, codec in self.value[1]:
             if slot not in found:
                 raise ValueError(
@@ -136,7 +138,7 @@ class Storage(Around):
         codecs = {
             slot: codec
             for slot, first in slots
-            if not _is_exact(first) and (codec := self.codec(slot))
+            if not _stays(first) and (codec := self.codec(slot))
         }
         if not codecs:
             return rule
@@ -161,14 +163,37 @@ class Storage(Around):
                     "chain(quantize_state(…), …), or use adamx's own"
                 )
 
-    def written(self, inside: str) -> str:
-        """The call of quantize_state()."""
+    def forms(self) -> Mapping[str, Callable[[Any], Any]]:
+        default, single, _, _ = self.value
+        codecs = (x for x in (default, *dict(single).values()) if x is not None)
+        return {codec.name: codec.unpack for codec in codecs}
+
+    def written(self, inside: Sequence[tuple[Any, str]]) -> str:
         default, single, min_size, seed = self.value
-        rows = [repr(default)] if default is not None else []
+        rows = [links for _, links in inside]
+        rows += [repr(default)] if default is not None else []
         rows += [f"{slot}={codec!r}" for slot, codec in single]
         rows += [f"min_size={min_size}"] if min_size != 4096 else []
         rows += [f"seed={seed}"] if seed != 0 else []
-        return f"quantize_state({', '.join([inside, *rows])})"
+        return f"quantize_state({', '.join(rows)})"
+
+    def to_json(self, write: Callable[[Any, str], Any]) -> dict[str, Any]:
+        default, single, min_size, seed = self.value
+        return {
+            "quantize_state": codec_to_json(default, write, ""),
+            "slots": {slot: codec_to_json(x, write, f".{slot}") for slot, x in single},
+            "min_size": min_size,
+            "seed": seed,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Storage:
+        rest = {"slots": {}, "min_size": 4096, "seed": 0, **row}
+        if not isinstance(rest["slots"], dict):
+            raise TypeError(f"slots: must be an object, got {rest['slots']!r}")
+        slots = {k: codec_from_json(x, read, f".{k}") for k, x in rest["slots"].items()}
+        codec = codec_from_json(rest["quantize_state"], read, "")
+        return cls.of(codec, slots, min_size=rest["min_size"], seed=rest["seed"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +220,7 @@ class _Encoded:
             # XLA would fold what is computed of zeros, for minutes where arrays are large.
             return self.encode(slot, jax.lax.optimization_barrier(self.rule.slots[slot](param)))
 
-        return Slot(first, holds="exact", codec=repr(self.codecs[slot]))
+        return Slot(first, Slot.of(self.rule.slots[slot]).holds, form=repr(self.codecs[slot]))
 
     def decode(self, signal: Signal, slots: Mapping[str, Any]) -> dict[str, Any]:
         dtype = jnp.finfo(signal.update.dtype).dtype
@@ -230,44 +255,10 @@ class _Encoded:
         return jax.tree.map(of_one, values)
 
 
-def _is_exact(first: Any) -> bool:
-    return Slot.of(first).holds == "exact"
-
-
-def codecs_around(link: Link | None) -> Iterator[Codec]:
-    """The codecs by which slots of a link may be stored."""
-    for around in link.around if link is not None else ():
-        if isinstance(around, Storage):
-            default, single, _, _ = around.value
-            yield from (x for x in (default, *dict(single).values()) if x is not None)
-
-
-def encoded_slot(stage: Stage, slot: str, values: PyTree) -> PyTree:
-    """Values as the stage would store them if its slot started with them."""
-    bare = stage.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
-    first = bare.slots[slot]
-    rule = dataclasses.replace(
-        bare, slots={slot: dataclasses.replace(Slot.of(first), start=lambda _: values)}
-    )
-    for around in reversed(stage.around):
-        rule = around.surround(rule)
-    return rule.slots[slot](values)
-
-
-def decoded_array(encoded: Mapping[str, Any], codecs: Iterable[Codec] = ()) -> Values:
-    """The values of an array that one of adamx's codecs has encoded, or one of these.
-
-    Raises:
-        ValueError: if it was another one.
-    """
-    ((key, kept),) = encoded.items()
-    name, known = key[1:], {made.name: made for made in (*(f() for f in CODECS.values()), *codecs)}
-    if name not in known:
-        raise ValueError(
-            f"the state was stored by the codec {name!r}, which is none of {', '.join(known)}; "
-            "pass it as codecs=(codec,)"
-        )
-    return _decoded(known[name], kept)
+def _stays(first: Any) -> bool:
+    """Whether a slot is kept as it is: its last digits count, or it is packed already."""
+    slot = Slot.of(first)
+    return slot.holds == "exact" or bool(slot.form)
 
 
 def _nearest(x: Any) -> UInt32[Array, "*shape"]:
@@ -286,16 +277,11 @@ def _encode(
     return {f"@{codec.name}": codec.encode(_constant(x.astype(jnp.float32)), bits, nonnegative)}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decoded(codec: Codec, kept: PyTree) -> Values:
-    return codec.decode(kept)
-
-
 def _decode(codec: Codec, kept: PyTree, dtype: Any) -> PyTree:
     def of_one(x: Any) -> Any:
-        return codec.decode(x[f"@{codec.name}"]).astype(dtype) if is_encoded(x) else x
+        return codec.decode(x[f"@{codec.name}"]).astype(dtype) if is_packed(x) else x
 
-    return jax.tree.map(of_one, kept, is_leaf=is_encoded)
+    return jax.tree.map(of_one, kept, is_leaf=is_packed)
 
 
 @jax.custom_jvp

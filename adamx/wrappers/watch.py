@@ -17,10 +17,10 @@ from adamx.core.hyper import LARGEST_COUNT, clock_dtype
 from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View, nothing
 from adamx.core.reading import find
-from adamx.core.selection import Selector, Where, called, check_call, checked
 from adamx.core.signal import statistics_dtype, wider
 from adamx.core.types import Array, Int32, PyTree, Scalar, Values
 from adamx.core.varying import axes_of, varying
+from adamx.wrappers.selection import Selector, Where, called, check_call, checked
 
 __all__ = ["metrics", "watch"]
 
@@ -155,8 +155,8 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
         return varying(jnp.zeros((), jnp.int32), axes_of(x))
 
     grad, bias = signal.gradient, signal.bias
-    if signal.correction is not None:
-        bias = signal.correction
+    if "correction" in signal.notes:
+        bias = signal.notes["correction"]
     of_grad = squares(grad)
     # A finite sum has no terms that are not: only where it is not finite is it worth counting.
     finite = jnp.isfinite(of_grad[0].plain)
@@ -164,7 +164,7 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
         "grad_rms": of_grad,
         "update_rms": squares(signal.update),
         "param_rms": None if param is None else squares(param),
-        "snr": None if signal.direction is None else squares(signal.direction),
+        "snr": squares(signal.notes["direction"]) if "direction" in signal.notes else None,
         "bias": None if bias is None else bias.astype(clock_dtype()),
         "nonfinite": jax.lax.cond(finite, none, nonfinite, grad),
     }

@@ -19,7 +19,8 @@ import fnmatch
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import jax
@@ -27,27 +28,12 @@ import numpy as np
 
 from adamx.core.errors import StageError, described
 from adamx.core.hyper import origin
-from adamx.core.link import Around
-from adamx.core.signal import statistics_dtype
+from adamx.core.link import Around, Leaf
 
-__all__ = ["Chosen", "Part", "Selector", "Where", "choose", "labelled", "paths_of", "shown"]
+__all__ = ["Part", "Selector", "Where", "labelled", "shown"]
 
 Selector: TypeAlias = str | tuple[str, ...] | Callable[[str, jax.ShapeDtypeStruct], bool]
 """A pattern, several of which one must match, or a predicate of a parameter's path and shape."""
-
-Leaf: TypeAlias = tuple[str, jax.ShapeDtypeStruct]
-
-
-def paths_of(tree: Any, leaves: Sequence[Any]) -> list[Leaf]:
-    """The path of every parameter, and its shape in the precision of statistics."""
-    numbered = tree.unflatten(range(tree.num_leaves))
-    return [
-        (
-            jax.tree_util.keystr(path, simple=True, separator="/"),
-            jax.ShapeDtypeStruct(leaves[i].shape, statistics_dtype(leaves[i].dtype)),
-        )
-        for path, i in jax.tree_util.tree_flatten_with_path(numbered)[0]
-    ]
 
 
 def checked(selector: Any) -> Selector:
@@ -164,43 +150,16 @@ def _word(pattern: str) -> str:
     return word or "rest"
 
 
-class Chosen(Around):
-    """Which parameters a link is for; equal by value."""
-
-    value: Any
-    label: str
-
-    @property
-    def selector(self) -> Selector:
-        """The selector by which they are chosen."""
-        raise NotImplementedError
-
-    def choose(
-        self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
-    ) -> list[bool]:
-        """For every parameter, whether it is among the chosen.
-
-        Args:
-            leaves: the parameters that are known.
-            inside: in a message, which of the parameters these are.
-            idle: the paths of those that have no gradient in this step, beside which there may be
-                others that are not known; None if all have one.
-        """
-        raise NotImplementedError
-
-
-class Where(Chosen):
+class Where(Around, axis="where"):
     """The parameters that a selector means."""
 
+    required = ("where",)
+    selects = True
     value: Selector
 
     def __init__(self, selector: Selector):
         super().__init__(checked(selector))
         self.label: str = labelled(self.value)
-
-    @property
-    def selector(self) -> Selector:
-        return self.value
 
     def choose(
         self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
@@ -212,23 +171,34 @@ class Where(Chosen):
             raise _nothing(shown(self.value), leaves, inside)
         return chosen
 
-    def written(self, inside: str) -> str:
-        return f"where({shown(self.value)}, {inside})"
+    def written(self, inside: Sequence[tuple[Any, str]]) -> str:
+        ((_, links),) = inside
+        return f"where({self}, {links})"
+
+    def siblings(self) -> Sequence[tuple[Around | None, str]]:
+        return [(self, str(self)), (None, f"not {self}")]
+
+    def to_json(self, write: Callable[[Any, str], Any]) -> dict[str, Any]:
+        return {"where": _to_json(self.value, write, "")}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Where:
+        return cls(_from_json(row["where"], read))
+
+    def __str__(self) -> str:
+        return shown(self.value)
 
 
-class Part(Chosen):
+class Part(Around, axis="partition"):
     """The parameters that one of several selectors is the first to mean."""
 
+    required = ("partition", "part")
+    selects = True
     value: tuple[tuple[Selector, ...], int]
 
     def __init__(self, selectors: tuple[Selector, ...], index: int):
         super().__init__((tuple(map(checked, selectors)), index))
         self.label: str = labelled(self.value[0][index])
-
-    @property
-    def selector(self) -> Selector:
-        selectors, index = self.value
-        return selectors[index]
 
     def choose(
         self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
@@ -247,34 +217,47 @@ class Part(Chosen):
             raise _uncovered(selectors, leaves, first, inside)
         return [found == index for found in first]
 
+    @property
+    def family(self) -> Any:
+        return self.value[0]
+
+    def written(self, inside: Sequence[tuple[Any, str]]) -> str:
+        links = {part.value[1]: links for part, links in inside}
+        rows = [f"{shown(x)}: {links.get(i, 'chain()')},\n" for i, x in enumerate(self.value[0])]
+        return f"partition({{\n{textwrap.indent(''.join(rows), '    ')}}})"
+
+    def siblings(self) -> Sequence[tuple[Around | None, str]]:
+        selectors, _ = self.value
+        return [(Part(selectors, i), shown(x)) for i, x in enumerate(selectors)]
+
+    def to_json(self, write: Callable[[Any, str], Any]) -> dict[str, Any]:
+        selectors, index = self.value
+        written = [_to_json(x, write, f".partition[{i}]") for i, x in enumerate(selectors)]
+        return {"partition": written, "part": index}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Part:
+        written, index = row["partition"], row["part"]
+        if not isinstance(written, list):
+            raise TypeError(f"must be a list, got {written!r}")
+        if index not in range(len(written)):
+            raise TypeError(f"there is no part {index!r} of {len(written)}")
+        return cls(tuple(_from_json(x, read) for x in written), index)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.value
 
+    def __str__(self) -> str:
+        selectors, index = self.value
+        return shown(selectors[index])
 
-def choose(
-    links: Sequence[Any],
-    leaves: Callable[[], Sequence[Leaf]],
-    idle: Callable[[], Collection[str] | None] = lambda: None,
-) -> list[list[bool] | None]:
-    """For every link the parameters it is for; None for all of them.
 
-    A selection inside a selection chooses among the parameters that the outer one has chosen.
-    """
-    is_selective = any(link.where for link in links)
-    known, without = (leaves(), idle()) if is_selective else ((), None)
+def _to_json(selector: Selector, write: Callable[[Any, str], Any], where: str) -> Any:
+    return list(selector) if isinstance(selector, tuple) else write(selector, where)
 
-    @functools.cache
-    def among(where: tuple[Chosen, ...]) -> list[bool]:
-        if not where:
-            return [True] * len(known)
-        *outer, inner = where
-        left = among(tuple(outer))
-        own = [leaf for leaf, is_left in zip(known, left, strict=True) if is_left]
-        place = " in ".join(shown(chosen.selector) for chosen in reversed(outer))
-        answers = iter(inner.choose(own, f" inside {place}" if place else "", without))
-        return [is_left and next(answers) for is_left in left]
 
-    return [among(link.where) if link.where else None for link in links]
+def _from_json(written: Any, read: Callable[[Any, str], Any]) -> Any:
+    return tuple(written) if isinstance(written, list) else read(written, "")
 
 
 def _check_alive(selector: Selector, leaves: Sequence[Leaf], inside: str) -> None:
