@@ -43,6 +43,15 @@ def at_least(least: Any, x: Reals) -> Reals:
     return jnp.maximum(least, x)
 
 
+def mean(
+    x: Reals, axes: tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> Float[Array, "*blocks"]:
+    """The mean along these axes (all if None); of nothing, 0."""
+    over = range(x.ndim) if axes is None else axes
+    size = math.prod(x.shape[axis] for axis in over)
+    return jnp.sum(x, axes, keepdims=keepdims) / max(size, 1)
+
+
 def plus(x: Values, number: Any, times: Any = 1) -> Values:
     """x + number · times, where the Python number 0 costs nothing.
 

@@ -37,9 +37,6 @@ __all__ = [
 Schedule: TypeAlias = Callable[[Any], Any]
 """A function from the count of past updates (0 at the first one) to a value."""
 
-Hyper: TypeAlias = float | jax.Array | np.ndarray | Schedule
-"""A hyperparameter: a number, an array (traced or batched), or a schedule."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Same:
@@ -65,6 +62,10 @@ class Same:
             schedule: Callable[[Any], Any] = value
             return lambda count: schedule(count) ** self.power
         return value**self.power
+
+
+Hyper: TypeAlias = float | jax.Array | np.ndarray | Schedule | Same
+"""A number, an array (traced or batched), a schedule, or that of another stage of the chain."""
 
 
 def is_off(value: Any) -> bool:

@@ -117,7 +117,7 @@ def mars(
     Array([-0.003,  0.003], dtype=float32)
     """
     return chain(
-        reduce_variance(b1, gamma),  # new in MARS
+        reduce_variance(gamma=gamma),  # new in MARS
         clip_by_norm(max_norm),
         adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay),
     )

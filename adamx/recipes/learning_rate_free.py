@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 
-from adamx.core import Decay, Hyper, NonNegative, Positive, Transformation, chain
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain
 from adamx.recipes.registry import recipe
-from adamx.stages import scale_by_learning_rate, scale_by_prodigy
+from adamx.stages import (
+    add_decayed_weights,
+    bias_correction,
+    estimate_distance,
+    scale_by_distance,
+    scale_by_learning_rate,
+    scale_by_momentum,
+    scale_by_rms,
+)
 
 __all__ = ["prodigy"]
 
@@ -72,24 +80,20 @@ def prodigy(
     >>> bool(jnp.abs(theta).max() < 0.1)
     True
     """
+    own = {} if b3 is None else {"b3": b3}
     return chain(
-        scale_by_prodigy(  # Adam's two averages, weighted with d, and the estimate of d
-            learning_rate,
-            b1,
-            b2,
-            square_root(b2) if b3 is None else b3,
-            eps,
-            weight_decay,
-            d0=d0,
+        estimate_distance(  # new in Prodigy
+            d0,
             d_coef=d_coef,
             growth_rate=growth_rate,
-            use_bias_correction=use_bias_correction,
             safeguard_warmup=safeguard_warmup,
+            bias_corrected=use_bias_correction,
+            **own,
         ),
+        scale_by_momentum(b1),
+        scale_by_rms(b2, eps=0.0, eps_hat=eps),
+        add_decayed_weights(weight_decay),
+        bias_correction() if use_bias_correction else chain(),
+        scale_by_distance(),
         scale_by_learning_rate(learning_rate),
     )
-
-
-def square_root(number: Hyper) -> Hyper:
-    """√ of a number or of a schedule's values."""
-    return (lambda t: number(t) ** 0.5) if callable(number) else number**0.5

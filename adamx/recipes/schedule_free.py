@@ -79,11 +79,11 @@ def schedule_free_adamw(
         bias_correction(),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(rate),
-        schedule_free(rate, b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, in front
+        schedule_free(b1=b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, in front
     )
 
 
-def warmed_up(learning_rate: Hyper, steps: Hyper) -> Hyper:
+def warmed_up(learning_rate: Any, steps: Any) -> Hyper:
     """The learning rate behind a linear warm-up; the numbers in it remain data."""
     if isinstance(steps, (int, float)) and steps == 0:
         return learning_rate

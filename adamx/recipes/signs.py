@@ -126,7 +126,7 @@ def cautious_adamw(
         scale_by_momentum(b1),
         scale_by_rms(b2, eps, eps_hat=eps_hat),
         bias_correction(),
-        cautious(floor, downhill=False),  # new in C-AdamW
+        cautious(floor),  # new in C-AdamW
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(learning_rate),
     )
@@ -170,7 +170,7 @@ def grams(
         scale_by_momentum(b1),
         scale_by_rms(b2, eps, eps_hat=eps_hat),
         bias_correction(),
-        align_with_gradient(downhill=False),  # new in Grams
+        align_with_gradient(),  # new in Grams
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(learning_rate),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from adamx.core import Decay, NonNegative, Positive, Transformation, chain
+from adamx import stages
+from adamx.core import Decay, NonNegative, Positive, Same, Transformation, chain
 from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
     clip_by_relative_rms,
+    growing_clip,
     scale_by_atan2,
     scale_by_belief,
     scale_by_delayed_rms,
@@ -15,11 +17,10 @@ from adamx.stages import (
     scale_by_max_rms,
     scale_by_momentum,
     scale_by_nesterov_momentum,
-    scale_by_rectified_rms,
     scale_by_rms,
     scale_by_yogi,
 )
-from adamx.stages.rectification import Length
+from adamx.stages.rectification import Length, rectify
 
 __all__ = [
     "adabelief",
@@ -210,7 +211,7 @@ def radam(
         threshold: what ρ must exceed, ≥ 4; 4 in the paper, 5 in the authors' code.
 
     Equals torch.optim.RAdam. optax.radam has ε beside √v̂, as here
-    ``scale_by_rectified_rms(b2, eps, eps_hat=0.0)`` in the chain. Under a schedule of β₂, ρ is
+    ``scale_by_rms(b2, eps)`` in the chain. Under a schedule of β₂, ρ is
     computed from the mean age of the gradients in v; torch and Optax take the present β₂ to the
     power t.
 
@@ -222,7 +223,8 @@ def radam(
     """
     return chain(
         scale_by_momentum(b1),
-        scale_by_rectified_rms(b2, eps_hat=eps, threshold=threshold),  # Adam: scale_by_rms
+        scale_by_rms(b2, eps=0.0, eps_hat=eps),
+        rectify(threshold),  # new in RAdam
         bias_correction(),
         scale_by_learning_rate(learning_rate),
     )
@@ -262,10 +264,14 @@ def adabelief(
     >>> opt.update(jnp.array([0.1, -10.0]), opt.init(jnp.zeros(2)))[0].round(6)
     Array([-0.001111,  0.001111], dtype=float32)
     """
-    beside = {"eps": 0.0, "eps_hat": eps} if rectify else {"eps": eps}
+    if rectify:
+        belief = scale_by_belief(b2, eps=0.0, eps_hat=eps, eps_root=eps)
+        division = chain(belief, stages.rectify(b2=Same("scale_by_belief", "b2")))
+    else:
+        division = scale_by_belief(b2, eps, eps_root=eps)
     return chain(
         scale_by_momentum(b1),
-        scale_by_belief(b2, eps_root=eps, rectify=rectify, **beside),  # Adam: scale_by_rms
+        division,  # Adam: scale_by_rms
         bias_correction(),
         scale_by_learning_rate(learning_rate),
     )
@@ -434,7 +440,8 @@ def adopt(
     Array([-0.0001,  0.0001], dtype=float32)
     """
     return chain(
-        scale_by_delayed_rms(b2, eps, clip=clip),  # Adam: scale_by_rms, behind the momentum
+        scale_by_delayed_rms(b2, eps),  # Adam: scale_by_rms, behind the momentum
+        growing_clip() if clip else chain(),
         scale_by_momentum(b1),
         scale_by_learning_rate(learning_rate),
     )
@@ -458,7 +465,7 @@ def stableadamw(
 
     with the averages of :func:`adam`. (The paper writes them as AdaFactor does, without m and v:
     :math:`\hat\beta = \beta (1 - \beta^{t-1})/(1 - \beta^t)` gives :math:`\hat m, \hat v`
-    directly.) The clipping keeps a v of its own: three arrays per parameter, where AdamW has two.
+    directly.)
 
     Args:
         learning_rate: α ≥ 0.
@@ -483,6 +490,6 @@ def stableadamw(
         scale_by_rms(b2, eps),
         bias_correction(),
         add_decayed_weights(weight_decay),
-        clip_by_relative_rms(b2, eps),  # Adam, AdamW: nothing
+        clip_by_relative_rms(eps),  # Adam, AdamW: nothing
         scale_by_learning_rate(learning_rate),
     )

@@ -15,6 +15,7 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
+    Same,
     Slot,
     StageError,
     decaying_average,
@@ -209,7 +210,7 @@ def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = N
 
 @stage(place="step")
 def schedule_free(
-    learning_rate: NonNegative,
+    learning_rate: NonNegative = Same("scale_by_learning_rate", "learning_rate"),
     b1: Decay = 0.9,
     *,
     r: NonNegative = 0.0,
@@ -237,8 +238,9 @@ def schedule_free(
     Keeps ``z``, shaped like the parameter, float32 at least.
 
     Args:
-        learning_rate: γ, as it is in u: the average weighs the iterates with its largest value so
-            far, so that those of a warm-up count less.
+        learning_rate: γ, as it is in u: that of :func:`scale_by_learning_rate` in the same chain,
+            or a value. The average weighs the iterates with its largest value so far, so that
+            those of a warm-up count less.
         b1: β₁ in [0, 1), how far from z towards x gradients are taken.
         r: r ≥ 0, the power of t in the weights.
         weight_lr_power: p ≥ 0, the power of γ in the weights; 0 for equal ones.
@@ -248,7 +250,7 @@ def schedule_free(
     Raises:
         StageError: if ``update`` is called without parameters.
 
-    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.schedule_free(1.0, b1=0.5))
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.schedule_free(b1=0.5))
     >>> y = jnp.array([0.0])
     >>> state = opt.init(y)
     >>> for _ in range(2):  # z: 1, 2; x: 1, 1.5

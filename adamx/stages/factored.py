@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -19,17 +18,16 @@ from adamx.core import (
     abs_sq,
     decaying_average,
     divide,
-    plus,
     root,
     stage,
     times,
 )
-from adamx.core.arithmetic import summable_squares
+from adamx.core.arithmetic import mean, summable_squares
 from adamx.core.hyper import clock_dtype
 from adamx.core.slots import real_zeros
-from adamx.core.types import Array, Float, Reals
+from adamx.core.types import Array, Float
 from adamx.explain import in_symbols, symbols
-from adamx.stages.second_moment import over_rms_in_symbols
+from adamx.stages.second_moment import divided_by_rms, divided_by_rms_in_symbols
 
 __all__ = ["scale_by_block_rms", "scale_by_factored_rms", "scale_by_param_block_rms"]
 
@@ -178,15 +176,13 @@ def scale_by_block_rms(
         return reduced_zeros(param, shared_axes(blocks, param.shape), keepdims=True)
 
     def update(signal, slots, step):
-        square = block_mean(
+        square = mean(
             summable_squares(signal.gradient),
             shared_axes(blocks, signal.gradient.shape),
             keepdims=True,
         )
         nu = mean_square(slots["nu"], square)
-        shrunk = root(mean_square.weight(step))
-        u = divide(signal.update, plus(root(nu), eps, shrunk), eps)
-        return signal.with_statistic(u, weight=1 / shrunk), {"nu": nu}
+        return divided_by_rms(signal, nu, mean_square.weight(step), eps), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks=mean_square.clocks)
 
@@ -195,7 +191,7 @@ def scale_by_block_rms(
 def _(signal, b2, eps, blocks):
     over = {"tensor": "array", "row": "row", "column": "column"}.get(blocks, "block")
     v = signal.average("v", b2, of=symbols.mean(signal.gradient**2, over))
-    return over_rms_in_symbols(signal, v, eps)
+    return divided_by_rms_in_symbols(signal, v, eps)
 
 
 @stage
@@ -222,7 +218,7 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     """
 
     def shape(signal):
-        rms = root(block_mean(abs_sq(signal.param)))
+        rms = root(mean(abs_sq(signal.param)))
         size = jnp.maximum(rms, min_scale)  # pyright: ignore[reportArgumentType]
         return signal.with_update(times(signal.update, size))
 
@@ -255,15 +251,6 @@ def shared_axes(blocks: str | Callable[..., Sequence[int]], shape: tuple[int, ..
             f"that share one number, got {blocks!r}"
         )
     return named[blocks]
-
-
-def block_mean(
-    x: Reals, axes: Axes | None = None, *, keepdims: bool = False
-) -> Float[Array, "*blocks"]:
-    """The mean along these axes (all if None); of nothing, 0."""
-    over = range(x.ndim) if axes is None else axes
-    size = math.prod(x.shape[axis] for axis in over)
-    return jnp.sum(x, axes, keepdims=keepdims) / max(size, 1)
 
 
 def reduced_zeros(
