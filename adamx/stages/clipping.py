@@ -41,10 +41,10 @@ def clip_by_relative_rms(eps: NonNegative = 1e-6, threshold: Positive = 1.0):
         \text{RMS}_t = \sqrt{\operatorname{mean} \frac{|g_t|^2}{\max(\hat v_t, \epsilon^2)}},
         \qquad u \leftarrow \frac{u}{\max(1, \text{RMS}_t / d)}
 
-    The mean is over all elements of one array. This is AdaFactor's update clipping with the gradient
-    in place of the momentum in the numerator. It stands behind the stage that keeps v, which is
-    :func:`scale_by_rms` or another that divides by a second moment, and where the whole step is to
-    be shrunk, weight decay included. It keeps nothing.
+    The mean is over all elements of one array. This is AdaFactor's update clipping with the
+    gradient in place of the momentum in the numerator. It stands behind the stage that keeps v,
+    which is :func:`scale_by_rms` or another that divides by a second moment, and where the whole
+    step is to be shrunk, weight decay included. It keeps nothing.
 
     Args:
         eps: the least root mean square that counts.
