@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 import reference
 from adamx.core import Rule
-from adamx.core.parts import MANY
+from adamx.core.engine.parts import MANY
 from catalog import OPTIMISERS
 
 RECIPES = {

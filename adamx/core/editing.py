@@ -55,7 +55,7 @@ def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
     found = labels(links)
     if at is not None:
         count = _count(at)
-        links = [_at(x, count) if isinstance(x, Stage) else x for x in joined(opt.settled())]
+        links = [_at(x, count) for x in joined(opt.settled())]
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
 
 
@@ -75,9 +75,9 @@ def _count(at: Any) -> Any:
     return at
 
 
-def _at(stage: Stage, count: Any) -> Stage:
-    """The stage at a step; at a batch of steps, with batches in place of its schedules."""
-    if np.ndim(count) == 0:
+def _at(stage: Link, count: Any) -> Link:
+    """The link at a step; at a batch of steps, with batches in place of its schedules."""
+    if np.ndim(count) == 0 or not isinstance(stage, Stage):
         return stage.at(count)
     scheduled = [name for name in stage.definition.domains if callable(stage.arguments[name])]
 
@@ -99,7 +99,7 @@ def replace(links: Sequence[Link], changes: Mapping[str, Any]) -> tuple[Link, ..
             named[place] = name
             arguments[place.link][place.argument] = value
     return tuple(
-        link.replace(**arguments[index]) if index in arguments and isinstance(link, Stage) else link
+        link.replace(**arguments[index]) if index in arguments else link
         for index, link in enumerate(links)
     )
 

@@ -8,7 +8,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,6 +18,10 @@ from adamx.core import hyper, naming
 from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
 from adamx.core.types import PyTree
+
+if TYPE_CHECKING:
+    from adamx.core.engine.row import Row
+    from adamx.core.engine.state import Beginning
 
 __all__ = ["ABSENT", "Foreign"]
 
@@ -53,8 +57,15 @@ class Foreign(Link):
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return hyper.origin(self.transformation.update)
 
-    def init(self, params: PyTree) -> PyTree:
-        return self.transformation.init(params)
+    def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
+        with self.noted(name):
+            kept = self.transformation.init(beginning.params(here, ABSENT))
+        for around in self.around:
+            around.admit(name, kept)
+        beginning.state[name] = kept
+
+    def run(self, row: Row, name: str, here: list[bool] | None) -> None:
+        row.pass_through(name, self, here)
 
     def update(
         self, updates: PyTree, state: PyTree, params: PyTree, **extra: Any

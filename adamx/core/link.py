@@ -14,6 +14,8 @@ from adamx.core.errors import StageError
 from adamx.core.identity import ByValue
 
 if TYPE_CHECKING:
+    from adamx.core.engine.row import Row
+    from adamx.core.engine.state import Beginning
     from adamx.core.stage import Rule
 
 __all__ = ["Around", "Leaf", "Link", "choose", "form_of", "is_packed", "unpacked"]
@@ -208,6 +210,32 @@ class Link:
     def functions(self) -> str:
         """Its functions, as an error calls them."""
         return "a function that it holds"
+
+    def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
+        """Add to a state before the first step what it keeps.
+
+        Args:
+            beginning: the state as it comes about.
+            name: the link's in the state.
+            here: the parameters it is for; None for all.
+        """
+        raise NotImplementedError
+
+    def run(self, row: Row, name: str, here: list[bool] | None) -> None:
+        """Take its turn in a step."""
+        raise NotImplementedError
+
+    def at(self, count: Any) -> Link:
+        """The link at one step, with values in place of schedules."""
+        return self
+
+    def joined(self, links: Sequence[Link]) -> Link:
+        """The link with the values of what it shares with others of its chain."""
+        return self
+
+    def replace(self, **changes: Any) -> Link:
+        """The link with other values of its arguments."""
+        raise TypeError(f"{self.name} has no arguments of adamx; make it anew")
 
     def within(self, around: Around) -> Self:
         """The same, with this around it."""

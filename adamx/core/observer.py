@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
 from adamx.core.link import Leaf, Link
 from adamx.core.signal import Signal
 from adamx.core.types import Array, Int32, Values
+
+if TYPE_CHECKING:
+    from adamx.core.engine.row import Row
+    from adamx.core.engine.state import Beginning
 
 __all__ = ["Observer", "View", "nothing"]
 
@@ -41,6 +45,12 @@ class View:
 
 class Observer(Link):
     """The link; what it has seen is its entry in the state, a tree of scalars."""
+
+    def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
+        beginning.observers.append(name)
+
+    def run(self, row: Row, name: str, here: list[bool] | None) -> None:
+        row.show(name, self, here)
 
     def observe(self, view: View, before: Any, looks: bool) -> Any:
         """Its entry after this step.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,11 @@ from adamx.core.signal import Signal
 from adamx.core.signature import Signature
 from adamx.core.slots import Slot, Slots
 
-__all__ = ["Clock", "Rule", "Stage", "Step"]
+if TYPE_CHECKING:
+    from adamx.core.engine.row import Row
+    from adamx.core.engine.state import Beginning
+
+__all__ = ["Clock", "Reach", "Rule", "Stage", "Step"]
 
 
 class Clock(NamedTuple):
@@ -31,6 +35,8 @@ class Clock(NamedTuple):
         start: ``() -> value`` before the first step.
         tick: ``value -> value``, once a step, before the stage's arrays are updated.
         read: ``value -> reading``, what the stage needs of it.
+        scope: ``"step"``, or ``"parameter"`` for a key of random bits, which reads as another key
+            for every parameter.
         settle: ``(value, total) -> value``, for a scalar that depends on this step's sum over all
             parameters; ``global_sum`` sees the reading before it, ``update`` the one after it.
     """
@@ -39,6 +45,19 @@ class Clock(NamedTuple):
     tick: Callable[[jax.Array], jax.Array]
     read: Callable[[jax.Array], Any]
     settle: Callable[[jax.Array, Any], jax.Array] | None = None
+    scope: Literal["step", "parameter"] = "step"
+
+
+Reach = Literal["element", "row", "array"]
+"""How far an element of a rule's result looks within its array: at the elements at its own place,
+at those of its row (the last axis), or at the whole array. How a rule may be executed, split over
+devices and applied to parts of an array follows from its reach."""
+
+
+def widest(reaches: Iterable[Reach]) -> Reach:
+    """The reach of several rules in a row."""
+    found = {*reaches}
+    return "array" if "array" in found else "row" if "row" in found else "element"
 
 
 class Step(NamedTuple):
@@ -67,9 +86,12 @@ class Rule:
             over all parameters before ``update`` runs. The only way to look beyond one array.
         seed: of a rule that draws random bits: the clock ``key`` starts from it, and reads as
             another key for every parameter and step (:func:`adamx.core.random.bits`).
-        idle: whether ``update`` also runs on a parameter that has no gradient in this step (None
-            among the gradients). It sees a gradient and an update of zero there; what it makes of
-            the slots is kept, and the parameter takes no step all the same.
+        without_gradient: whether ``update`` also runs on a parameter that has no gradient in this
+            step (None among the gradients). It sees a gradient and an update of zero there; what
+            it makes of the slots is kept, and the parameter takes no step all the same.
+        reach: how far its elements look; ``@stage(reach=…)`` says it.
+        reshape: ``shape -> shape``, of a rule that changes the shape of gradient and update, as
+            one that enters a projected space does; None, if it keeps the shape.
     """
 
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
@@ -77,7 +99,25 @@ class Rule:
     clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
     global_sum: Callable[[Signal, Slots, Step], Any] | None = None
     seed: int | None = None
-    idle: bool = False
+    without_gradient: bool = False
+    reach: Reach = "array"
+    reshape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if both := sorted(self.slots.keys() & self.clocks.keys()):
+            raise StageError(
+                f"a slot and a clock are both called {both[0]!r}; they are kept in one dict, so "
+                "give one of them another name"
+            )
+        clock = self.clocks.get(_KEY)
+        if _KEY in self.slots or (clock is not None and clock.scope == "step"):
+            raise StageError(
+                f"{_KEY!r} is the name of the clock from which Rule(seed=…) draws random bits; "
+                "give this one another name"
+            )
+
+
+_KEY = "key"
 
 
 class Definition(Signature):
@@ -89,8 +129,10 @@ class Definition(Signature):
         *,
         place: str = "anywhere",
         keeps_rounding: bool = False,
+        reach: Reach = "array",
     ):
         super().__init__(factory)
+        self.reach: Reach = reach
         self.place = place
         self.keeps_rounding = keeps_rounding
         if self.optional:
@@ -195,8 +237,11 @@ class Stage(Link):
 
     def at(self, count: Any) -> Stage:
         """The stage at one step: its schedules replaced by their values."""
+        domains = self.definition.domains
+        if not any(callable(x) or np.ndim(x) for x in (self.arguments[name] for name in domains)):
+            return self
         now = dict(self.arguments)
-        for name, domain in self.definition.domains.items():
+        for name, domain in domains.items():
             if callable(now[name]):
                 try:
                     with jax.numpy_dtype_promotion("standard"):  # the count meets floats there
@@ -218,13 +263,23 @@ class Stage(Link):
             name: hyper.cast(value, dtype) if name in self.definition.domains else value
             for name, value in self.arguments.items()
         }
-        made = self.definition.factory(**arguments)
+        try:
+            made = self.definition.factory(**arguments)
+        except StageError as error:
+            raise error.within(stage=self.name) from None
         rule = made if isinstance(made, Rule) else Rule(_stateless(made))
+        rule = dataclasses.replace(rule, reach=self.definition.reach)
         for around in reversed(self.around):
             rule = around.surround(rule)
         if rule.seed is None:
             return rule
-        return dataclasses.replace(rule, clocks={**rule.clocks, "key": _key(rule.seed)})
+        return dataclasses.replace(rule, clocks={**rule.clocks, _KEY: _key(rule.seed)})
+
+    def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
+        beginning.of_rule(name, self.at(beginning.count).rule(hyper.clock_dtype()), here)
+
+    def run(self, row: Row, name: str, here: list[bool] | None) -> None:
+        row.append(name, self, here)
 
     def packed(self, slot: str, values: Any) -> Any:
         """Values as the stage would keep them in a slot if it started with them."""
@@ -270,7 +325,7 @@ jax.tree_util.register_pytree_with_keys_class(Stage)
 
 def joined(links: Sequence[Link]) -> list[Link]:
     """The links of a chain, each with the values of what it shares with another one."""
-    return [link.joined(links) if isinstance(link, Stage) else link for link in links]
+    return [link.joined(links) for link in links]
 
 
 def _hollow(schedule: Any) -> Any:
@@ -285,7 +340,7 @@ def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal,
 
 
 def _key(seed: int) -> Clock:
-    return Clock(lambda: random.key(seed), random.after, lambda key: key)
+    return Clock(lambda: random.key(seed), random.after, lambda key: key, scope="parameter")
 
 
 def keep(before: Slots, after: Slots) -> Slots:
@@ -295,8 +350,8 @@ def keep(before: Slots, after: Slots) -> Slots:
     for name, old in before.items():
         if kinds(old) != kinds(after[name]):
             raise StageError(
-                f"slot {name!r} is {kinds(old)} and would become {kinds(after[name])}: the "
-                "gradient and the state are not of the same parameters"
+                f"slot {name!r} is {kinds(old)} and would become {kinds(after[name])}; its update "
+                "returns every slot with the shape and dtype that it was given"
             )
     return jax.tree.map(_strong, after)
 

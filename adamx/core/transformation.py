@@ -17,7 +17,7 @@ from adamx.core.link import Link
 from adamx.core.naming import names, written
 from adamx.core.order import Place, check_order
 from adamx.core.signal import Signal
-from adamx.core.stage import Definition, Rule
+from adamx.core.stage import Definition, Reach, Rule
 from adamx.core.trees import Params
 from adamx.core.types import PyTree, State
 
@@ -202,7 +202,7 @@ def stage(factory: Factory[P], /) -> Make[P]: ...
 
 @overload
 def stage(
-    *, place: Place = "anywhere", keeps_rounding: bool = False
+    *, reach: Reach = "array", place: Place = "anywhere", keeps_rounding: bool = False
 ) -> Callable[[Factory[P]], Make[P]]: ...
 
 
@@ -210,6 +210,7 @@ def stage(
     factory: Factory[P] | None = None,
     /,
     *,
+    reach: Reach = "array",
     place: Place = "anywhere",
     keeps_rounding: bool = False,
 ) -> Make[P] | Callable[[Factory[P]], Make[P]]:
@@ -223,6 +224,9 @@ def stage(
 
     Args:
         factory: the stage's; ``@stage`` and ``@stage(place=…)`` both decorate it.
+        reach: how far an element of the result looks within its array: ``"element"`` at the
+            elements at its own place, ``"row"`` at those of its row (the last axis), ``"array"`` at
+            the whole array.
         place: where the stage may stand; :func:`adamx.chain` refuses another order.
             ``"direction"``: in front of the learning rate, where the update is a direction.
             ``"rate"``: it makes a step of a direction, as a learning rate does; a chain has one.
@@ -247,12 +251,12 @@ def stage(
     Array([-0.2,  0.3], dtype=float32)
     """
     if factory is None:
-        return functools.partial(_stage, place=place, keeps_rounding=keeps_rounding)
+        return functools.partial(_stage, reach=reach, place=place, keeps_rounding=keeps_rounding)
     return _stage(factory)
 
 
-def _stage(factory: Factory[P], **order: Any) -> Make[P]:
-    definition = Definition(factory, **order)
+def _stage(factory: Factory[P], **says: Any) -> Make[P]:
+    definition = Definition(factory, **says)
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> Transformation:

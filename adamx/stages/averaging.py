@@ -155,7 +155,9 @@ def polyak_ema(decay: Decay = 0.999):
     def update(signal, slots, step):
         return signal, {"ema": mean(slots["ema"], subtractable(signal.next_param))}
 
-    return Rule(update, slots={"ema": Slot(zeros, holds="exact")}, clocks=mean.clocks, idle=True)
+    return Rule(
+        update, slots={"ema": Slot(zeros, holds="exact")}, clocks=mean.clocks, without_gradient=True
+    )
 
 
 @in_symbols(polyak_ema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -13,13 +14,13 @@ from adamx.core import (
     Positive,
     Rule,
     Same,
-    decaying_average,
+    decay_clock,
     divide,
     root,
     stage,
     zeros,
 )
-from adamx.core.arithmetic import finite
+from adamx.core.arithmetic import finite, log
 from adamx.core.hyper import clock_dtype
 from adamx.core.slots import iterate
 from adamx.explain import in_symbols, symbols
@@ -94,14 +95,12 @@ def estimate_distance(
     >>> bool(jnp.abs(theta).max() < 0.1)
     True
     """
-    mean = decaying_average(b1, "log_decay_1")
-    mean_square = decaying_average(b2, "log_decay_2")
 
     def eta(step):
         """κ and η, the rate without d."""
         kappa = 1.0
         if bias_corrected:
-            kappa = root(mean_square.weight(step)) / mean.weight(step)
+            kappa = root(step.clock["log_decay_2"]) / step.clock["log_decay_1"]
         return kappa, learning_rate * kappa
 
     def d_squared(step):
@@ -144,13 +143,18 @@ def estimate_distance(
         measured = signal.with_update(d["before"] * signal.update)
         return measured.with_notes(distance=d["before"], unit=d["now"]), kept
 
-    clocks = mean.clocks | mean_square.clocks if bias_corrected else {}
+    weights = {"log_decay_1": weight_clock(b1), "log_decay_2": weight_clock(b2)}
     return Rule(
         update,
         slots={"grad_sum": zeros, "params0": iterate},
-        clocks=clocks | {"distance": distance},
+        clocks={"distance": distance} | (weights if bias_corrected else {}),
         global_sum=global_sum,
     )
+
+
+def weight_clock(beta: Any) -> Clock:
+    """A decay clock of a β that another stage has, which is known as soon as the chain runs."""
+    return decay_clock(0.0)._replace(tick=lambda kept: decay_clock(log(beta)).tick(kept))
 
 
 @in_symbols(estimate_distance)

@@ -71,7 +71,7 @@ class Form:
 
     def check(self, param: Any, kept: Any) -> None:
         """What is kept of a parameter is what the slot starts with."""
-        shape, dtype = np.shape(param), jax.typeof(param).dtype
+        shape, dtype = np.shape(param), _dtype(param)
         start = self.start(shape, dtype)
         if start is _UNKNOWN or _form(start) == _form(kept):
             return
@@ -99,7 +99,7 @@ class Form:
 
     def check_shape(self, gradient: Any, kept: Any) -> None:
         """The same of a parameter that is not known: its dtype need not be the gradient's."""
-        start = self.start(np.shape(gradient), jax.typeof(gradient).dtype)
+        start = self.start(np.shape(gradient), _dtype(gradient))
         if start is _UNKNOWN:
             return
         same = jax.tree.structure(start) == jax.tree.structure(kept)

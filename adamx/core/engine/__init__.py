@@ -1,0 +1,17 @@
+"""Runs a row of links over trees of parameters: the only code that knows trees.
+
+===========  ======================================================================================
+``program``  what a step is compiled for, and one step
+``state``    the state before the first step
+``row``      the signals of all parameters on their way along the links
+``run``      how a block of stages runs on arrays: the one seam for other ways of execution
+``parts``    a step outside ``jit`` on very many arrays, compiled in parts
+``forms``    what a step must find in the state
+``varying``  values that differ between the devices of ``shard_map``
+===========  ======================================================================================
+"""
+
+from adamx.core.engine.program import Program, update
+from adamx.core.engine.state import init
+
+__all__ = ["Program", "init", "update"]

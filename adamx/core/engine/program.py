@@ -1,0 +1,194 @@
+"""What a step is compiled for, and one step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adamx.core import hyper
+from adamx.core.engine.parts import MANY, step_in_parts
+from adamx.core.engine.row import Row
+from adamx.core.errors import StageError, as_given
+from adamx.core.foreign import Foreign
+from adamx.core.identity import ByValue, Static, fingerprint
+from adamx.core.link import Link
+from adamx.core.naming import names
+from adamx.core.observer import Observer
+from adamx.core.stage import Rule, Stage, joined
+from adamx.core.trees import Aligned, align, check_arrays, is_eager
+from adamx.core.types import PyTree, State
+
+__all__ = ["Program", "update"]
+
+
+class Program:
+    """A row of links, and what its steps are compiled for; equal by value.
+
+    Programs are compiled for what the links' functions read when the links were made. If that has
+    changed since, the row is made again for this step, and the old one equals only itself from now
+    on: a caller's ``jit`` may have compiled this step under its name.
+    """
+
+    def __init__(self, links: tuple[Link, ...]):
+        self.links = links
+        self.last: Program = self
+        self._compiled: list[Program] = []  # those that a caller's jit may have compiled
+
+    @functools.cached_property
+    def split(self) -> tuple[Static, list[Any]]:
+        """What a step is compiled for, and the arrays that it is given."""
+        return Static.split(self.links)
+
+    @functools.cached_property
+    def slots(self) -> dict[str, tuple[str, ...]] | None:
+        """Every stage's slots; None if a link sees more than one array at a time."""
+        if any(link.where or not isinstance(link, Stage) for link in self.links):
+            return None
+        rules: dict[str, Rule] = {}
+
+        def look(count: Any) -> None:
+            for name, link in zip(names(self.links), joined(self.links), strict=True):
+                assert isinstance(link, Stage)
+                rules[name] = link.at(count).rule(hyper.clock_dtype())
+
+        jax.eval_shape(look, jnp.zeros((), jnp.int32))
+        if any(rule.global_sum or rule.seed is not None for rule in rules.values()):
+            return None
+        return {name: tuple(rule.slots) for name, rule in rules.items() if rule.slots}
+
+    @functools.cached_property
+    def open(self) -> tuple[ByValue, ...]:
+        """The records of what may change."""
+        return tuple(x for link in self.links for x in link.records if x.is_open)
+
+    @functools.cached_property
+    def lasts(self) -> bool:
+        """Whether what is compiled for it stays right."""
+        return all(record.lasts for link in self.links for record in link.records)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether anything that its functions read has changed since it was made."""
+        return any(x.is_stale for x in self.open)
+
+    def now(self, *, traced: bool = False) -> Program:
+        """What runs in this step: this, or the same made again.
+
+        Args:
+            traced: whether the caller may be compiling the step.
+        """
+        if self.open:
+            if self.last.is_stale:
+                self.last = self if not self.is_stale else Program(self._renewed())
+            if self.last is not self:
+                for record in self.open:
+                    record.strayed = record.strayed or record.is_stale
+            if traced and self.last not in self._compiled:
+                self._compiled.append(self.last)
+                for record in self.last.open:
+                    record.traced = True
+        return self.last
+
+    def _renewed(self) -> tuple[Link, ...]:
+        return tuple(link.renewed() for link in self.links)
+
+    def settled(self) -> tuple[Link, ...]:
+        """The links, if their functions give what the compiled steps use."""
+        for program in (self.last, *self._compiled):
+            for link in program.links:
+                link.settled()
+        return self.last.links
+
+    def __fingerprint__(self) -> Any:
+        return self.last.links
+
+    @functools.cached_property
+    def _key(self) -> Hashable:
+        records = tuple(link.records for link in self.links)
+        static, numbers = self.split
+        return records, static.leaves, *map(fingerprint, numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Program) and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+def update(
+    program: Program, updates: PyTree, state: State, params: PyTree, extra: dict[str, Any]
+) -> tuple[PyTree, State]:
+    """One step."""
+    links = program.links
+    gradients, tree = jax.tree.flatten(updates)
+    check_state(links, state)
+    check_arrays(tree, gradients)
+    aligned = None if params is None else align(updates, tree, params)
+    looks, extra = _looking(links, extra)
+    seen = extra if any(isinstance(link, Foreign) for link in links) else {}
+    traced = not is_eager(gradients, state, seen)
+    compiles = not traced and program.lasts
+    program = program.now(traced=traced)
+    static, numbers = program.split
+    if compiles and len(gradients) > MANY and program.slots is not None:
+
+        def some(tree: Any, gradients: list[Any], params: Aligned | None, state: State) -> Any:
+            return _compiled_step(static, tree, looks, numbers, gradients, params, state, seen)
+
+        done = step_in_parts(some, program.slots, tree, gradients, aligned, state)
+        if done is not None:
+            return tree.unflatten(done[0]), done[1]
+    step = _compiled_step if compiles else _step
+    emitted, state = step(static, tree, looks, numbers, gradients, aligned, state, seen)
+    return tree.unflatten(emitted), state
+
+
+def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether the observers look in this step, and what else update() was given."""
+    if not any(isinstance(link, Observer) for link in links):
+        return False, extra
+    looks = extra.get("observe", True)
+    if not isinstance(looks, bool):
+        raise StageError(
+            f"observe must be True or False, got {as_given(looks)}: with it two programs are "
+            "compiled, one that looks and one that does not; make it a static argument of the "
+            "jitted step, or let watch(every=n) decide"
+        )
+    return looks, {key: x for key, x in extra.items() if key != "observe"}
+
+
+def check_state(links: Sequence[Link], state: Any) -> None:
+    """The state is a dict with nothing in it that the chain does not know."""
+    if not isinstance(state, dict) or "count" not in state:
+        raise StageError(
+            f"the state is {type(state).__name__}, not what this chain's init() returns; the "
+            "order is update(grads, state, params)"
+        )
+    if unknown := sorted(state.keys() - {"count", *names(links)}):
+        raise StageError(
+            f"the state holds {unknown}, which no stage of this chain has; its stages are "
+            f"{names(links)}. Was it made by another chain?"
+        )
+
+
+def _step(
+    static: Static,
+    tree: Any,
+    looks: bool,
+    numbers: list[Any],
+    gradients: list[Any],
+    params: Aligned | None,
+    state: State,
+    extra: dict[str, Any],
+) -> tuple[list[Any], State]:
+    row = Row(static.join(numbers), tree, gradients, params, state, looks, extra)
+    for name, link, here in row.links():
+        link.run(row, name, here)
+    return row.finish()
+
+
+_compiled_step = jax.jit(_step, static_argnums=(0, 1, 2))

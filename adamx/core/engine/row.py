@@ -1,0 +1,361 @@
+"""The signals of all parameters on their way along the links.
+
+A stage waits until a link comes that must see what it made of the signals: one that sums over all
+parameters, or sees whole trees. The waiting stages then run as one block.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core import hyper
+from adamx.core.engine.forms import Form, check_clock, check_count, check_scalars
+from adamx.core.engine.run import Block, Entering, Ready, global_sum, reshaped, run
+from adamx.core.errors import StageError
+from adamx.core.foreign import ABSENT, Foreign
+from adamx.core.link import Leaf, Link, choose
+from adamx.core.naming import labels, names
+from adamx.core.observer import Observer, View
+from adamx.core.reading import remedy_for
+from adamx.core.slots import Slots
+from adamx.core.stage import Rule, Stage, Step, joined, kind
+from adamx.core.trees import Aligned, complete, is_missing, mismatch, path_of, paths_of, plain
+from adamx.core.types import Array, PyTree, State
+
+__all__ = ["Row", "only", "reshape_places"]
+
+
+def only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> list[Any]:
+    """The leaves, with None (or what else is absent) for those that are not chosen."""
+    if here is None:
+        return list(leaves)
+    return [leaf if chosen else absent for leaf, chosen in zip(leaves, here, strict=True)]
+
+
+def reshape_places(places: list[Any], rule: Rule, here: list[bool] | None) -> None:
+    """Give stand-ins of the signal the shape it has behind a rule, where the rule runs."""
+    for i, place in enumerate(places if rule.reshape is not None else ()):
+        if place is not None and (here is None or here[i]):
+            assert rule.reshape is not None
+            places[i] = jax.ShapeDtypeStruct(rule.reshape(np.shape(place)), place.dtype)
+
+
+class _Waiting(NamedTuple):
+    """A stage that waits to run on every parameter it is for."""
+
+    ready: Ready
+    kept: dict[str, list[Any]]  # what its slots hold of each parameter
+    slots: list[Slots | None]  # of each parameter; None where it does not run
+
+
+class Row:
+    """The signals of all parameters on their way along the chain."""
+
+    def __init__(
+        self,
+        links: Sequence[Link],
+        tree: Any,
+        gradients: list[Any],
+        params: Aligned | None,
+        state: State,
+        looks: bool = False,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+        glances: bool = False,
+    ):
+        """Args:
+        links: those of the chain.
+        tree: of the gradients, ``gradients`` its leaves.
+        gradients: None is that of a parameter without one.
+        params: the parameters beside them.
+        state: before the step.
+        looks: whether observers look.
+        extra: what else update() was given, for transformations of Optax.
+        glances: whether only stages and observers run, for what they would keep.
+        """
+        check_count(state["count"])
+        self.state, self.looks, self.extra, self.glances = state, looks, extra, glances
+        self.labels = labels(links)
+        self.named = dict(zip(names(links), joined(links), strict=True))
+        self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
+        self.chosen = choose(links, lambda: self.leaves, lambda: self.idle)
+        thetas = [None] * len(self.gradients) if self.params is None else self.params
+        # (gradient, parameter) of each leaf at first; a Signal once a stage has run. None of a
+        # parameter without a gradient: it takes no step, and what its slots hold stays, unless
+        # the stage's rule runs there too.
+        self.signals: list[Any] = [
+            None if is_missing(pair[0]) else pair
+            for pair in zip(self.gradients, thetas, strict=True)
+        ]
+        self.waiting: list[_Waiting] = []
+        self.after: State = {}
+        # What slots are shaped like: the signal at the place of the next stage.
+        self.places: list[Any] = list(self.gradients if self.params is None else self.params)
+
+    @functools.cached_property
+    def leaves(self) -> list[Leaf]:
+        pairs = zip(self.gradients, self.params or self.gradients, strict=True)
+        arrays = [g if is_missing(g) else jnp.asarray(theta) for g, theta in pairs]
+        return paths_of(self.tree, arrays)
+
+    @functools.cached_property
+    def idle(self) -> frozenset[str] | None:
+        """The paths of parameters that are known to have no gradient; None if all have one."""
+        if self.glances:  # what is None among the parameters is none
+            return None
+        places = jax.tree.leaves(self.tree.unflatten(self.gradients), is_leaf=lambda x: x is None)
+        if not any(x is None or is_missing(x) for x in places):
+            return None
+        pairs = zip(self.leaves, self.gradients, strict=True)
+        return frozenset(path for (path, _), gradient in pairs if is_missing(gradient))
+
+    def slots(self) -> list[PyTree]:
+        """What the stages keep of the parameters."""
+        found = []
+        for name, link in self.named.items():
+            kept = self.state.get(name)
+            if isinstance(link, Stage) and isinstance(kept, dict):
+                rule = link.at(self.state["count"]).rule(hyper.clock_dtype())
+                found += [kept[slot] for slot in rule.slots if slot in kept]
+        return found
+
+    def links(self) -> Iterator[tuple[str, Link, list[bool] | None]]:
+        """Every link's name, the link, and which parameters it is for."""
+        for (name, link), here in zip(self.named.items(), self.chosen, strict=True):
+            yield name, link, here
+
+    def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
+        """Tick the stage's clocks and let it wait; what needs a sum over all waits no longer."""
+        stage = stage.at(self.state["count"])
+        rule = stage.rule(hyper.clock_dtype())
+        entry = self.entry(name, rule)
+        for key, clock in rule.clocks.items():
+            check_clock(name, key, clock, entry[key])
+        kept, slots = self.per_leaf(name, rule, entry, here)
+        values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
+        ready = Ready(name, stage, Step(_readings(rule, values)), rule)
+        if rule.global_sum is not None:
+            self.advance()
+            own = [
+                Entering(i, signal, [x])
+                for i, (signal, x) in enumerate(zip(self.signals, slots, strict=True))
+                if x is not None
+            ]
+            total = global_sum(ready, own, self.at_leaf)
+            for k, clock in rule.clocks.items():
+                if clock.settle and own:
+                    values[k] = clock.settle(values[k], total)
+            ready = ready._replace(step=Step(_readings(rule, values), total))
+        if entry:
+            self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
+        if rule.without_gradient:
+            slots = [self.held(kept, i, here) if x is None else x for i, x in enumerate(slots)]
+        self.waiting.append(_Waiting(ready, kept, slots))
+        reshape_places(self.places, rule, here)
+
+    def show(self, name: str, link: Observer, here: list[bool] | None) -> None:
+        """Let an observer look, or not."""
+        if self.looks:
+            self.advance()
+        before = self.kept(name)
+        check_scalars(name, before)
+        self.after[name] = link.observe(self.view(here), before, self.looks)
+
+    def view(self, here: list[bool] | None) -> View:
+        """What an observer sees."""
+        links = list(self.named.values())
+        numbers, scheduled = {}, set()
+        for label, place in self.labels.items():
+            stage = links[place.link]
+            assert isinstance(stage, Stage)
+            numbers[label] = stage.at(self.state["count"]).arguments[place.argument]
+            if callable(stage.arguments[place.argument]):
+                scheduled.add(label)
+        chosen = [i for i in range(len(self.signals)) if here is None or here[i]]
+        return View(
+            count=self.state["count"],
+            leaves=[self.leaves[i] for i in chosen],
+            idle=self.idle,
+            signals=[self.signals[i] for i in chosen],
+            params=None if self.params is None else [self.params[i] for i in chosen],
+            numbers=numbers,
+            scheduled=frozenset(scheduled),
+        )
+
+    def kept(self, name: str) -> Any:
+        """What a link that is no stage keeps."""
+        if name not in self.state:
+            raise self.incomplete(name, [name])
+        return self.state[name]
+
+    def entry(self, name: str, rule: Rule) -> dict[str, Any]:
+        """What a stage keeps, complete."""
+        kept = self.state.get(name, {})
+        needed = [*rule.slots, *rule.clocks]
+        missing = [key for key in needed if not isinstance(kept, dict) or key not in kept]
+        if missing and all(x in rule.clocks and rule.clocks[x].scope != "step" for x in missing):
+            slots = ", ".join(repr(key) for key in needed if key not in missing)
+            raise StageError(
+                f"the state has no key from which to round at random (slots {slots}): the chain "
+                "that made it did not round its slots. Convert it with "
+                "adamx.restore_state(state, opt, params)"
+            ).within(stage=name)
+        if missing:
+            raise self.incomplete(name, missing)
+        return kept
+
+    def incomplete(self, name: str, missing: list[str]) -> StageError:
+        """The error for an entry of the state in which something is missing."""
+        kept = self.state.get(name, {})
+        held = sorted(kept) if isinstance(kept, dict) else f"a {type(kept).__name__}"
+        return StageError(
+            f"its entry in the state is {held}, without {missing}; the state holds "
+            f"{sorted(self.state)}. Was it made by another chain?"
+        ).within(stage=name)
+
+    def per_leaf(
+        self, name: str, rule: Rule, entry: dict[str, Any], here: list[bool] | None
+    ) -> tuple[dict[str, list[Any]], list[Slots | None]]:
+        """What the slots hold of each parameter; and the same of those on which the stage runs."""
+        mine = [True] * len(self.gradients) if here is None else here
+        columns: dict[str, list[Any]] = {}
+        for slot, first in rule.slots.items():
+            form = Form(name, slot, first)
+            try:
+                columns[slot] = [plain(x) for x in self.tree.flatten_up_to(entry[slot])]
+                for i, (x, gradient) in enumerate(zip(columns[slot], self.gradients, strict=True)):
+                    if not mine[i]:
+                        self.at_leaf(i, form.check_nothing, x)
+                    elif is_missing(gradient):
+                        continue
+                    elif self.params is None:
+                        self.at_leaf(i, form.check_shape, self.places[i], x)
+                    else:
+                        self.at_leaf(i, form.check, self.places[i], x)
+            except StageError:
+                raise
+            except (ValueError, TypeError):
+                gradients = self.tree.unflatten(only(here, self.gradients))
+                raise mismatch(
+                    *("the gradients", gradients, "the state's slots", entry[slot]),
+                    remedy_for(gradients, entry[slot]),
+                ) from None
+        return columns, [
+            {slot: column[i] for slot, column in columns.items()}
+            if mine[i] and not is_missing(gradient)
+            else None
+            for i, gradient in enumerate(self.gradients)
+        ]
+
+    def held(self, kept: dict[str, list[Any]], i: int, here: list[bool] | None) -> Slots | None:
+        """What the slots hold of a parameter without a gradient; None if they hold nothing."""
+        is_mine = is_missing(self.gradients[i]) and (here is None or here[i])
+        slots = {slot: column[i] for slot, column in kept.items()}
+        return slots if is_mine and jax.tree.leaves(slots) else None
+
+    def advance(self, *, last: bool = False) -> None:
+        """Run the waiting stages, each on the parameters it is for."""
+        done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
+        leaves: dict[tuple[int, ...], list[int]] = {}
+        for i, signal in enumerate(self.signals):
+            mine = tuple(k for k, x in enumerate(self.waiting) if x.slots[i] is not None)
+            if signal is not None or mine:
+                leaves.setdefault(mine, []).append(i)
+        for mine, places in leaves.items():
+            block = Block.of([self.waiting[k].ready for k in mine], is_last=last)
+            entering = [Entering(i, self.entering(i), self.slots_of(i, mine)) for i in places]
+            for i, (left, after) in zip(places, run(block, entering, self.at_leaf), strict=True):
+                self.signals[i] = None if self.signals[i] is None else left
+                for k, slots in zip(mine, after, strict=True):
+                    done[k][i] = slots
+        for waiting, slots in zip(self.waiting, done, strict=True):
+            for slot, column in waiting.kept.items():
+                new = [
+                    kept if after is None else after[slot]
+                    for kept, after in zip(column, slots, strict=True)
+                ]
+                self.after[waiting.ready.name][slot] = self.tree.unflatten(new)
+        self.waiting = []
+
+    def slots_of(self, i: int, mine: tuple[int, ...]) -> list[Slots]:
+        """What the waiting stages keep of one parameter, those that run on it."""
+        return [slots for k in mine if (slots := self.waiting[k].slots[i]) is not None]
+
+    def entering(self, i: int) -> Any:
+        """A parameter's signal; without a gradient, a gradient of zero and the parameter."""
+        if self.signals[i] is not None:
+            return self.signals[i]
+        shape = self.gradients[i]
+        return jnp.zeros(shape.shape, shape.dtype), self.params and self.params[i]
+
+    def pass_through(self, name: str, link: Foreign, here: list[bool] | None) -> None:
+        """Let an Optax transformation rewrite the updates."""
+        if self.glances:  # it may need more than a glance can give
+            return
+        self.advance()
+        before, thetas = self.kept(name), None
+        if self.params is not None:
+            seen = zip(self.params, self.signals, strict=True)
+            own = [None if signal is None else theta for theta, signal in seen]
+            thetas = self.tree.unflatten(only(here, own, ABSENT))
+        emitted = [None if signal is None else signal.output for signal in self.signals]
+        updates = self.tree.unflatten(only(here, emitted, ABSENT))
+        lacking = any(signal is None for signal in self.signals)
+        with link.noted(name):
+            try:
+                updates, after = link.update(updates, before, thetas, **self.extra)
+                shaped = self.tree.flatten_up_to(updates)
+            except (TypeError, ValueError) as error:
+                if lacking:
+                    raise _needs_every_gradient(name) from error
+                raise
+        if lacking and jax.tree.structure(before) != jax.tree.structure(after):
+            raise _needs_every_gradient(name)
+        self.after[name] = after
+        for i, (u, signal) in enumerate(zip(shaped, self.signals, strict=True)):
+            if not (u is None or signal is None or isinstance(u, type(ABSENT))):
+                self.at_leaf(i, _check_passed, name, u, signal.update.shape)
+                self.signals[i] = signal.with_update(jnp.asarray(u).astype(signal.update.dtype))
+
+    def finish(self) -> tuple[list[Any], State]:
+        self.advance(last=True)
+        count = self.state["count"]
+        largest = jnp.iinfo(count.dtype).max
+        self.after["count"] = jnp.where(count < largest, count + 1, count)
+        return [signal for signal in self.signals if signal is not None], self.after
+
+    def at_leaf(self, i: int, function: Any, *args: Any) -> Any:
+        """Call, and let an error say at which parameter it happened."""
+        try:
+            return function(*args)
+        except StageError as error:
+            where = f"{path_of(self.tree, i)} ({kind(self.gradients[i])})"
+            raise error.within(parameter=where) from None
+
+
+def _readings(rule: Rule, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: clock.read(values[k]) for k, clock in rule.clocks.items()}
+
+
+def _needs_every_gradient(name: str) -> StageError:
+    return StageError(
+        "it is no stage of adamx, and can't take a step in which a parameter has no gradient (None "
+        "among the gradients); pass zeros in place of None, or use a stage of adamx"
+    ).within(stage=name)
+
+
+def _check_passed(name: str, update: Any, before: tuple[int, ...]) -> None:
+    if np.shape(update) != before:
+        raise reshaped(before, np.shape(update)).within(stage=name)
+
+
+def _like(after: Array, before: Array) -> Array:
+    """A clock's new value with its old dtype, and never weakly typed."""
+    is_number = jnp.issubdtype(before.dtype, jnp.number)
+    return jnp.asarray(after).astype(before.dtype) if is_number else after

@@ -1,0 +1,195 @@
+"""How a block of stages runs on arrays: the one seam for other ways of execution.
+
+Consecutive stages are composed into one function of one array. :func:`run` gets them, as a block,
+and the arrays, and chooses a policy by the block's reach and by the backend. Stages, recipes and
+axes never know which one ran: all policies give what :func:`each` gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core import hyper, random
+from adamx.core.errors import StageError
+from adamx.core.identity import Static
+from adamx.core.signal import Signal
+from adamx.core.slots import Slot, Slots
+from adamx.core.stage import Reach, Rule, Stage, Step, keep, kind, kinds, widest
+
+__all__ = ["Block", "Entering", "Ready", "global_sum", "reshaped", "run"]
+
+
+class Ready(NamedTuple):
+    """A stage whose clocks have ticked."""
+
+    name: str
+    stage: Stage
+    step: Step
+    rule: Rule
+    """In the precision of clocks."""
+
+
+class Block(NamedTuple):
+    """Consecutive stages, as one function of one array."""
+
+    stages: Static
+    names: tuple[str, ...]
+    is_last: bool
+    numbers: list[Any]
+    steps: list[Step]
+    reach: Reach
+    """How far its elements look within the array: as far as any of its stages."""
+    draws: bool
+    """Whether a parameter's number matters, from which its random bits follow."""
+
+    @classmethod
+    def of(cls, ready: Sequence[Ready], *, is_last: bool) -> Block:
+        """The block of these stages; if it is the last one, it gives updates and no signals."""
+        static, numbers = Static.split([x.stage for x in ready])
+        return cls(
+            static,
+            tuple(x.name for x in ready),
+            is_last,
+            numbers,
+            [x.step for x in ready],
+            widest(x.rule.reach for x in ready),
+            any(clock.scope == "parameter" for x in ready for clock in x.rule.clocks.values()),
+        )
+
+
+class Entering(NamedTuple):
+    """What enters a block: one parameter's signal, or its gradient and itself, and its slots."""
+
+    number: int
+    signal: Any
+    slots: list[Slots]
+
+
+Locate = Callable[..., Any]
+"""``(index, function, *args)``: calls, and lets an error say at which parameter it happened."""
+
+
+def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
+    """The block on each of these arrays: what leaves it, and the new slots of its stages."""
+    return each(block, leaves, locate)
+
+
+def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
+    """One array at a time; arrays of one shape and dtype share one trace."""
+    return [
+        locate(
+            leaf.number,
+            _advance,
+            *(block.stages, block.names, block.is_last, block.numbers, block.steps),
+            *(leaf.signal, leaf.slots, np.uint32(leaf.number) if block.draws else None),
+        )
+        for leaf in leaves
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(
+    static: Static,
+    names: tuple[str, ...],
+    is_last: bool,
+    numbers: list[Any],
+    steps: list[Step],
+    signal: Any,
+    slots: list[Slots],
+    index: Any,
+) -> tuple[Any, list[Slots]]:
+    """Consecutive stages on one array, the ``index``-th if one of them wants to know."""
+    if not isinstance(signal, Signal):
+        signal = Signal.enter(*signal)
+    done = []
+    with _promotion(signal):
+        for name, stage, step, before in zip(
+            names, static.join(numbers), steps, slots, strict=True
+        ):
+            rule, step = _at_precision(stage, step, signal)
+            own = {
+                k: random.of_parameter(step.clock[k], index, name)
+                for k, clock in rule.clocks.items()
+                if clock.scope == "parameter"
+            }
+            step = step._replace(clock={**step.clock, **own})
+            shape = rule.reshape(signal.update.shape) if rule.reshape else signal.update.shape
+            try:
+                signal, after = rule.update(_seen(signal, rule), before, step)
+                done.append(keep(before, after))
+                for array in (signal.update, signal.gradient):
+                    if array.shape != shape:
+                        raise reshaped(shape, array.shape)
+            except StageError as error:
+                raise error.within(stage=name) from None
+            except (TypeError, ValueError) as error:
+                kept = ", ".join(f"{slot} {kinds(array)}" for slot, array in before.items())
+                raise StageError(
+                    f"its update raised {type(error).__name__}: {error} (its gradient is "
+                    f"{kind(signal.gradient)}, its slots are {kept or 'none'})"
+                ).within(stage=name) from error
+        return signal.output if is_last else signal, done
+
+
+def global_sum(ready: Ready, leaves: Sequence[Entering], locate: Locate) -> Any:
+    """What a stage sums over all parameters, in the precision of clocks."""
+    static, numbers = Static.split(ready.stage)
+    of_each = [
+        locate(
+            leaf.number, _summand, static, ready.name, numbers, ready.step, leaf.signal, *leaf.slots
+        )
+        for leaf in leaves
+    ]
+    wide = [hyper.cast(numbers_of, hyper.clock_dtype()) for numbers_of in of_each]
+    return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *wide or [None])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _summand(
+    static: Static, name: str, numbers: list[Any], step: Step, signal: Signal, slots: Slots
+) -> Any:
+    """What one array adds to a stage's sum over all parameters."""
+    rule, step = _at_precision(static.join(numbers), step, signal)
+    assert rule.global_sum is not None
+    try:
+        with _promotion(signal):
+            return rule.global_sum(_seen(signal, rule), slots, step)
+    except StageError as error:
+        raise error.within(stage=name) from None
+
+
+def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Rule, Step]:
+    """The rule and the step's scalars in the precision of one array."""
+    dtype = jnp.finfo(signal.update.dtype).dtype
+    return stage.rule(dtype), hyper.cast(step, dtype)
+
+
+def _seen(signal: Signal, rule: Rule) -> Signal:
+    """The signal as the rule sees it: statistics are taken of what has a finite square.
+
+    Slots that are exact hold parameters and what they lack, and no statistics.
+    """
+    takes_statistics = any(Slot.of(slot).holds != "exact" for slot in rule.slots.values())
+    return signal.limited() if takes_statistics else signal
+
+
+def _promotion(signal: Signal) -> Any:
+    """Squares and norms of complex arrays are real: there, real times complex is meant."""
+    if jnp.iscomplexobj(signal.update):
+        return jax.numpy_dtype_promotion("standard")
+    return contextlib.nullcontext()
+
+
+def reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> StageError:
+    """A stage has changed the shape of the gradient or of the update."""
+    return StageError(
+        f"it turned an array of shape {before} into one of {after}; a stage returns a gradient and "
+        "an update of the shape that it was given"
+    )
