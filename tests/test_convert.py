@@ -435,7 +435,7 @@ REFUSED_OPTAX = {
         optax.adam(0.1),
         adamx.prodigy(0.1),
         {},
-        "its clocks rest on all gradients so far",
+        "its slot 'grad_sum' has no counterpart in the Optax state",
     ),
 }
 

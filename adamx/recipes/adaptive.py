@@ -64,7 +64,7 @@ def adadelta(
         \theta_t = \theta_{t-1} - \alpha \Delta_t
 
     Args:
-        learning_rate: α ≥ 0; the paper has none (1).
+        learning_rate: α ≥ 0; the paper has none, so that 1 is the default.
         rho: ρ in [0, 1).
         eps: ε ≥ 0, inside both roots. The first steps are of the size √ε: the paper found
             little effect of 1e-8 … 1e-2, but slow starts are this number.

@@ -146,7 +146,7 @@ def adamw(
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
 
     Raises:
-        StageError: if ``update`` is called without parameters.
+        StageError: if ``update`` is called without parameters, unless λ is the number 0.
 
     >>> opt = adamx.adamw(1e-3, weight_decay=0.1)
     >>> theta = jnp.array([1.0, 1.0])

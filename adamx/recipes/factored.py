@@ -100,7 +100,7 @@ def adafactor(
 
 @recipe
 def adam_mini(
-    learning_rate: NonNegative = 1e-3,
+    learning_rate: NonNegative,
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -130,7 +130,7 @@ def adam_mini(
         })
 
     Args:
-        learning_rate: α ≥ 0.
+        learning_rate: α ≥ 0; the authors' default is 1e-3.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.

@@ -51,7 +51,8 @@ def prodigy(
     for α (a decay from 1 to 0) is as useful as with any other rule; its scale is found.
 
     Args:
-        learning_rate: α ≥ 0, to be left at 1 or scheduled from there.
+        learning_rate: α ≥ 0, to be left at 1 or scheduled from there: the method finds the rate, so
+            that 1 is its default.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         b3: β₃ in [0, 1); √β₂ if None.

@@ -23,7 +23,7 @@ __all__ = ["schedule_free_adamw"]
 
 @recipe
 def schedule_free_adamw(
-    learning_rate: NonNegative = 0.0025,
+    learning_rate: NonNegative,
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -49,7 +49,7 @@ def schedule_free_adamw(
     Adam keeps.
 
     Args:
-        learning_rate: γ ≥ 0; a schedule need not decay.
+        learning_rate: γ ≥ 0; a schedule need not decay. The authors' default is 0.0025.
         b1: β₁ in [0, 1), how far from z towards x gradients are taken; > 0 to get at x.
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.

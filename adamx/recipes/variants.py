@@ -124,7 +124,14 @@ def nadam(
     >>> opt.update(jnp.array([0.1, -10.0]), opt.init(jnp.zeros(2)))[0].round(6)
     Array([-0.001474,  0.001474], dtype=float32)
     """
-    return nadamw(learning_rate, b1, b2, eps, None, momentum_decay, constant_decay=constant_decay)
+    return chain(
+        scale_by_nesterov_momentum(  # Adam: scale_by_momentum
+            b1, momentum_decay, constant_decay=constant_decay
+        ),
+        scale_by_rms(b2, eps),
+        bias_correction(),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 @recipe
@@ -133,7 +140,7 @@ def nadamw(
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
-    weight_decay: NonNegative | None = 0.01,
+    weight_decay: NonNegative = 0.01,
     momentum_decay: Positive = 0.004,
     *,
     constant_decay: bool = False,
@@ -151,8 +158,8 @@ def nadamw(
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
-        weight_decay: λ ≥ 0; None for none, without a need for parameters. The default is that of
-            :func:`adamw`; optax.nadamw has 1e-4.
+        weight_decay: λ ≥ 0; 0 is :func:`nadam`. The default is that of :func:`adamw`;
+            optax.nadamw has 1e-4.
         momentum_decay: ψ > 0, how fast μ warms up; ``math.inf`` for μ = β₁ from the start.
         constant_decay: let m decay by β₁, not μₜ.
 
@@ -166,14 +173,13 @@ def nadamw(
     >>> opt.update(jnp.array([0.1, -10.0]), opt.init(theta), theta)[0].round(6)
     Array([-0.001574,  0.001374], dtype=float32)
     """
-    decay = chain() if weight_decay is None else add_decayed_weights(weight_decay)
     return chain(
         scale_by_nesterov_momentum(  # Adam: scale_by_momentum
             b1, momentum_decay, constant_decay=constant_decay
         ),
         scale_by_rms(b2, eps),
         bias_correction(),
-        decay,
+        add_decayed_weights(weight_decay),  # NAdam: nothing
         scale_by_learning_rate(learning_rate),
     )
 

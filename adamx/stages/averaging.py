@@ -119,7 +119,7 @@ def _(signal, sync_period, slow_step_size):
 
 @stage(place="step", keeps_rounding=True)
 def polyak_ema(decay: Decay = 0.999):
-    r"""Keep a decaying average of the *new* parameters; the update passes unchanged.
+    r"""Keep a decaying average of the new parameters (Polyak averaging, EMA of weights).
 
     .. math::
         \bar\theta_t = d\, \bar\theta_{t-1} + (1-d)\, \theta_t, \qquad
@@ -168,7 +168,10 @@ def _(signal, decay):
 
 
 def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = None) -> PyTree:
-    r"""The averaged parameters, debiased: :math:`\bar\theta_t / (1 - \prod_i d_i)`.
+    r"""The averaged parameters of :func:`polyak_ema`, debiased.
+
+    .. math::
+        \bar\theta_t / (1 - \prod_i d_i)
 
     Args:
         state: the state of a chain with :func:`polyak_ema`, or anything that holds one: an
@@ -218,7 +221,7 @@ def schedule_free(
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
 ):
-    r"""Take the steps at a point z, and move the parameters to between z and the average of all z.
+    r"""Interpolate between the iterates and their average, in place of a schedule (schedule-free).
 
     .. math::
         z_t &= z_{t-1} + u_t \\
@@ -305,7 +308,10 @@ def _(signal, learning_rate, b1, r, weight_lr_power):
 
 
 def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedule_free") -> Params:
-    r"""The averaged parameters of :func:`schedule_free`: :math:`x = z + (y - z) / \beta_1`.
+    r"""The averaged parameters of :func:`schedule_free`, for evaluation.
+
+    .. math::
+        x = z + (y - z) / \beta_1
 
     Args:
         state: the state of a chain with the stage, or anything that holds one: an

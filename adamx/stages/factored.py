@@ -44,7 +44,7 @@ def scale_by_factored_rms(
     b2_cap: Share = 1.0,
     min_dim_size_to_factor: int = 128,
 ):
-    r"""Divide the update by the gradient's root mean square, kept as a row and a column.
+    r"""Divide the update by the gradient's RMS, kept as a row and a column (Adafactor).
 
     .. math::
         R_t &= \beta_t R_{t-1} + (1-\beta_t)\, \text{mean}_j (|g_t|^2 + \epsilon), \qquad
@@ -141,7 +141,7 @@ def scale_by_block_rms(
     *,
     blocks: str | Callable[[tuple[int, ...]], Sequence[int]] = "tensor",
 ):
-    r"""Divide the update by the root mean square of the gradient over a block of coordinates.
+    r"""Divide the update by the RMS of the gradient over a block of coordinates (Adam-mini).
 
     .. math::
         v_t = \beta_2 v_{t-1} + (1-\beta_2)\, \text{mean}_\text{block} |g_t|^2, \qquad
@@ -196,7 +196,7 @@ def _(signal, b2, eps, blocks):
 
 @stage
 def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
-    r"""Multiply the update of each array by the root mean square of its parameters.
+    r"""Multiply the update of each array by the RMS of its parameters (Adafactor).
 
     .. math::
         u \leftarrow \max(\epsilon_2, \text{RMS}(\theta))\, u

@@ -25,7 +25,7 @@ __all__ = ["scale_by_adadelta", "scale_by_atan2", "scale_by_delayed_rms"]
 
 @stage
 def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
-    r"""Give the update the units of the parameter: RMS of past steps over RMS of gradients.
+    r"""Multiply the update by RMS of past steps over RMS of gradients (AdaDelta).
 
     .. math::
         v_t = \rho v_{t-1} + (1-\rho) |g_t|^2, \quad
@@ -66,7 +66,7 @@ def _(signal, rho, eps):
 
 @stage
 def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
-    r"""Replace the division by the root mean square by the angle between the two.
+    r"""Replace the update by the angle between it and the root mean square (Adam-atan2).
 
     .. math::
         v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad

@@ -254,7 +254,7 @@ def scale_by_yogi(
     eps_root: NonNegative = 0.0,
     initial_accumulator_value: NonNegative = 1e-6,
 ):
-    r"""Divide the update by the root of Yogi's second moment, which shrinks only slowly.
+    r"""Divide the update by the root of a second moment that shrinks only slowly (Yogi).
 
     .. math::
         v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2)\, |g_t|^2, \qquad

@@ -16,7 +16,7 @@ __all__ = ["align_with_gradient", "cautious", "sign"]
 
 @stage
 def sign():
-    r"""Replace the update by its sign.
+    r"""Replace the update by its sign (signSGD, Signum, Lion).
 
     .. math::
         u \leftarrow \operatorname{sign}(u)
