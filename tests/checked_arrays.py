@@ -59,11 +59,11 @@ def arrays(hint: Any, value: Any) -> Iterator[tuple[list[Any], jax.Array]]:
 def main() -> None:
     found = importlib.util.find_spec("adamx")
     assert found is not None and found.origin is not None
-    kinds = types.ModuleType("adamx.core.types")
+    kinds = types.ModuleType("adamx.numerics.types")
     source = (Path(found.origin).parent / "core" / "types.py").read_text(encoding="utf-8")
     source = source.replace("if TYPE_CHECKING:", "if True:")
     exec(re.sub(r"from typing import Annotated as", "from jaxtyping import", source), vars(kinds))
-    sys.modules["adamx.core.types"] = kinds
+    sys.modules["adamx.numerics.types"] = kinds
     jaxtyping.install_import_hook("adamx", "checked_arrays.check")
 
     import adamx

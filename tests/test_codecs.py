@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import adamx
-from adamx.core import random
+from adamx.numerics import random
 
 SQUARES = [False, True]
 KINDS = [(name, nonnegative) for name in ("bf16", "fp8", "int8") for nonnegative in SQUARES]

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 import adamx
 from adamx import StageError
 from adamx.core import Real, stage
-from adamx.core.identity import ByValue, fingerprint
+from adamx.identity import ByValue, fingerprint
 
 W = jnp.ones(2)
 LR = 0.5

@@ -10,7 +10,7 @@ import pytest
 import adamx
 import reference
 from adamx.core import NonNegative, Squares, norm, shrunk, stage
-from adamx.core.signal import limited
+from adamx.numerics.formats import limited
 from adamx.testing import check_stage
 from adamx.testing.conformance import _PROMISES
 from catalog import OPTIMISERS, x64

@@ -24,9 +24,9 @@ def test_arrays_are_what_annotations_say():
     )
     assert checked.returncode == 0, checked.stderr
     assert set(checked.stdout.split()) >= {
-        "adamx.core.arithmetic.DecayingAverage.__call__",
-        "adamx.core.arithmetic.root",
-        "adamx.core.random.bits",
+        "adamx.numerics.arithmetic.DecayingAverage.__call__",
+        "adamx.numerics.arithmetic.root",
+        "adamx.numerics.random.bits",
         "adamx.core.signal.Signal.with_statistic",
         "adamx.stages.factored.reduced_zeros",
         "adamx.wrappers.codecs._exponents",

@@ -31,22 +31,8 @@ nothing of trees, schedules, batches, or how its slots are kept, so that all of 
 changed around it. :mod:`adamx.core.engine` is the only code that knows trees.
 """
 
-from adamx.core.arithmetic import (
-    DecayingAverage,
-    Norm,
-    Squares,
-    abs_sq,
-    decay_clock,
-    decaying_average,
-    divide,
-    norm,
-    plus,
-    root,
-    shrunk,
-    times,
-)
+from adamx.core.averages import DecayingAverage, decay_clock, decaying_average
 from adamx.core.editing import hyperparams
-from adamx.core.errors import StageError
 from adamx.core.hyper import (
     Decay,
     Domain,
@@ -63,6 +49,8 @@ from adamx.core.slots import Slot, zeros
 from adamx.core.stage import Clock, Rule, Step
 from adamx.core.transformation import Transformation, chain, stage
 from adamx.core.trees import apply_updates
+from adamx.errors import StageError
+from adamx.numerics.arithmetic import Norm, Squares, abs_sq, divide, norm, plus, root, shrunk, times
 
 __all__ = [
     "Clock",

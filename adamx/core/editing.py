@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.errors import as_given, described
 from adamx.core.hyper import LARGEST_COUNT
 from adamx.core.link import Link
 from adamx.core.naming import Place, labels, names, places
 from adamx.core.reading import batched, the_state
 from adamx.core.stage import Stage, joined
+from adamx.errors import as_given, described
 
 __all__ = ["hyperparams", "replace"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from adamx.core import hyper, naming
-from adamx.core.identity import ByValue
 from adamx.core.link import Around, Link
-from adamx.core.types import PyTree
+from adamx.identity import ByValue
+from adamx.numerics.types import PyTree
 
 if TYPE_CHECKING:
     from adamx.core.engine.row import Row

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core.errors import as_given, outside
+from adamx.errors import as_given, outside
 
 __all__ = [
     "Decay",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import jax
 
-from adamx.core.errors import StageError
-from adamx.core.identity import ByValue
+from adamx.errors import StageError
+from adamx.identity import ByValue
 
 if TYPE_CHECKING:
     from adamx.core.engine.row import Row

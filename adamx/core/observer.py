@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from adamx.core.link import Leaf, Link
 from adamx.core.signal import Signal
-from adamx.core.types import Array, Int32, Values
+from adamx.numerics.types import Array, Int32, Values
 
 if TYPE_CHECKING:
     from adamx.core.engine.row import Row

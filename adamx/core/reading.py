@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.errors import StageError, described
 from adamx.core.link import is_packed
 from adamx.core.trees import plain
-from adamx.core.types import Array, PyTree, State
+from adamx.errors import StageError, described
+from adamx.numerics.types import Array, PyTree, State
 
 __all__ = [
     "Found",

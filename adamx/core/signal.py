@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from adamx.core.errors import StageError
-from adamx.core.types import Array, Reals, Scalar, Values
+from adamx.errors import StageError
+from adamx.numerics.formats import (
+    is_tiny,
+    limited,
+    rounded,
+    saturated,
+    statistics_dtype,
+    wider,
+)
+from adamx.numerics.types import Array, Scalar, Values
 
 __all__ = ["Signal"]
 
@@ -209,25 +214,6 @@ jax.tree_util.register_dataclass(
 )
 
 
-def wider(*dtypes: Any) -> Any:
-    """The dtype that holds all of these; an explicit question, so strict promotion allows it."""
-    different = {jnp.dtype(dtype) for dtype in dtypes}
-    if len(different) > 1:  # JAX promotes none of 8 bits or less; all others hold them
-        different = {x for x in different if not _is_tiny(x)} or {jnp.dtype(jnp.float32)}
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, different))
-
-
-@functools.cache
-def _is_tiny(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
-
-
-def statistics_dtype(*dtypes: Any) -> Any:
-    """Statistics are float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
-    return wider(jnp.float32, *dtypes)
-
-
 def check_inexact(what: str, array: Any) -> None:
     """Only real and complex floating-point arrays can take a step."""
     try:
@@ -243,77 +229,5 @@ def check_inexact(what: str, array: Any) -> None:
             "array. Convert it, or keep it out of the optimiser: equinox.partition, "
             "optax.masked or a None leaf do"
         )
-    if _is_tiny(array.dtype) and float(jnp.finfo(array.dtype).min) >= 0:
+    if is_tiny(array.dtype) and float(jnp.finfo(array.dtype).min) >= 0:
         raise StageError(f"the {what} has dtype {array.dtype}, which has no negative numbers")
-
-
-def limited(x: Values, terms: int = 1) -> Values:
-    """x with finite elements limited, so that a sum of ``terms`` squares of them is finite.
-
-    The limit is 2⁶³/√terms in float32 and 2⁵¹¹/√terms in float64, for the real and the imaginary
-    part of a complex number alike. Infinities and NaN stay as they are.
-    """
-    return limited_to(x, math.sqrt(largest_square(x.dtype) / max(terms, 1)))
-
-
-def largest_square(dtype: Any) -> float:
-    """The largest square that statistics are taken of, 2¹²⁶ in float32: a quarter of infinity."""
-    return 2.0 ** (jnp.finfo(dtype).maxexp - 2)
-
-
-def saturated(x: Values, dtype: Any) -> Values:
-    """x with finite elements limited to what ``dtype`` can hold; in the dtype of x."""
-    narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
-    return x if narrow.bits >= wide.bits else limited_to(x, float(narrow.max))
-
-
-def limited_to(x: Values, largest: Any) -> Values:
-    """x with finite elements limited to ±``largest``, a number or a scalar array."""
-    if jnp.iscomplexobj(x):
-        return jax.lax.complex(limited_to(x.real, largest), limited_to(x.imag, largest))
-    return _limited(x, jnp.asarray(largest, x.dtype))
-
-
-@jax.custom_jvp
-def _limited(x: Reals, largest: Any) -> Reals:
-    """The limits, by bits: positive floats are ordered as their bits are, read as integers.
-
-    A minimum of integers costs one instruction; that of floats, which has to propagate NaN, costs
-    several.
-    """
-    integers = jnp.int32 if jnp.finfo(x.dtype).bits == 32 else jnp.int64
-    infinity = np.asarray(np.inf, x.dtype).view(integers)
-    bits, limit = (jax.lax.bitcast_convert_type(y, integers) for y in (x, largest))
-    size, sign = bits & jnp.iinfo(integers).max, bits & jnp.iinfo(integers).min
-    size = jnp.where(size < infinity, jnp.minimum(size, limit), size)
-    return jax.lax.bitcast_convert_type(size | sign, x.dtype)
-
-
-@_limited.defjvp
-def _limited_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    x, largest = primals
-    return _limited(x, largest), jnp.where(jnp.abs(x) <= largest, tangents[0], 0)
-
-
-def rounded(x: Values, dtype: Any) -> Values:
-    """x as ``dtype`` would hold it. XLA may drop a cast there and back, but not this."""
-    narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
-    if narrow.bits >= wide.bits:
-        return x
-    if _is_tiny(dtype):  # their largest numbers are where others have infinity and NaN
-        return jax.lax.optimization_barrier(x.astype(dtype)).astype(x.dtype)
-    near = jax.lax.reduce_precision(x, narrow.nexp, narrow.nmant)
-    if narrow.nexp == wide.nexp:
-        return near
-    # Where the exponent has fewer bits, subnormals would become zero.
-    spacing = np.asarray(narrow.smallest_subnormal, wide.dtype)
-    small = jax.lax.round(x / spacing, jax.lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
-    return jnp.where(jnp.abs(x) < np.asarray(narrow.tiny, wide.dtype), small, near)
-
-
-def add(param: Values, update: Values) -> Values:
-    """θ + u in the wider dtype of the two, rounded once to the parameter's."""
-    if param.dtype == update.dtype:
-        return jax.lax.add(param, update)
-    wide = wider(param.dtype, update.dtype)
-    return jax.lax.add(param.astype(wide), update.astype(wide)).astype(param.dtype)

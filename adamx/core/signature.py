@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from adamx.core import hyper
-from adamx.core.errors import as_given
-from adamx.core.reads import is_library
 from adamx.core.spellings import spelled_here
+from adamx.errors import as_given
+from adamx.identity.reads import is_library
 
 __all__ = ["Signature"]
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from adamx.core.errors import StageError
-from adamx.core.signal import statistics_dtype
-from adamx.core.types import Reals, Values
+from adamx.errors import StageError
+from adamx.numerics.formats import statistics_dtype
+from adamx.numerics.types import Reals, Values
 
 __all__ = [
     "Slot",

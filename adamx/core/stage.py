@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core import hyper, random
-from adamx.core.errors import StageError, failed_schedule
-from adamx.core.identity import ByValue
+from adamx.core import hyper
 from adamx.core.link import Around, Link
 from adamx.core.signal import Signal
 from adamx.core.signature import Signature
 from adamx.core.slots import Slot, Slots
+from adamx.errors import StageError, failed_schedule
+from adamx.identity import ByValue
+from adamx.numerics import random
 
 if TYPE_CHECKING:
     from adamx.core.engine.row import Row
@@ -85,7 +86,7 @@ class Rule:
         global_sum: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
             over all parameters before ``update`` runs. The only way to look beyond one array.
         seed: of a rule that draws random bits: the clock ``key`` starts from it, and reads as
-            another key for every parameter and step (:func:`adamx.core.random.bits`).
+            another key for every parameter and step (:func:`adamx.numerics.random.bits`).
         without_gradient: whether ``update`` also runs on a parameter that has no gradient in this
             step (None among the gradients). It sees a gradient and an update of zero there; what
             it makes of the slots is kept, and the parameter takes no step all the same.

@@ -11,7 +11,6 @@ import jax
 import optax
 
 from adamx.core import editing, engine
-from adamx.core.errors import as_given
 from adamx.core.foreign import Foreign
 from adamx.core.link import Link
 from adamx.core.naming import names, written
@@ -19,7 +18,8 @@ from adamx.core.order import Place, check_order
 from adamx.core.signal import Signal
 from adamx.core.stage import Definition, Reach, Rule
 from adamx.core.trees import Params
-from adamx.core.types import PyTree, State
+from adamx.errors import as_given
+from adamx.numerics.types import PyTree, State
 
 __all__ = ["Transformation", "chain", "stage"]
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core.errors import StageError, described
 from adamx.core.link import Leaf, form_of, is_packed
-from adamx.core.signal import add, check_inexact, statistics_dtype
-from adamx.core.types import Array, PyTree
+from adamx.core.signal import check_inexact
+from adamx.errors import StageError, described
+from adamx.numerics.formats import add, statistics_dtype
+from adamx.numerics.types import Array, PyTree
 
 __all__ = [
     "Aligned",

@@ -27,13 +27,12 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.core import hyper
-from adamx.core.errors import StageError, described
 from adamx.core.foreign import Foreign
-from adamx.core.identity import fingerprint
 from adamx.core.link import Link
 from adamx.core.signal import Signal
 from adamx.core.stage import Definition, Stage, joined
 from adamx.core.transformation import Transformation
+from adamx.errors import StageError, described
 from adamx.explain.symbols import (
     PARAM,
     STEP,
@@ -55,6 +54,7 @@ from adamx.explain.symbols import (
     text,
     walk,
 )
+from adamx.identity import fingerprint
 
 __all__ = ["Explanation", "Line", "SymbolicSignal", "explain", "in_symbols"]
 

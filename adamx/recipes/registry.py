@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import ParamSpec, cast
 
 from adamx.core import Transformation
-from adamx.core.errors import as_given
 from adamx.core.signature import Signature
+from adamx.errors import as_given
 
 __all__ = ["get_recipe", "list_recipes", "recipe"]
 

@@ -23,14 +23,15 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.core.arithmetic import decay_weight, power, subtractable
+from adamx.core.averages import decay_weight
 from adamx.core.hyper import clock_dtype
 from adamx.core.reading import Kept, batched, beside, filled, merged, stages_named
-from adamx.core.signal import statistics_dtype
 from adamx.core.slots import iterate
 from adamx.core.trees import Params
-from adamx.core.types import PyTree, Values
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import power, subtractable
+from adamx.numerics.formats import statistics_dtype
+from adamx.numerics.types import PyTree, Values
 
 __all__ = [
     "lookahead",

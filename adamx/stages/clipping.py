@@ -19,9 +19,9 @@ from adamx.core import (
     shrunk,
     stage,
 )
-from adamx.core.arithmetic import at_least, mean, power
 from adamx.core.hyper import clock_dtype
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import at_least, mean, power
 
 __all__ = [
     "adaptive_clip",

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from adamx.core import (
-    NonNegative,
-    is_off,
-    stage,
-)
+from adamx.core import NonNegative, is_off, stage
 from adamx.explain import in_symbols
 
 __all__ = ["add_decayed_weights"]

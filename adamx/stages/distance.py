@@ -20,10 +20,10 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.core.arithmetic import finite, log
 from adamx.core.hyper import clock_dtype
 from adamx.core.slots import iterate
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import finite, log
 
 __all__ = ["estimate_distance", "scale_by_distance"]
 

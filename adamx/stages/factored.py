@@ -22,11 +22,11 @@ from adamx.core import (
     stage,
     times,
 )
-from adamx.core.arithmetic import mean, summable_squares
 from adamx.core.hyper import clock_dtype
 from adamx.core.slots import real_zeros
-from adamx.core.types import Array, Float
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import mean, summable_squares
+from adamx.numerics.types import Array, Float
 from adamx.stages.second_moment import divided_by_rms, divided_by_rms_in_symbols
 
 __all__ = ["scale_by_block_rms", "scale_by_factored_rms", "scale_by_param_block_rms"]

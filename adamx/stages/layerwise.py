@@ -18,9 +18,9 @@ from adamx.core import (
     root,
     stage,
 )
-from adamx.core.arithmetic import summable_squares
 from adamx.core.slots import real_zeros
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import summable_squares
 
 __all__ = ["scale_by_norm", "trust_ratio"]
 

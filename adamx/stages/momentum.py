@@ -8,10 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from adamx.core import Clock, Decay, Positive, Rule, decaying_average, stage, zeros
-from adamx.core.arithmetic import decay_weight, finite, log, two_sum
+from adamx.core.averages import decay_weight
 from adamx.core.hyper import clock_dtype
-from adamx.core.types import Array, Float, Scalar
 from adamx.explain import decayed, in_symbols, symbols
+from adamx.numerics.arithmetic import finite, log, two_sum
+from adamx.numerics.types import Array, Float, Scalar
 
 __all__ = ["scale_by_heavy_ball", "scale_by_momentum", "scale_by_nesterov_momentum"]
 

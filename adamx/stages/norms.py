@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage
-from adamx.core.arithmetic import expm1, finite, log
 from adamx.core.slots import squares
-from adamx.core.types import Reals
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import expm1, finite, log
+from adamx.numerics.types import Reals
 
 __all__ = ["scale_by_adamax", "scale_by_lp_norm"]
 

@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import Rule, Slot, StageError, random, stage, zeros
-from adamx.core.errors import as_given
-from adamx.core.signal import rounded
+from adamx.core import Rule, Slot, StageError, stage, zeros
 from adamx.core.slots import itself
-from adamx.core.types import Array, Reals, UInt32
+from adamx.errors import as_given
 from adamx.explain import in_symbols, symbols
+from adamx.numerics import random
+from adamx.numerics.formats import rounded
+from adamx.numerics.types import Array, Reals, UInt32
 
 __all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
 

@@ -16,9 +16,9 @@ from adamx.core import (
     root,
     stage,
 )
-from adamx.core.arithmetic import at_least
 from adamx.core.slots import squares
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import at_least
 
 __all__ = ["scale_by_adadelta", "scale_by_atan2", "scale_by_delayed_rms"]
 

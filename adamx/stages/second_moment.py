@@ -21,11 +21,11 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.core.arithmetic import log
-from adamx.core.signal import limited
 from adamx.core.slots import real_zeros, remainder, squares, squares_from
-from adamx.core.types import Reals
 from adamx.explain import SymbolicSignal, in_symbols, symbols
+from adamx.numerics.arithmetic import log
+from adamx.numerics.formats import limited
+from adamx.numerics.types import Reals
 
 __all__ = [
     "scale_by_belief",

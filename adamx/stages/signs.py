@@ -7,9 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 
 from adamx.core import Positive, Signal, stage, times
-from adamx.core.arithmetic import at_least, mean, sign_of
-from adamx.core.types import Reals, Values
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import at_least, mean, sign_of
+from adamx.numerics.types import Reals, Values
 
 __all__ = ["align_with_gradient", "cautious", "sign"]
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import (
-    NonNegative,
-    Real,
-    is_off,
-    stage,
-    times,
-)
+from adamx.core import NonNegative, Real, is_off, stage, times
 from adamx.explain import in_symbols, symbols
 
 __all__ = ["proximal_step", "scale", "scale_by_learning_rate", "set_to_zero"]

@@ -12,9 +12,9 @@ from adamx.core import (
     root,
     stage,
 )
-from adamx.core.signal import largest_square
 from adamx.core.slots import squares_from
 from adamx.explain import in_symbols, symbols
+from adamx.numerics.formats import largest_square
 
 __all__ = ["scale_by_rss"]
 

@@ -6,19 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adamx.core import (
-    Clock,
-    Decay,
-    NonNegative,
-    Rule,
-    decay_clock,
-    decaying_average,
-    stage,
-    zeros,
-)
-from adamx.core.arithmetic import expm1, log
+from adamx.core import Clock, Decay, NonNegative, Rule, decay_clock, decaying_average, stage, zeros
 from adamx.core.hyper import clock_dtype
 from adamx.explain import decayed, in_symbols, symbols
+from adamx.numerics.arithmetic import expm1, log
 
 __all__ = ["scale_by_mixed_momentum", "scale_by_two_rate_momentum"]
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation, apply_updates, chain, hyperparams
-from adamx.core.stage import Stage
+from adamx.core.stage import Stage, widest
 from adamx.explain import explain
 from adamx.testing.equations import Evaluator
 from adamx.tools.config import from_config, to_config
@@ -479,6 +479,35 @@ def _(case: _Case) -> None:
             ]
             updates = tree.unflatten(alone)
     _close("the first updates", updates, _at(0, case.plain[0]), 1e-5)
+
+
+@_promise("reach", "an array that is rearranged and divided within its reach gets the same updates")
+def _(case: _Case) -> None:
+    rules = [link.at(_zero()).rule(jnp.float32) for link in case.stages]
+    reach = widest(rule.reach for rule in rules)
+    if not case.all_stages or any(x.where for x in case.stages):
+        raise _DoesNotApply("it is for some parameters only, or a transformation of Optax")
+    if any(rule.seed is not None for rule in rules):
+        raise _DoesNotApply("it draws random bits, which depend on the position")
+    if reach == "array":
+        raise _DoesNotApply("its reach is the whole array")
+
+    def divided(x: Any, axes: int) -> dict[str, Any]:
+        """Units within the reach (elements or rows) in another order, as two arrays."""
+        rest = x.shape[:axes] + (-1,) + (x.shape[-1:] if reach == "row" and x.ndim > axes else ())
+        units = x.reshape(rest)
+        units = jnp.flip(units, axes)
+        half = units.shape[axes] // 2
+        parts = jnp.split(units, [half], axes) if half else [units]
+        return dict(zip("ab", parts, strict=False))
+
+    params, gradients = case.narrowed()
+    expected = jax.tree.map(functools.partial(divided, axes=1), case.plain[0])
+    updates, _, _ = case.program(
+        jax.tree.map(functools.partial(divided, axes=0), params),
+        jax.tree.map(functools.partial(divided, axes=1), gradients),
+    )
+    _close(f"the updates of an array that is divided into its {reach}s", updates, expected, 1e-5)
 
 
 @_promise("bare", "zero gradients give finite updates")

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core import StageError, Transformation
-from adamx.core.errors import described
 from adamx.core.link import Link, form_of, is_packed, unpacked
 from adamx.core.naming import names
 from adamx.core.observer import Observer
 from adamx.core.reading import Place, copied, place_of, the_state
 from adamx.core.stage import Stage, kind
-from adamx.core.types import PyTree, State
+from adamx.errors import described
+from adamx.numerics.types import PyTree, State
 from adamx.wrappers.codecs import Codec
 
 __all__ = ["RestoreReport", "RestoreRow", "Restored", "restore_state"]

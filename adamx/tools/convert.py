@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core import StageError, Transformation
-from adamx.core.errors import described
 from adamx.core.foreign import Foreign
 from adamx.core.hyper import clock_dtype
 from adamx.core.link import Link, is_packed, unpacked
@@ -24,7 +23,8 @@ from adamx.core.observer import Observer
 from adamx.core.reading import beside, copied, place_of, the_state, unwrapped
 from adamx.core.stage import Rule, Stage, joined, kind
 from adamx.core.trees import mismatch, path_of
-from adamx.core.types import PyTree, State
+from adamx.errors import described
+from adamx.numerics.types import PyTree, State
 
 __all__ = ["from_optax", "from_torch", "to_optax", "to_torch"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import optax
 
 from adamx import stages
-from adamx.core.identity import alike
 from adamx.core.stage import Definition
+from adamx.identity import alike
 
 __all__ = ["Names", "call", "calls", "default_of"]
 

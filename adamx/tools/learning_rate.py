@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation, apply_updates, chain, hyperparams
-from adamx.core.errors import described
-from adamx.core.types import Array, Float, PyTree, Scalar
+from adamx.errors import described
+from adamx.numerics.types import Array, Float, PyTree, Scalar
 from adamx.recipes import adam
 from adamx.stages import scale_by_learning_rate
 from adamx.tools.sweep import sweep

@@ -19,10 +19,10 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation
-from adamx.core.errors import as_given
 from adamx.core.hyper import clock_dtype
-from adamx.core.identity import fingerprint
 from adamx.core.naming import labels, names
+from adamx.errors import as_given
+from adamx.identity import fingerprint
 from adamx.tools.sweep_result import Sweep, counted, described, named_leaves
 
 __all__ = ["sweep"]

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from adamx.core import Transformation
-from adamx.core.types import Float, PyTree
+from adamx.numerics.types import Float, PyTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

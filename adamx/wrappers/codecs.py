@@ -20,10 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.errors import as_given
-from adamx.core.identity import ByValue
 from adamx.core.link import FORMS
-from adamx.core.types import Array, BFloat16, Float32, Int8, Int32, PyTree, UInt8, UInt32, Values
+from adamx.errors import as_given
+from adamx.identity import ByValue
+from adamx.numerics.types import (
+    Array,
+    BFloat16,
+    Float32,
+    Int8,
+    Int32,
+    PyTree,
+    UInt8,
+    UInt32,
+    Values,
+)
 
 __all__ = ["CODECS", "Codec", "as_codec", "bf16", "fp8", "int8"]
 

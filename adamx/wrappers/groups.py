@@ -9,10 +9,10 @@ import jax
 import optax
 
 from adamx.core import Transformation, chain
-from adamx.core.errors import described
 from adamx.core.link import Around, choose
 from adamx.core.trees import as_parameter, paths_of
-from adamx.core.types import PyTree
+from adamx.errors import described
+from adamx.numerics.types import PyTree
 from adamx.wrappers.selection import Part, Selector, Where
 
 __all__ = ["PartitionSummary", "describe_partition", "partition", "where"]

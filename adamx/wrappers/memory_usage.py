@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core.errors import described
 from adamx.core.link import form_of, is_packed, unpacked
 from adamx.core.reading import filled, find, merged
-from adamx.core.types import PyTree
+from adamx.errors import described
+from adamx.numerics.types import PyTree
 from adamx.wrappers.codecs import Codec
 
 __all__ = ["MemoryUsage", "MemoryUsageRow", "dequantize", "memory_usage"]

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain, random
-from adamx.core.errors import as_given
+from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain
 from adamx.core.link import Around, is_packed
 from adamx.core.stage import Stage, kinds
-from adamx.core.types import Array, Key, PyTree, UInt32, Values
+from adamx.errors import as_given
+from adamx.numerics import random
+from adamx.numerics.types import Array, Key, PyTree, UInt32, Values
 from adamx.wrappers.codecs import Codec, as_codec, codec_from_json, codec_to_json
 
 __all__ = ["quantize_state"]

@@ -26,9 +26,9 @@ from typing import Any, TypeAlias, cast
 import jax
 import numpy as np
 
-from adamx.core.errors import StageError, described
 from adamx.core.hyper import origin
 from adamx.core.link import Around, Leaf
+from adamx.errors import StageError, described
 
 __all__ = ["Part", "Selector", "Where", "labelled", "shown"]
 

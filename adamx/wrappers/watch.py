@@ -13,13 +13,13 @@ from jax.core import Tracer
 
 from adamx.core import Signal, Squares, StageError, Transformation
 from adamx.core.engine.varying import axes_of, varying
-from adamx.core.errors import as_given
 from adamx.core.hyper import LARGEST_COUNT, clock_dtype
-from adamx.core.identity import ByValue
 from adamx.core.observer import Observer, View, nothing
 from adamx.core.reading import find
-from adamx.core.signal import statistics_dtype, wider
-from adamx.core.types import Array, Int32, PyTree, Scalar, Values
+from adamx.errors import as_given
+from adamx.identity import ByValue
+from adamx.numerics.formats import statistics_dtype, wider
+from adamx.numerics.types import Array, Int32, PyTree, Scalar, Values
 from adamx.wrappers.selection import Selector, Where, called, check_call, checked
 
 __all__ = ["metrics", "watch"]

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.errors import StageError
 from adamx.core.slots import Slot, shape_of_zeros, zeros
 from adamx.core.stage import Clock, kind, kinds
 from adamx.core.trees import forms_of
-from adamx.core.types import PyTree
+from adamx.errors import StageError
+from adamx.numerics.types import PyTree
 
 __all__ = ["Form", "check_clock", "check_count", "check_scalars"]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 
-from adamx.core.errors import StageError
 from adamx.core.trees import Aligned
-from adamx.core.types import Array, State
+from adamx.errors import StageError
+from adamx.numerics.types import Array, State
 
 __all__ = ["MANY", "step_in_parts"]
 

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from adamx.core import hyper
 from adamx.core.engine.parts import MANY, step_in_parts
 from adamx.core.engine.row import Row
-from adamx.core.errors import StageError, as_given
 from adamx.core.foreign import Foreign
-from adamx.core.identity import ByValue, Static, fingerprint
 from adamx.core.link import Link
 from adamx.core.naming import names
 from adamx.core.observer import Observer
 from adamx.core.stage import Rule, Stage, joined
 from adamx.core.trees import Aligned, align, check_arrays, is_eager
-from adamx.core.types import PyTree, State
+from adamx.errors import StageError, as_given
+from adamx.identity import ByValue, Static, fingerprint
+from adamx.numerics.types import PyTree, State
 
 __all__ = ["Program", "update"]
 

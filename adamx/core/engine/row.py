@@ -18,7 +18,6 @@ import numpy as np
 from adamx.core import hyper
 from adamx.core.engine.forms import Form, check_clock, check_count, check_scalars
 from adamx.core.engine.run import Block, Entering, Ready, global_sum, reshaped, run
-from adamx.core.errors import StageError
 from adamx.core.foreign import ABSENT, Foreign
 from adamx.core.link import Leaf, Link, choose
 from adamx.core.naming import labels, names
@@ -27,7 +26,8 @@ from adamx.core.reading import remedy_for
 from adamx.core.slots import Slots
 from adamx.core.stage import Rule, Stage, Step, joined, kind
 from adamx.core.trees import Aligned, complete, is_missing, mismatch, path_of, paths_of, plain
-from adamx.core.types import Array, PyTree, State
+from adamx.errors import StageError
+from adamx.numerics.types import Array, PyTree, State
 
 __all__ = ["Row", "only", "reshape_places"]
 

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import hyper, random
-from adamx.core.errors import StageError
-from adamx.core.identity import Static
+from adamx.core import hyper
 from adamx.core.signal import Signal
 from adamx.core.slots import Slot, Slots
 from adamx.core.stage import Reach, Rule, Stage, Step, keep, kind, kinds, widest
+from adamx.errors import StageError
+from adamx.identity import Static
+from adamx.numerics import random
 
 __all__ = ["Block", "Entering", "Ready", "global_sum", "reshaped", "run"]
 

@@ -13,13 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from adamx.core.engine.row import Row, only, reshape_places
 from adamx.core.engine.varying import axes_of, varying
-from adamx.core.errors import StageError
 from adamx.core.link import Link, choose
 from adamx.core.naming import names
 from adamx.core.observer import nothing
 from adamx.core.stage import Rule, joined, kind
 from adamx.core.trees import Aligned, as_parameter, path_of, paths_of
-from adamx.core.types import Array, PyTree, State
+from adamx.errors import StageError
+from adamx.numerics.types import Array, PyTree, State
 
 __all__ = ["Beginning", "init"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from adamx.core.types import PyTree
+from adamx.numerics.types import PyTree
 
 __all__ = ["axes_of", "varying"]
 

@@ -29,9 +29,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core.errors import described
-from adamx.core.reads import Path, code_key, is_library, is_pure, reads, rebinds
-from adamx.core.types import PyTree
+from adamx.errors import described
+from adamx.identity.reads import Path, code_key, is_library, is_pure, reads, rebinds
+from adamx.numerics.types import PyTree
 
 __all__ = ["ByValue", "Static", "alike", "fingerprint"]
 
@@ -658,6 +658,7 @@ class Static(NamedTuple):
 
     @classmethod
     def split(cls, tree: PyTree) -> tuple[Static, list[Any]]:
+        """What of the tree is compiled in, and the arrays that are arguments."""
         leaves, structure = jax.tree.flatten(tree)
         kept = tuple(_HOLE if isinstance(x, (jax.Array, np.ndarray)) else x for x in leaves)
         taken = [x for x, kept_x in zip(leaves, kept, strict=True) if kept_x is _HOLE]

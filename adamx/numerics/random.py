@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.types import Array, Key, UInt32
+from adamx.numerics.types import Array, Key, UInt32
 
 __all__ = ["after", "bits", "key", "of_parameter"]
 

@@ -81,7 +81,7 @@ Scalar: TypeAlias = Float[Array, ""]
 """One real number."""
 
 Key: TypeAlias = UInt32[Array, ""]
-"""From which random bits are hashed (:mod:`adamx.core.random`)."""
+"""From which random bits are hashed (:mod:`adamx.numerics.random`)."""
 
 State: TypeAlias = dict[str, Any]
 """What a chain keeps: ``count``, and under every stage's name its slots and clocks."""
