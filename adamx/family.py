@@ -1,21 +1,22 @@
 """The family at a glance: which recipe is made of which stages, read off the chains.
 
 ``python -m adamx.family`` prints the matrix of recipes and stages, ``--markdown`` the page
-``docs/family.md``. Nothing is listed by hand: the recipes are those that ``adamx.recipes``
-exports, each is called with its defaults, and its chain is looked at.
+``docs/family.md``, and ``--index`` the page ``docs/api/names.md`` with all public names. Nothing is
+listed by hand: the recipes are those that ``adamx.recipes`` exports, each is called with its
+defaults, and its chain is looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable
+import re
 from typing import Any, NamedTuple
 
 import adamx
 from adamx.core.hyper import show
 
-__all__ = ["Member", "markdown", "members", "plain", "stages"]
+__all__ = ["Member", "index", "markdown", "members", "plain", "stages"]
 
 INTRODUCTION = """\
 # The family
@@ -23,6 +24,12 @@ INTRODUCTION = """\
 Made by `python -m adamx.family --markdown`; a test compares this page with what the command
 prints. Every recipe is called with its defaults (and a learning rate where it has none); a cell
 says at which place of the chain the stage stands."""
+
+INDEX = """\
+# All names
+
+Made by `python -m adamx.family --index` of the first lines of the docstrings; a test compares this
+page with what the command prints."""
 
 
 class Member(NamedTuple):
@@ -37,7 +44,7 @@ class Member(NamedTuple):
 def members() -> list[Member]:
     """Every recipe, by name."""
     found = []
-    for name in adamx.list_recipes():
+    for name in sorted(adamx.recipes.__all__):
         recipe = adamx.get_recipe(name)
         arguments = {
             key: parameter.default
@@ -115,6 +122,33 @@ def markdown(family: list[Member]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def index() -> str:
+    """The page ``docs/api/names.md``: every public name and the first line of its docstring."""
+    groups = {
+        "Recipes": adamx.recipes.__all__,
+        "Stages": adamx.stages.__all__,
+        "Wrappers": adamx.wrappers.__all__,
+    }
+    grouped = {name for names in groups.values() for name in names}
+    groups["Chains and tools"] = [name for name in adamx.__all__ if name not in grouped]
+    parts = [INDEX]
+    for title, names in groups.items():
+        rows = [
+            [reference(name), summary(getattr(adamx, name))]
+            for name in sorted(names, key=str.lower)
+        ]
+        parts += [f"## {title}", table(["name", "what it is"], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def reference(name: str) -> str:
+    """A public name as a link to its documentation, which of a module is where the module is."""
+    thing = getattr(adamx, name)
+    if inspect.ismodule(thing):
+        return f"{{py:mod}}`{name} <{thing.__name__}>`"
+    return f"{{py:obj}}`~adamx.{name}`"
+
+
 def marks(member: Member, columns: list[str]) -> list[str]:
     """For each stage the places, counted from 1, at which it stands in the chain."""
     return [
@@ -131,9 +165,10 @@ def arguments(member: Member) -> str:
     )
 
 
-def summary(documented: Callable[..., Any]) -> str:
-    """The first line of its docstring."""
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
+def summary(documented: Any) -> str:
+    """The first line of its docstring, with its roles and double backticks as Markdown has them."""
+    line = (inspect.getdoc(documented) or "").partition("\n")[0]
+    return re.sub(r":\w+:`([^`]*)`", r"`\1`", line).replace("``", "`")
 
 
 def stage_summary(name: str) -> str:
@@ -153,9 +188,12 @@ def main(given: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m adamx.family", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print the page docs/family.md")
+    parser.add_argument("--index", action="store_true", help="print the page docs/api/names.md")
     options = parser.parse_args(given)
-    family = members()
-    print((markdown if options.markdown else plain)(family), end="")
+    if options.index:
+        print(index(), end="")
+    else:
+        print((markdown if options.markdown else plain)(members()), end="")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def rmsprop_inside(rate):
 def radam_beside(rate, b2):
     return adamx.chain(
         adamx.scale_by_momentum(),
-        adamx.scale_by_rectified_rms(b2, eps=1e-8, eps_hat=0.0),
+        adamx.scale_by_rms(b2, eps=1e-8),
+        adamx.rectify(),
         adamx.bias_correction(),
         adamx.scale_by_learning_rate(rate),
     )
@@ -434,7 +435,7 @@ REFUSED_OPTAX = {
         optax.adam(0.1),
         adamx.prodigy(0.1),
         {},
-        "scale_by_momentum.mu or scale_by_nesterov_momentum.mu, which this chain does not",
+        "its slot 'grad_sum' has no counterpart in the Optax state",
     ),
 }
 

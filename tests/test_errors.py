@@ -3,6 +3,7 @@
 import dataclasses
 import decimal
 import fractions
+import inspect
 import math
 import re
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 
 import adamx
 from adamx import StageError
+from adamx.core import spellings
+from adamx.core.signature import Signature
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
 W, B = PARAMS["w"], PARAMS["b"]
@@ -39,33 +42,36 @@ def _lenient():
 # Hyperparameters -------------------------------------------------------------------------------
 
 DECAYS = {
-    "adam b1": (lambda x: adamx.adam(0.1, b1=x), "scale_by_momentum: b1"),
-    "adam b2": (lambda x: adamx.adam(0.1, b2=x), "scale_by_rms: b2"),
-    "adamax b1": (lambda x: adamx.adamax(0.1, b1=x), "scale_by_momentum: b1"),
-    "adamax b2": (lambda x: adamx.adamax(0.1, b2=x), "scale_by_adamax: b2"),
-    "adadelta rho": (lambda x: adamx.adadelta(rho=x), "scale_by_adadelta: rho"),
-    "rmsprop decay": (lambda x: adamx.rmsprop(0.1, x), "scale_by_rms: b2"),
-    "centered decay": (lambda x: adamx.rmsprop(0.1, x, centered=True), "scale_by_stddev: b2"),
-    "rmsprop momentum": (lambda x: adamx.rmsprop(0.1, momentum=x), "scale_by_heavy_ball: momentum"),
-    "sgd momentum": (lambda x: adamx.sgd(0.1, momentum=x), "scale_by_heavy_ball: momentum"),
+    "adam b1": (lambda x: adamx.adam(0.1, b1=x), "adam: b1"),
+    "adam b2": (lambda x: adamx.adam(0.1, b2=x), "adam: b2"),
+    "adamax b1": (lambda x: adamx.adamax(0.1, b1=x), "adamax: b1"),
+    "adamax b2": (lambda x: adamx.adamax(0.1, b2=x), "adamax: b2"),
+    "adadelta rho": (lambda x: adamx.adadelta(rho=x), "adadelta: rho"),
+    "rmsprop decay": (lambda x: adamx.rmsprop(0.1, x), "rmsprop: decay"),
+    "stddev": (lambda x: adamx.scale_by_stddev(x), "scale_by_stddev: b2"),
+    "rmsprop momentum": (lambda x: adamx.rmsprop(0.1, momentum=x), "rmsprop: momentum"),
+    "sgd momentum": (lambda x: adamx.sgd(0.1, momentum=x), "sgd: momentum"),
     "lp norm": (lambda x: adamx.scale_by_lp_norm(b2=x), "scale_by_lp_norm: b2"),
     "polyak": (lambda x: adamx.polyak_ema(x), "polyak_ema: decay"),
 }
 
 NOT_NEGATIVE = {
-    "sgd": (lambda x: adamx.sgd(x), "scale_by_learning_rate: learning_rate"),
-    "adam": (lambda x: adamx.adam(x), "scale_by_learning_rate: learning_rate"),
-    "adam eps": (lambda x: adamx.adam(0.1, eps=x), "scale_by_rms: eps "),
-    "adam eps_root": (lambda x: adamx.adam(0.1, eps_root=x), "scale_by_rms: eps_root"),
-    "adam eps_hat": (lambda x: adamx.adam(0.1, eps_hat=x), "scale_by_rms: eps_hat"),
-    "adamax eps": (lambda x: adamx.adamax(0.1, eps=x), "scale_by_adamax: eps"),
-    "adagrad eps": (lambda x: adamx.adagrad(0.1, eps=x), "scale_by_rss: eps"),
+    "sgd": (lambda x: adamx.sgd(x), "sgd: learning_rate"),
+    "rate": (
+        lambda x: adamx.scale_by_learning_rate(x),
+        "scale_by_learning_rate: learning_rate",
+    ),
+    "adam eps": (lambda x: adamx.adam(0.1, eps=x), "adam: eps "),
+    "adam eps_root": (lambda x: adamx.adam(0.1, eps_root=x), "adam: eps_root"),
+    "adam eps_hat": (lambda x: adamx.adam(0.1, eps_hat=x), "adam: eps_hat"),
+    "adamax eps": (lambda x: adamx.adamax(0.1, eps=x), "adamax: eps"),
+    "adagrad eps": (lambda x: adamx.adagrad(0.1, eps=x), "adagrad: eps"),
     "adagrad start": (
         lambda x: adamx.adagrad(0.1, initial_accumulator_value=x),
-        "scale_by_rss: initial_accumulator_value",
+        "adagrad: initial_accumulator_value",
     ),
-    "adadelta eps": (lambda x: adamx.adadelta(eps=x), "scale_by_adadelta: eps"),
-    "rmsprop eps": (lambda x: adamx.rmsprop(0.1, eps=x), "scale_by_rms: eps_hat"),
+    "adadelta eps": (lambda x: adamx.adadelta(eps=x), "adadelta: eps"),
+    "rmsprop eps": (lambda x: adamx.rmsprop(0.1, eps=x), "rmsprop: eps"),
     "weight decay": (lambda x: adamx.add_decayed_weights(x), "add_decayed_weights: weight_decay"),
 }
 
@@ -182,7 +188,7 @@ def test_nesterov_without_momentum(recipe):
 @pytest.mark.parametrize("bad", ["no", 1e-4], ids=repr)
 def test_switch_that_is_neither_on_nor_off(bad):
     """ "no" is true to Python, and the third argument of torch.optim.SGD is a number."""
-    with pytest.raises(TypeError, match=says("scale_by_heavy_ball", "nesterov", repr(bad))):
+    with pytest.raises(TypeError, match=says("sgd: nesterov must be True or False", repr(bad))):
         adamx.sgd(0.1, 0.9, bad)
     with pytest.raises(TypeError, match=says("scale_by_rms", "compensated", repr(bad))):
         adamx.scale_by_rms(compensated=bad)
@@ -192,13 +198,90 @@ def test_switch_that_is_neither_on_nor_off(bad):
     ("call", "parts"),
     [
         (lambda: adamx.scale_by_rms(b1=0.9), ("scale_by_rms", "'b1'")),
-        (lambda: adamx.scale_by_learning_rate(), ("scale_by_learning_rate", "'learning_rate'")),
-        (lambda: adamx.scale(1.0, 2.0), ("scale", "too many positional")),
+        (lambda: adamx.scale_by_learning_rate(), ("scale_by_learning_rate() needs learning_rate",)),
+        (lambda: adamx.scale(1.0, 2.0), ("scale() takes factor by position, got 2 arguments",)),
     ],
 )
 def test_arguments_that_a_stage_does_not_have(call, parts):
     with pytest.raises(TypeError, match=says(*parts)):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: adamx.adam(lr=0.1),
+            "adam(): there is no argument 'lr'; adamx calls it learning_rate",
+        ),
+        (
+            lambda: adamx.adam(0.1, betas=(0.9, 0.99)),
+            "there is no argument 'betas'; adamx calls them b1=0.9, b2=0.99",
+        ),
+        (lambda: adamx.adan(0.1, betas=(0.9, 0.99)), "adamx calls them b1=…, b2=…, b3=…"),
+        (lambda: adamx.lion(0.1, beta_1=0.9), "no argument 'beta_1'; adamx calls it b1"),
+        (lambda: adamx.adam(0.1, epsilon=1e-7), "no argument 'epsilon'; adamx calls it eps"),
+        (lambda: adamx.rmsprop(0.1, alpha=0.99), "no argument 'alpha'; adamx calls it decay"),
+        (lambda: adamx.rmsprop(0.1, rho=0.9), "no argument 'rho'; adamx calls it decay"),
+        (lambda: adamx.nadam(0.1, momentum=0.9), "no argument 'momentum'; adamx calls it b1"),
+        (lambda: adamx.adamw(0.1, mask=None), 'where("…", add_decayed_weights(…))'),
+        (lambda: adamx.adam(0.1, amsgrad=True), "it is a recipe of its own: amsgrad(…)"),
+        (lambda: adamx.adam(0.1, nesterov=True), "nadam(…)"),
+        (lambda: adamx.adam(0.1, weight_decay=0.1), "add_decayed_weights(λ)"),
+        (lambda: adamx.adamw(0.1, weight_decouple=False), "chain(add_decayed_weights(λ), …)"),
+        (lambda: adamx.adam(0.1, mu_dtype="bfloat16"), "quantize_state"),
+        (
+            lambda: adamx.scale_by_rms(epsilon=1e-7),
+            "scale_by_rms(): there is no argument 'epsilon'",
+        ),
+        (lambda: adamx.adam(0.1, epss=1e-7), "no argument 'epss'; did you mean eps"),
+        (lambda: adamx.sgd(0.1, xyz=1), "it takes learning_rate, momentum, nesterov"),
+        (lambda: adamx.sgd(0.1, learning_rate=1.0), "learning_rate is given twice"),
+        (lambda: adamx.adam(), "adam() needs learning_rate"),
+        (lambda: adamx.adam(0.1, 0.9, 0.9, 0.0, 0.0, 0.0), "by name it also takes eps_hat"),
+    ],
+)
+def test_arguments_of_other_libraries_are_answered_with_those_of_adamx(call, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call()
+
+
+def test_every_answer_names_what_there_is():
+    """The table of spellings, held against the signatures and names that it refers to."""
+    taken = {
+        name
+        for made in vars(adamx).values()
+        if inspect.isfunction(made)
+        for name in inspect.signature(made).parameters
+    }
+    for ours in spellings._NAMES.values():
+        assert set(ours) <= taken
+    for words in spellings._WORDS.values():
+        called = set(re.findall(r"(?<![\w.])(\w+)\(", words))
+        assert called <= {*adamx.__all__}, called - {*adamx.__all__}
+
+
+def test_a_recipe_names_itself_and_its_own_argument():
+    """What stands in a stage under another name: ε is ``eps_hat`` of a stage behind it."""
+    with pytest.raises(ValueError, match=r"^radam: eps must be finite and ≥ 0, got -1\.0$"):
+        adamx.radam(0.1, eps=-1.0)
+    with pytest.raises(ValueError, match=r"^adabelief: eps must be finite and ≥ 0, got -1\.0$"):
+        adamx.adabelief(0.1, eps=-1.0)
+    with pytest.raises(ValueError, match=r"^novograd: b1 must be a decay rate in \[0, 1\)"):
+        adamx.novograd(0.1, b1=1.0)
+    with pytest.raises(ValueError, match=r"^adafactor: b2_cap must be a number in \[0, 1\]"):
+        adamx.adafactor(b2_cap=1.5)
+    with pytest.raises(TypeError, match=r"^adopt: clip must be True or False, got 1 of type int$"):
+        adamx.adopt(0.1, clip=1)
+
+
+def test_every_number_of_a_recipe_has_a_domain():
+    """All of its arguments are hyperparameters or switches, but for those named here."""
+    others = {"adafactor": {"min_dim_size_to_factor"}, "adam_mini": {"blocks"}}
+    for name in adamx.recipes.__all__:
+        signature = Signature(getattr(adamx, name).__wrapped__)
+        known = {*signature.domains, *signature.switches}
+        assert signature.signature.parameters.keys() - known == others.get(name, set())
 
 
 # Schedules -------------------------------------------------------------------------------------
@@ -328,7 +411,7 @@ def test_numbers_of_every_kind_are_a_rate(given, number):
 
 
 def test_a_whole_number_that_no_float_holds():
-    with pytest.raises(ValueError, match=says("scale_by_learning_rate: learning_rate", "float")):
+    with pytest.raises(ValueError, match=says("sgd: learning_rate", "float")):
         adamx.sgd(10**400)
     with pytest.raises(ValueError, match=says("schedule of learning_rate", "no float holds")):
         adamx.sgd(lambda t: 10**400).init(PARAMS)

@@ -240,29 +240,34 @@ CHAINS = {
     "clipped before the correction": [
         *(MOMENTUM, adamx.clip_by_global_norm(0.3), RMS, CORRECTED, STEP)
     ],
-    "cautious before the correction": [
-        *(MOMENTUM, RMS, adamx.cautious(downhill=False), CORRECTED, STEP)
-    ],
+    "cautious before the correction": [*(MOMENTUM, RMS, adamx.cautious(), CORRECTED, STEP)],
     "trusted before the correction": [MOMENTUM, RMS, adamx.trust_ratio(eps=1e-3), STEP],
     "a heavy ball before the correction": [MOMENTUM, adamx.scale_by_heavy_ball(), CORRECTED, STEP],
     "a rectified step before the correction": [
-        *(MOMENTUM, adamx.scale_by_rectified_rms(0.99), adamx.clip_by_norm(), CORRECTED, STEP)
+        *(
+            MOMENTUM,
+            adamx.scale_by_rms(0.99, 0.0, eps_hat=1e-8),
+            adamx.rectify(),
+            adamx.clip_by_norm(),
+            CORRECTED,
+            STEP,
+        )
     ],
     "cautious in front": [adamx.cautious(0.5), adamx.sgd(0.05)],
     "cautious behind": [adamx.adam(0.05), adamx.cautious()],
     "aligned behind": [adamx.adam(0.05), adamx.align_with_gradient()],
     "signs in front": [adamx.sign(), adamx.adam(0.05)],
     "clipped by expectation": [
-        *(adamx.clip_by_relative_rms(0.999, threshold=0.5), adamx.adam(0.05))
+        *(MOMENTUM, RMS, adamx.clip_by_relative_rms(threshold=0.5), CORRECTED, STEP)
     ],
     "units along an axis": [adamx.adaptive_clip(0.1, axis=0), adamx.sgd(0.05)],
     "two differences": [
-        *(adamx.reduce_variance(), adamx.clip_by_norm(0.5), adamx.reduce_variance(0.9, 0.5)),
+        *(adamx.reduce_variance(0.95), adamx.clip_by_norm(0.5), adamx.reduce_variance(0.9, 0.5)),
         adamx.adam(0.05),
     ],
     "a difference of an update": [
-        *(MOMENTUM, RMS, adamx.reduce_variance(), adamx.clip_by_norm(0.5)),
-        *(adamx.cautious(downhill=False), STEP),
+        *(MOMENTUM, RMS, adamx.reduce_variance(0.95), adamx.clip_by_norm(0.5)),
+        *(adamx.cautious(), STEP),
     ],
     "extrapolated behind": [RMS, CORRECTED, adamx.scale_by_extrapolated_momentum(), STEP],
     "an infinite norm": [MOMENTUM, adamx.scale_by_lp_norm(math.inf), CORRECTED, STEP],
@@ -298,7 +303,7 @@ CHAINS = {
     "rectified and looking ahead": [adamx.radam(0.05, b2=0.99), adamx.lookahead(3)],
     "rectified and cautious": [adamx.radam(0.05, b2=0.99), adamx.cautious()],
     "rectified, then averaged": [adamx.radam(0.05, b2=0.99), MOMENTUM, CORRECTED],
-    "the sign of a rectified step": [MOMENTUM, adamx.scale_by_rectified_rms(), adamx.sign(), STEP],
+    "the sign of a rectified step": [MOMENTUM, RMS, adamx.rectify(), adamx.sign(), STEP],
 }
 
 

@@ -415,7 +415,8 @@ def test_yogi_forgets_a_large_gradient_more_slowly_than_adam():
 def test_adopts_quotient_is_bounded_by_the_fourth_root_of_the_step():
     grads = np.full((20, 1), 1e3, np.float32)
     grads[0] = 1e-3
-    u = run(adamx.scale_by_delayed_rms(0.999999, eps=0.0), grads)[:, 0]
+    opt = adamx.chain(adamx.scale_by_delayed_rms(0.999999, eps=0.0), adamx.growing_clip())
+    u = run(opt, grads)[:, 0]
     assert u[0] == 0
     np.testing.assert_allclose(u[1], 1, rtol=1e-6)
     assert np.all(u <= np.arange(20) ** 0.25 * (1 + 1e-6))
@@ -423,9 +424,9 @@ def test_adopts_quotient_is_bounded_by_the_fourth_root_of_the_step():
 
 def test_adopts_division_behind_the_momentum_divides_the_momentum():
     """The stage measures the gradient wherever it stands."""
-    behind = adamx.chain(adamx.scale_by_momentum(0.8), adamx.scale_by_delayed_rms(0.9, clip=False))
+    behind = adamx.chain(adamx.scale_by_momentum(0.8), adamx.scale_by_delayed_rms(0.9))
     mean = reference.decaying_average(REAL.astype(np.float64), 0.8)
-    alone = run(adamx.scale_by_delayed_rms(0.9, clip=False), REAL).astype(np.float64)
+    alone = run(adamx.scale_by_delayed_rms(0.9), REAL).astype(np.float64)
     expected = mean * alone / REAL
     np.testing.assert_allclose(run(behind, REAL)[1:], expected[1:], rtol=1e-4, atol=1e-6)
 
@@ -437,29 +438,62 @@ def test_stableadamw_is_adamw_where_gradients_are_as_expected():
     np.testing.assert_allclose(stable, adamw, rtol=1e-5, atol=1e-9)
 
 
-def test_update_clipping_stands_behind_any_recipe_and_sees_each_array_alone():
-    calm, spike = np.ones((10, 3), np.float32), np.ones((10, 3), np.float32)
-    spike[-1] = 100.0
-    opt = adamx.chain(adamx.sgd(1.0), adamx.clip_by_relative_rms(0.9))
-    updates = run(opt, {"calm": calm, "spike": spike})
-    np.testing.assert_allclose(updates["calm"], -1, rtol=1e-6)
-    w = 1 - 0.9**10
-    v = (0.9 * (1 - 0.9**9) + 0.1 * 1e4) / w
-    np.testing.assert_allclose(updates["spike"][-1], -math.sqrt(v), rtol=1e-5)
-
-
-def test_update_clipping_in_front_clips_the_gradient():
-    spike = np.ones((10, 3), np.float32)
-    spike[-1] = 100.0
-    clip = adamx.clip_by_relative_rms(0.9)
-    np.testing.assert_array_equal(
-        run(adamx.chain(clip, adamx.adam(RATE)), spike), run(adamx.adam(RATE), run(clip, spike))
+def clipped_update(threshold=1.0):
+    return adamx.chain(
+        adamx.scale_by_rms(0.9),
+        adamx.bias_correction(),
+        adamx.clip_by_relative_rms(1e-6, threshold),
     )
 
 
+def test_update_clipping_reads_the_second_moment_and_sees_each_array_alone():
+    """v̂ after nine gradients 1 and one of 100; where it clips, u/RMS with u = g/√v̂ is 1."""
+    calm, spike = np.ones((10, 3), np.float32), np.ones((10, 3), np.float32)
+    spike[-1] = 100.0
+    updates = run(clipped_update(0.5), {"calm": calm, "spike": spike})
+    np.testing.assert_allclose(updates["calm"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(updates["spike"][-1], 0.5, rtol=1e-5)
+    w = 1 - 0.9**10
+    v = (0.9 * (1 - 0.9**9) + 0.1 * 1e4) / w
+    plain = run(clipped_update(1e9), {"spike": spike})["spike"][-1]
+    np.testing.assert_allclose(plain, 100 / math.sqrt(v), rtol=1e-5)
+
+
+def test_update_clipping_keeps_no_array_and_shrinks_all_that_stands_in_front():
+    """StableAdamW's third array: v is Adam's. Weight decay in front of the clip is clipped too."""
+    opt = adamx.stableadamw(RATE)
+    assert set(opt.init(REAL[0])) == {"count", "scale_by_momentum", "scale_by_rms"}
+    with pytest.raises(adamx.StageError, match="'second_moment', which scale_by_rms leaves"):
+        run(adamx.chain(adamx.clip_by_relative_rms(), adamx.adam(RATE)), REAL)
+
+
 def test_without_a_threshold_nothing_is_clipped():
-    clip = adamx.clip_by_relative_rms(threshold=math.inf)
-    np.testing.assert_array_equal(run(clip, REAL), REAL)
+    np.testing.assert_array_equal(
+        run(clipped_update(math.inf), REAL), run(adamx.chain(*PLAIN_RMS), REAL)
+    )
+
+
+PLAIN_RMS = adamx.scale_by_rms(0.9), adamx.bias_correction()
+
+
+def test_rectification_stands_directly_behind_the_division():
+    late = adamx.chain(adamx.scale_by_rms(), adamx.bias_correction(), adamx.rectify())
+    with pytest.raises(adamx.StageError, match=r"put bias_correction\(\) behind this stage"):
+        run(late, REAL)
+    with pytest.raises(adamx.StageError, match=r"b2 is the b2 of scale_by_rms.* pass b2="):
+        run(adamx.chain(adamx.scale_by_momentum(), adamx.rectify()), REAL)
+    with pytest.raises(adamx.StageError, match="'undivided', which scale_by_rms or"):
+        run(adamx.chain(adamx.scale_by_momentum(), adamx.rectify(b2=0.9)), REAL)
+
+
+def test_rectification_follows_the_rate_of_the_second_moment():
+    """One β₂ is told: replacing it changes v and the point at which RAdam divides."""
+    ours = adamx.radam(RATE, b2=0.999).replace(b2=0.9)
+    np.testing.assert_array_equal(run(ours, REAL), run(adamx.radam(RATE, b2=0.9), REAL))
+    belief = adamx.adabelief(RATE, b2=0.999, rectify=True).replace(b2=0.9)
+    np.testing.assert_array_equal(
+        run(belief, REAL), run(adamx.adabelief(RATE, b2=0.9, rectify=True), REAL)
+    )
 
 
 def test_a_threshold_of_rectification_is_at_least_4():

@@ -432,16 +432,25 @@ def test_in_front_of_the_learning_rate_it_is_the_same(stage):
     rate = adamx.scale_by_learning_rate(0.01)
     adam = adamx.chain(adamx.scale_by_momentum(), adamx.scale_by_rms(), adamx.bias_correction())
     np.testing.assert_allclose(
-        run(adamx.chain(adam, stage(downhill=False), rate), REAL),
+        run(adamx.chain(adam, stage(), rate), REAL),
         run(adamx.chain(adam, rate, stage()), REAL),
         rtol=1e-6,
     )
 
 
+def test_caution_in_front_of_the_learning_rate_trains():
+    """m is 1 and 2 for g = 2 and 3: a direction that agrees with the gradient is kept."""
+    opt = adamx.chain(
+        adamx.scale_by_momentum(0.5), adamx.cautious(), adamx.scale_by_learning_rate(1.0)
+    )
+    grads = np.float32([[2.0, 2.0], [3.0, -0.5]])  # the second momentum is 2, 0.25
+    np.testing.assert_array_equal(run(opt, grads), [[-1.0, -1.0], [-4.0, 0.0]])
+
+
 def test_without_statistics_everything_agrees():
     """Until a statistic is taken the update is the gradient, in front of the rate and without."""
     grads = REAL[:5]
-    for stage in (adamx.cautious(), adamx.cautious(downhill=False), adamx.align_with_gradient()):
+    for stage in (adamx.cautious(), adamx.align_with_gradient()):
         np.testing.assert_allclose(run(stage, grads), grads, rtol=1e-6)
 
 

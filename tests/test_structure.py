@@ -138,7 +138,7 @@ def descend(opt, start, dtype):
         state, theta = carry
         grad = h * (theta - target) + xi
         updates, state = opt.update(grad, state, theta)
-        distance = state["scale_by_prodigy"]["distance"][2]
+        distance = state["estimate_distance"]["distance"][2]
         return (state, adamx.apply_updates(theta, updates)), (grad, updates, distance)
 
     theta = jnp.asarray(start, dtype)
@@ -253,7 +253,7 @@ def replay(case, dtype):
                 x = adamx.schedule_free_eval_params(state, theta)
                 extra.append({f"x.{k}": np.asarray(x[k]) for k in NAMES})
             if case["authority"].startswith("prodigy"):
-                extra.append({"d": np.asarray(state["scale_by_prodigy"]["distance"][2])})
+                extra.append({"d": np.asarray(state["estimate_distance"]["distance"][2])})
     stack = lambda rows: {k: np.stack([row[k] for row in rows]) for k in rows[0]}  # noqa: E731
     return stack(saved), stack(extra) if extra else {}
 
@@ -435,10 +435,10 @@ def test_the_distance_never_shrinks_and_grows_as_it_may():
 def test_prodigy_does_not_move_its_start_with_the_parameters():
     params = jnp.ones(4)
     state = adamx.prodigy().init(params)
-    kept = state["scale_by_prodigy"]["params0"]
+    kept = state["estimate_distance"]["params0"]
     assert kept.unsafe_buffer_pointer() != params.unsafe_buffer_pointer()
     _, after = adamx.prodigy().update(params, state, 2 * params)
-    np.testing.assert_array_equal(after["scale_by_prodigy"]["params0"], params)
+    np.testing.assert_array_equal(after["estimate_distance"]["params0"], params)
 
 
 # Factored and shared moments

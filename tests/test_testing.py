@@ -346,7 +346,7 @@ def positional(factor: Real, /):
     [
         (optional, "optional: factor is annotated as a hyperparameter or something else"),
         (unreadable, "unreadable: an annotation can't be read: name 'Unheard' is not defined"),
-        (starred, r"starred: a stage has its arguments by name, and \*factors has none"),
+        (starred, r"starred: arguments must be accepted by name, and \*factors has none"),
         (double_starred, r"by name, and \*\*factors has none"),
         (positional, "by name, and factor: .* has none"),
     ],
@@ -370,7 +370,13 @@ def test_arguments_that_can_not_be_meant():
 # The vocabulary
 
 MADE = {
-    "scale_by_prodigy": lambda: adamx.scale_by_prodigy(1.0),
+    "estimate_distance": lambda: adamx.estimate_distance(
+        d0=1e-2, learning_rate=1.0, b1=0.9, b2=0.999, b3=0.9
+    ),
+    "scale_by_distance": lambda: adamx.prodigy(d0=1e-2),
+    "rectify": lambda: adamx.chain(adamx.scale_by_rms(), adamx.rectify()),
+    "clip_by_relative_rms": lambda: adamx.chain(adamx.scale_by_rms(), adamx.clip_by_relative_rms()),
+    "reduce_variance": lambda: adamx.reduce_variance(0.9),
     "schedule_free": lambda: adamx.schedule_free(0.1),
     "scale_by_learning_rate": lambda: adamx.scale_by_learning_rate(0.1),
     "scale": lambda: adamx.scale(2.0),

@@ -37,9 +37,6 @@ __all__ = [
 Schedule: TypeAlias = Callable[[Any], Any]
 """A function from the count of past updates (0 at the first one) to a value."""
 
-Hyper: TypeAlias = float | jax.Array | np.ndarray | Schedule
-"""A hyperparameter: a number, an array (traced or batched), or a schedule."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Same:
@@ -65,6 +62,10 @@ class Same:
             schedule: Callable[[Any], Any] = value
             return lambda count: schedule(count) ** self.power
         return value**self.power
+
+
+Hyper: TypeAlias = float | jax.Array | np.ndarray | Schedule | Same
+"""A number, an array (traced or batched), a schedule, or that of another stage of the chain."""
 
 
 def is_off(value: Any) -> bool:
@@ -101,6 +102,10 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
     if isinstance(given, Same) or (callable(given) and not isinstance(given, type)):
         return given
     value: Any = None
+    if type(given) is float:  # the usual case, and the quickest way to see that it is right
+        value = np.float64(given)
+        if domain.holds(value):
+            return given
     if isinstance(given, (np.ndarray, jax.Array)):
         if jnp.issubdtype(given.dtype, jnp.floating):
             value = given.copy() if isinstance(given, np.ndarray) else given  # it may be changed

@@ -15,7 +15,16 @@ from adamx.errors import StageError
 from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.types import Reals, Values
 
-__all__ = ["Slot", "iterate", "itself", "real_zeros", "remainder", "squares", "zeros"]
+__all__ = [
+    "Slot",
+    "iterate",
+    "itself",
+    "real_zeros",
+    "remainder",
+    "squares",
+    "squares_from",
+    "zeros",
+]
 
 Slots = dict[str, Any]
 """The slots of one parameter, by name."""
@@ -84,6 +93,12 @@ real_zeros: Callable[..., Reals] = functools.partial(zeros, real=True)
 
 squares: Slot = Slot(real_zeros, holds="nonnegative")
 """An average of squares."""
+
+
+def squares_from(value: Any) -> Slot:
+    """An average of squares, or a sum of them, that starts at a number instead of 0."""
+    return Slot(lambda param: real_zeros(param) + value, holds="nonnegative")
+
 
 remainder: Slot = Slot(functools.partial(zeros, dtype=jnp.bfloat16), holds="exact")
 """What the roundings of an average have lost, of which a few digits are enough."""

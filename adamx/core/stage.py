@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,10 @@ from jax.core import Tracer
 from adamx.core import hyper
 from adamx.core.link import Around, Link
 from adamx.core.signal import Signal
+from adamx.core.signature import Signature
 from adamx.core.slots import Slot, Slots
-from adamx.errors import StageError, as_given, failed_schedule
+from adamx.errors import StageError, failed_schedule
 from adamx.identity import ByValue
-from adamx.identity.reads import is_library
 from adamx.numerics import random
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ class Rule:
 _KEY = "key"
 
 
-class Definition:
+class Definition(Signature):
     """A stage before it has its numbers: its name, its arguments, and what makes its rule."""
 
     def __init__(
@@ -133,39 +132,16 @@ class Definition:
         keeps_rounding: bool = False,
         reach: Reach = "array",
     ):
+        super().__init__(factory)
         self.reach: Reach = reach
         self.place = place
         self.keeps_rounding = keeps_rounding
-        self.name: str = factory.__name__
-        self.factory = factory
-        self.signature: inspect.Signature = inspect.signature(factory)
-        try:
-            hints = get_type_hints(factory, include_extras=True)
-        except (NameError, AttributeError) as error:
+        if self.optional:
             raise TypeError(
-                f"{self.name}: an annotation can't be read: {error}; what it names must be found "
-                "in the module of the stage"
-            ) from error
-        found = {name: hyper.domain_of(hint) for name, hint in hints.items()}
-        self.domains: dict[str, hyper.Domain] = {k: x for k, x in found.items() if x is not None}
-        for name, parameter in self.signature.parameters.items():
-            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                raise TypeError(
-                    f"{self.name}: a stage has its arguments by name, and {parameter} has none"
-                )
-            hint = hints.get(name, type(parameter.default))
-            if name not in self.domains and any(map(hyper.domain_of, get_args(hint))):
-                raise TypeError(
-                    f"{self.name}: {name} is annotated as a hyperparameter or something else. A "
-                    "hyperparameter is a number in every step: let a number (0.0, say) switch it "
-                    "off, or write a stage for each"
-                )
-        self.switches: list[str] = [name for name, hint in hints.items() if hint is bool]
-        self.plain: list[str] = [
-            name
-            for name, parameter in self.signature.parameters.items()
-            if hints.get(name, type(parameter.default)) is float
-        ]
+                f"{self.name}: {self.optional[0]} is annotated as a hyperparameter or something "
+                "else. A hyperparameter of a stage is a number in every step: let a number (0.0, "
+                "say) switch it off, or write a stage for each"
+            )
         self.equations: Callable[..., Any] | None = None  # in symbols, for adamx.explain
 
     @functools.cached_property
@@ -176,34 +152,7 @@ class Definition:
 
     def bind(self, *args: Any, **kwargs: Any) -> Stage:
         """A stage with these arguments, checked."""
-        try:
-            bound = self.signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            arguments = dict(bound.arguments)
-            for name, domain in self.domains.items():
-                arguments[name] = hyper.canonical(name, arguments[name], domain)
-            for name in self.switches:
-                if not isinstance(arguments[name], bool):
-                    raise TypeError(
-                        f"{name} must be True or False, got {as_given(arguments[name])}"
-                    )
-            for name in self.plain:
-                if callable(arguments[name]):
-                    raise TypeError(
-                        f"{name} can't be a schedule: it is not annotated as a hyperparameter "
-                        "(adamx.core.Real, NonNegative, Positive, Decay), so it is a part of the "
-                        f"stage's structure, one number; got {hyper.show(arguments[name])}"
-                    )
-        except TypeError as error:
-            raise TypeError(f"{self.name}: {error}") from None
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
-        return Stage(self, arguments)
-
-    def __fingerprint__(self) -> Any:
-        module = self.factory.__globals__["__name__"]
-        is_fixed = is_library(module) and self.factory.__closure__ is None
-        return f"{module}.{self.factory.__qualname__}" if is_fixed else self.factory
+        return Stage(self, self.checked(*args, **kwargs))
 
     def __repr__(self) -> str:
         return f"<stage {self.name}>"

@@ -45,8 +45,10 @@ from adamx.explain.symbols import (
     Function,
     Number,
     Quotient,
+    Relation,
     Running,
     Symbol,
+    cases,
     degree,
     expression,
     latex,
@@ -324,6 +326,26 @@ class SymbolicSignal:
         if name not in self.notes:
             raise StageError(f"there is no note {name!r}; put this stage after {by}")
         return self.notes[name]
+
+    @property
+    def snapshot(self) -> tuple[Expression, Expression | None, Expression | None]:
+        """The update, corrected, and its bias, as they are here; for :meth:`chosen`."""
+        return self._form, self._corrected, self._bias
+
+    def chosen(
+        self,
+        condition: Relation,
+        update: Expression,
+        otherwise: tuple[Expression, Expression | None, Expression | None],
+    ) -> SymbolicSignal:
+        """The update is this where a condition holds, elsewhere what it was at a snapshot."""
+        form, corrected, bias = otherwise
+        now = None if self._corrected is None else substitute(update, {UPDATE: self._corrected})
+        self._change(cases(condition, self._filled(update), form))
+        if now is not None and self._bias is not None:
+            self._corrected = cases(condition, now, form if corrected is None else corrected)
+            self._bias = cases(condition, self._bias, 1 if bias is None else bias)
+        return self
 
     def without_bias(self) -> SymbolicSignal:
         """Forget the bias, because the update does not depend on it."""

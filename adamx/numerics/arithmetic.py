@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.numerics.formats import largest_square, limited, limited_to
-from adamx.numerics.types import Array, Reals, Values
+from adamx.numerics.types import Array, Float, Reals, Values
 
 _TINY = 2.0**-100
 _HUGE = 2.0**100
@@ -35,6 +35,15 @@ def subtractable(x: Values) -> Values:
 def at_least(least: Any, x: Reals) -> Reals:
     """x, or ``least`` where x is smaller."""
     return jnp.maximum(least, x)
+
+
+def mean(
+    x: Reals, axes: tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> Float[Array, "*blocks"]:
+    """The mean along these axes (all if None); of nothing, 0."""
+    over = range(x.ndim) if axes is None else axes
+    size = math.prod(x.shape[axis] for axis in over)
+    return jnp.sum(x, axes, keepdims=keepdims) / max(size, 1)
 
 
 def plus(x: Values, number: Any, times: Any = 1) -> Values:

@@ -1,58 +1,39 @@
 """The family: each optimiser a docstring with its equations and a chain of stages."""
 
-from adamx.recipes.adam import adam, adamax, adamw
-from adamx.recipes.adaptive import adadelta, adagrad, rmsprop
-from adamx.recipes.differences import adan, mars
-from adamx.recipes.factored import adafactor, adam_mini
-from adamx.recipes.gradient_descent import sgd
-from adamx.recipes.layers import lamb, lars, novograd
-from adamx.recipes.moments import (
-    adabelief,
-    adam_atan2,
-    adopt,
-    amsgrad,
-    laprop,
-    nadam,
-    nadamw,
-    radam,
-    stableadamw,
-    yogi,
+from adamx.recipes import (
+    adaptive,
+    adaptive_moments,
+    differences,
+    factored,
+    gradient_descent,
+    layers,
+    learning_rate_free,
+    schedule_free,
+    signs,
+    two_rates,
+    variants,
 )
-from adamx.recipes.prodigy import prodigy
-from adamx.recipes.schedule_free import schedule_free_adamw
-from adamx.recipes.signs import cautious_adamw, grams, lion, signum
-from adamx.recipes.two_rates import ademamix
+from adamx.recipes.adaptive import *
+from adamx.recipes.adaptive_moments import *
+from adamx.recipes.differences import *
+from adamx.recipes.factored import *
+from adamx.recipes.gradient_descent import *
+from adamx.recipes.layers import *
+from adamx.recipes.learning_rate_free import *
+from adamx.recipes.schedule_free import *
+from adamx.recipes.signs import *
+from adamx.recipes.two_rates import *
+from adamx.recipes.variants import *
 
-__all__ = [
-    "adabelief",
-    "adadelta",
-    "adafactor",
-    "adagrad",
-    "adam",
-    "adam_atan2",
-    "adam_mini",
-    "adamax",
-    "adamw",
-    "adan",
-    "ademamix",
-    "adopt",
-    "amsgrad",
-    "cautious_adamw",
-    "grams",
-    "lamb",
-    "laprop",
-    "lars",
-    "lion",
-    "mars",
-    "nadam",
-    "nadamw",
-    "novograd",
-    "prodigy",
-    "radam",
-    "rmsprop",
-    "schedule_free_adamw",
-    "sgd",
-    "signum",
-    "stableadamw",
-    "yogi",
-]
+__all__: list[str] = []
+__all__ += adaptive.__all__
+__all__ += adaptive_moments.__all__
+__all__ += differences.__all__
+__all__ += factored.__all__
+__all__ += gradient_descent.__all__
+__all__ += layers.__all__
+__all__ += learning_rate_free.__all__
+__all__ += schedule_free.__all__
+__all__ += signs.__all__
+__all__ += two_rates.__all__
+__all__ += variants.__all__

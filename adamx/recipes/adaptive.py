@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     scale_by_adadelta,
     scale_by_heavy_ball,
@@ -15,8 +16,12 @@ from adamx.stages import (
 __all__ = ["adadelta", "adagrad", "rmsprop"]
 
 
+@recipe
 def adagrad(
-    learning_rate: Hyper, eps: Hyper = 1e-10, *, initial_accumulator_value: Hyper = 0.0
+    learning_rate: NonNegative,
+    eps: NonNegative = 1e-10,
+    *,
+    initial_accumulator_value: NonNegative = 0.0,
 ) -> Transformation:
     r"""AdaGrad: steps shrink with the sum of all squared gradients.
 
@@ -46,7 +51,10 @@ def adagrad(
     )
 
 
-def adadelta(learning_rate: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transformation:
+@recipe
+def adadelta(
+    learning_rate: NonNegative = 1.0, rho: Decay = 0.9, eps: NonNegative = 1e-6
+) -> Transformation:
     r"""AdaDelta: steps in the units of the parameters, without a learning rate to choose.
 
     .. math::
@@ -56,7 +64,7 @@ def adadelta(learning_rate: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6) ->
         \theta_t = \theta_{t-1} - \alpha \Delta_t
 
     Args:
-        learning_rate: α ≥ 0; the paper has none (1).
+        learning_rate: α ≥ 0; the paper has none, so that 1 is the default.
         rho: ρ in [0, 1).
         eps: ε ≥ 0, inside both roots. The first steps are of the size √ε: the paper found
             little effect of 1e-8 … 1e-2, but slow starts are this number.
@@ -73,12 +81,13 @@ def adadelta(learning_rate: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6) ->
     return chain(scale_by_adadelta(rho, eps), scale_by_learning_rate(learning_rate))
 
 
+@recipe
 def rmsprop(
-    learning_rate: Hyper,
-    decay: Hyper = 0.9,
-    eps: Hyper = 1e-8,
+    learning_rate: NonNegative,
+    decay: Decay = 0.9,
+    eps: NonNegative = 1e-8,
     *,
-    momentum: Hyper | None = None,
+    momentum: Decay | None = None,
     nesterov: bool = False,
     centered: bool = False,
 ) -> Transformation:

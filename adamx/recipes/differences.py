@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
-from adamx.recipes.adam import adamw
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain
+from adamx.recipes.adaptive_moments import adamw
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -18,13 +19,14 @@ from adamx.stages import (
 __all__ = ["adan", "mars"]
 
 
+@recipe
 def adan(
-    learning_rate: Hyper,
-    b1: Hyper = 0.98,
-    b2: Hyper = 0.92,
-    b3: Hyper = 0.99,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.98,
+    b2: Decay = 0.92,
+    b3: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
     proximal: bool = True,
 ) -> Transformation:
@@ -71,15 +73,16 @@ def adan(
     )
 
 
+@recipe
 def mars(
-    learning_rate: Hyper,
-    b1: Hyper = 0.95,
-    b2: Hyper = 0.99,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.95,
+    b2: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
-    gamma: Hyper = 0.025,
-    max_norm: Hyper = 1.0,
+    gamma: NonNegative = 0.025,
+    max_norm: Positive = 1.0,
 ) -> Transformation:
     r"""MARS-AdamW: AdamW of a variance-reduced gradient.
 
@@ -114,7 +117,7 @@ def mars(
     Array([-0.003,  0.003], dtype=float32)
     """
     return chain(
-        reduce_variance(b1, gamma),  # new in MARS
+        reduce_variance(gamma=gamma),  # new in MARS
         clip_by_norm(max_norm),
         adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay),
     )

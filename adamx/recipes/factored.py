@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain
 from adamx.core.hyper import clock_dtype
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -20,6 +21,7 @@ from adamx.stages import (
     scale_by_momentum,
     scale_by_param_block_rms,
 )
+from adamx.stages.factored import Share
 
 __all__ = ["adafactor", "adam_mini"]
 
@@ -29,16 +31,17 @@ def relative_step(t: Any) -> Any:
     return jnp.minimum(1e-2, jax.lax.rsqrt(jnp.asarray(t + 1, clock_dtype())))
 
 
+@recipe
 def adafactor(
-    learning_rate: Hyper = relative_step,
-    decay_rate: Hyper = 0.8,
-    eps: Hyper = 1e-30,
+    learning_rate: NonNegative = relative_step,
+    decay_rate: NonNegative = 0.8,
+    eps: NonNegative = 1e-30,
     *,
-    b1: Hyper | None = None,
-    b2_cap: Hyper = 1.0,
-    clipping_threshold: Hyper | None = 1.0,
+    b1: Decay | None = None,
+    b2_cap: Share = 1.0,
+    clipping_threshold: Positive | None = 1.0,
     multiply_by_parameter_scale: bool = True,
-    min_scale: Hyper = 1e-3,
+    min_scale: NonNegative = 1e-3,
     min_dim_size_to_factor: int = 128,
 ) -> Transformation:
     r"""Adafactor: the second moment of a matrix as a row and a column, and relative steps.
@@ -95,12 +98,13 @@ def adafactor(
     )
 
 
+@recipe
 def adam_mini(
-    learning_rate: Hyper = 1e-3,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
     blocks: str | Callable[[tuple[int, ...]], Sequence[int]] = "tensor",
 ) -> Transformation:
@@ -126,7 +130,7 @@ def adam_mini(
         })
 
     Args:
-        learning_rate: α ≥ 0.
+        learning_rate: α ≥ 0; the authors' default is 1e-3.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.

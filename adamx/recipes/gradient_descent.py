@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import scale_by_heavy_ball, scale_by_learning_rate
 
 __all__ = ["sgd"]
 
 
+@recipe
 def sgd(
-    learning_rate: Hyper, momentum: Hyper | None = None, nesterov: bool = False
+    learning_rate: NonNegative, momentum: Decay | None = None, nesterov: bool = False
 ) -> Transformation:
     r"""Stochastic gradient descent.
 

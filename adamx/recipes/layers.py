@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -17,12 +18,13 @@ from adamx.stages import (
 __all__ = ["lamb", "lars", "novograd"]
 
 
+@recipe
 def lamb(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-6,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
 ) -> Transformation:
     r"""LAMB: AdamW whose step is, array by array, in proportion to the parameters.
 
@@ -58,12 +60,13 @@ def lamb(
     )
 
 
+@recipe
 def lars(
-    learning_rate: Hyper,
-    momentum: Hyper = 0.9,
-    weight_decay: Hyper = 0.0,
-    trust_coefficient: Hyper = 0.001,
-    eps: Hyper = 0.0,
+    learning_rate: NonNegative,
+    momentum: Decay = 0.9,
+    weight_decay: NonNegative = 0.0,
+    trust_coefficient: NonNegative = 0.001,
+    eps: NonNegative = 0.0,
     nesterov: bool = False,
 ) -> Transformation:
     r"""LARS: gradient descent with momentum, and a rate for every array.
@@ -103,12 +106,13 @@ def lars(
     )
 
 
+@recipe
 def novograd(
-    learning_rate: Hyper,
-    b1: Hyper = 0.95,
-    b2: Hyper = 0.98,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.95,
+    b2: Decay = 0.98,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ) -> Transformation:
     r"""NovoGrad: the momentum of gradients that were divided by their array's norm.
 

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, Hyper, NonNegative, Transformation, chain
 from adamx.core.hyper import clock_dtype
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -20,16 +21,17 @@ from adamx.stages import (
 __all__ = ["schedule_free_adamw"]
 
 
+@recipe
 def schedule_free_adamw(
-    learning_rate: Hyper = 0.0025,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
-    warmup_steps: Hyper = 0,
-    r: Hyper = 0.0,
-    weight_lr_power: Hyper = 2.0,
+    warmup_steps: NonNegative = 0,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
 ) -> Transformation:
     r"""Schedule-free AdamW: an average of the iterates instead of momentum and a schedule.
 
@@ -47,7 +49,7 @@ def schedule_free_adamw(
     Adam keeps.
 
     Args:
-        learning_rate: γ ≥ 0; a schedule need not decay.
+        learning_rate: γ ≥ 0; a schedule need not decay. The authors' default is 0.0025.
         b1: β₁ in [0, 1), how far from z towards x gradients are taken; > 0 to get at x.
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
@@ -77,11 +79,11 @@ def schedule_free_adamw(
         bias_correction(),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(rate),
-        schedule_free(rate, b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, in front
+        schedule_free(b1=b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, in front
     )
 
 
-def warmed_up(learning_rate: Hyper, steps: Hyper) -> Hyper:
+def warmed_up(learning_rate: Any, steps: Any) -> Hyper:
     """The learning rate behind a linear warm-up; the numbers in it remain data."""
     if isinstance(steps, (int, float)) and steps == 0:
         return learning_rate

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     align_with_gradient,
@@ -18,7 +19,8 @@ from adamx.stages import (
 __all__ = ["cautious_adamw", "grams", "lion", "signum"]
 
 
-def signum(learning_rate: Hyper, b1: Hyper = 0.9) -> Transformation:
+@recipe
+def signum(learning_rate: NonNegative, b1: Decay = 0.9) -> Transformation:
     r"""Signum: the sign of the momentum.
 
     .. math::
@@ -46,8 +48,9 @@ def signum(learning_rate: Hyper, b1: Hyper = 0.9) -> Transformation:
     )
 
 
+@recipe
 def lion(
-    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.99, weight_decay: Hyper = 0.0
+    learning_rate: NonNegative, b1: Decay = 0.9, b2: Decay = 0.99, weight_decay: NonNegative = 0.0
 ) -> Transformation:
     r"""Lion: the sign of a momentum that sees more of the gradient than it remembers.
 
@@ -82,15 +85,16 @@ def lion(
     )
 
 
+@recipe
 def cautious_adamw(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-6,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     *,
-    floor: Hyper = 1e-3,
-    eps_hat: Hyper = 0.0,
+    floor: Positive = 1e-3,
+    eps_hat: NonNegative = 0.0,
 ) -> Transformation:
     r"""C-AdamW: AdamW that moves only where its step agrees with the gradient.
 
@@ -122,20 +126,21 @@ def cautious_adamw(
         scale_by_momentum(b1),
         scale_by_rms(b2, eps, eps_hat=eps_hat),
         bias_correction(),
-        cautious(floor, downhill=False),  # new in C-AdamW
+        cautious(floor),  # new in C-AdamW
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(learning_rate),
     )
 
 
+@recipe
 def grams(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-6,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     *,
-    eps_hat: Hyper = 0.0,
+    eps_hat: NonNegative = 0.0,
 ) -> Transformation:
     r"""Grams: Adam says how far, the gradient which way.
 
@@ -165,7 +170,7 @@ def grams(
         scale_by_momentum(b1),
         scale_by_rms(b2, eps, eps_hat=eps_hat),
         bias_correction(),
-        align_with_gradient(downhill=False),  # new in Grams
+        align_with_gradient(),  # new in Grams
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(learning_rate),
     )

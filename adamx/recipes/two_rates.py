@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -14,17 +15,18 @@ from adamx.stages import (
 __all__ = ["ademamix"]
 
 
+@recipe
 def ademamix(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    b3: Hyper = 0.9999,
-    alpha: Hyper = 2.0,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    b3: Decay = 0.9999,
+    alpha: NonNegative = 2.0,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
-    alpha_warmup: Hyper = 0.0,
-    b3_warmup: Hyper = 0.0,
+    alpha_warmup: NonNegative = 0.0,
+    b3_warmup: NonNegative = 0.0,
 ) -> Transformation:
     r"""AdEMAMix: AdamW with a mixture of a fast and a slow momentum.
 

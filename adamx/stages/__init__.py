@@ -12,6 +12,7 @@ from adamx.stages import (
     momentum,
     norms,
     precision,
+    ratios,
     rectification,
     second_moment,
     signs,
@@ -30,6 +31,7 @@ from adamx.stages.layerwise import *
 from adamx.stages.momentum import *
 from adamx.stages.norms import *
 from adamx.stages.precision import *
+from adamx.stages.ratios import *
 from adamx.stages.rectification import *
 from adamx.stages.second_moment import *
 from adamx.stages.signs import *
@@ -49,7 +51,7 @@ __all__ += layerwise.__all__
 __all__ += momentum.__all__
 __all__ += norms.__all__
 __all__ += precision.__all__
-__all__ += rectification.__all__
+__all__ += ratios.__all__
 __all__ += rectification.__all__
 __all__ += second_moment.__all__
 __all__ += signs.__all__

@@ -15,6 +15,7 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
+    Same,
     Slot,
     StageError,
     decaying_average,
@@ -119,7 +120,7 @@ def _(signal, sync_period, slow_step_size):
 
 @stage(place="step", keeps_rounding=True)
 def polyak_ema(decay: Decay = 0.999):
-    r"""Keep a decaying average of the *new* parameters; the update passes unchanged.
+    r"""Keep a decaying average of the new parameters (Polyak averaging, EMA of weights).
 
     .. math::
         \bar\theta_t = d\, \bar\theta_{t-1} + (1-d)\, \theta_t, \qquad
@@ -168,7 +169,10 @@ def _(signal, decay):
 
 
 def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = None) -> PyTree:
-    r"""The averaged parameters, debiased: :math:`\bar\theta_t / (1 - \prod_i d_i)`.
+    r"""The averaged parameters of :func:`polyak_ema`, debiased.
+
+    .. math::
+        \bar\theta_t / (1 - \prod_i d_i)
 
     Args:
         state: the state of a chain with :func:`polyak_ema`, or anything that holds one: an
@@ -212,13 +216,13 @@ def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = N
 
 @stage(place="step")
 def schedule_free(
-    learning_rate: NonNegative,
+    learning_rate: NonNegative = Same("scale_by_learning_rate", "learning_rate"),
     b1: Decay = 0.9,
     *,
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
 ):
-    r"""Take the steps at a point z, and move the parameters to between z and the average of all z.
+    r"""Interpolate between the iterates and their average, in place of a schedule (schedule-free).
 
     .. math::
         z_t &= z_{t-1} + u_t \\
@@ -240,8 +244,9 @@ def schedule_free(
     Keeps ``z``, shaped like the parameter, float32 at least.
 
     Args:
-        learning_rate: γ, as it is in u: the average weighs the iterates with its largest value so
-            far, so that those of a warm-up count less.
+        learning_rate: γ, as it is in u: that of :func:`scale_by_learning_rate` in the same chain,
+            or a value. The average weighs the iterates with its largest value so far, so that
+            those of a warm-up count less.
         b1: β₁ in [0, 1), how far from z towards x gradients are taken.
         r: r ≥ 0, the power of t in the weights.
         weight_lr_power: p ≥ 0, the power of γ in the weights; 0 for equal ones.
@@ -251,7 +256,7 @@ def schedule_free(
     Raises:
         StageError: if ``update`` is called without parameters.
 
-    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.schedule_free(1.0, b1=0.5))
+    >>> opt = adamx.chain(adamx.sgd(1.0), adamx.schedule_free(b1=0.5))
     >>> y = jnp.array([0.0])
     >>> state = opt.init(y)
     >>> for _ in range(2):  # z: 1, 2; x: 1, 1.5
@@ -304,7 +309,10 @@ def _(signal, learning_rate, b1, r, weight_lr_power):
 
 
 def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedule_free") -> Params:
-    r"""The averaged parameters of :func:`schedule_free`: :math:`x = z + (y - z) / \beta_1`.
+    r"""The averaged parameters of :func:`schedule_free`, for evaluation.
+
+    .. math::
+        x = z + (y - z) / \beta_1
 
     Args:
         state: the state of a chain with the stage, or anything that holds one: an

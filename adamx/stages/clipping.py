@@ -7,22 +7,21 @@ import math
 import jax.numpy as jnp
 
 from adamx.core import (
-    Decay,
+    Clock,
     NonNegative,
     Positive,
     Rule,
     Squares,
     abs_sq,
-    decaying_average,
     divide,
     norm,
     root,
     shrunk,
     stage,
 )
-from adamx.core.slots import squares
+from adamx.core.hyper import clock_dtype
 from adamx.explain import in_symbols, symbols
-from adamx.numerics.arithmetic import at_least
+from adamx.numerics.arithmetic import at_least, mean, power
 
 __all__ = [
     "adaptive_clip",
@@ -30,60 +29,107 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_relative_rms",
+    "growing_clip",
 ]
 
 
 @stage
-def clip_by_relative_rms(b2: Decay = 0.99, eps: NonNegative = 1e-6, threshold: Positive = 1.0):
-    r"""Shrink the update where a gradient exceeds what its root mean square expects of it.
+def clip_by_relative_rms(eps: NonNegative = 1e-6, threshold: Positive = 1.0):
+    r"""Shrink the update where a gradient exceeds what its second moment expects (StableAdamW).
 
     .. math::
-        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
         \text{RMS}_t = \sqrt{\operatorname{mean} \frac{|g_t|^2}{\max(\hat v_t, \epsilon^2)}},
         \qquad u \leftarrow \frac{u}{\max(1, \text{RMS}_t / d)}
 
-    The mean is over all elements of one array. This is update clipping as StableAdamW has it:
-    AdaFactor's, with the gradient in place of the momentum in the numerator. It stands where the
-    whole step is to be shrunk, weight decay included; behind any statistics; in front of them it
-    clips the gradient.
-
-    Keeps ``nu``, shaped like the parameter, real: its own, whatever other stages keep.
+    The mean is over all elements of one array. This is AdaFactor's update clipping with the
+    gradient in place of the momentum in the numerator. It stands behind the stage that keeps v,
+    which is :func:`scale_by_rms` or another that divides by a second moment, and where the whole
+    step is to be shrunk, weight decay included. It keeps nothing.
 
     Args:
-        b2: β₂ in [0, 1).
         eps: the least root mean square that counts.
         threshold: d, the RMS that passes unshrunk.
 
     Source: Wortsman et al. 2023 (arXiv 2304.13013), Algorithm 2; Shazeer & Stern 2018
     (arXiv 1804.04235), Section 6, update clipping.
 
-    >>> opt = adamx.clip_by_relative_rms(b2=0.75)
+    Raises:
+        StageError: if no stage in front keeps a second moment.
+
+    >>> opt = adamx.chain(
+    ...     adamx.scale_by_rms(b2=0.75), adamx.bias_correction(), adamx.clip_by_relative_rms()
+    ... )
     >>> state = opt.init(jnp.zeros(1))
-    >>> for g in (0.1, 3.0):
+    >>> for g in (0.1, 3.0):  # the second one is 1.3223 times its root mean square
     ...     u, state = opt.update(jnp.array([g]), state)
     ...     print(u)
-    [0.1]
-    [2.2687]
+    [1.]
+    [1.]
     """
-    mean_square = decaying_average(b2)
 
-    def update(signal, slots, step):
-        square = abs_sq(signal.gradient)
-        nu = mean_square(slots["nu"], square)
-        expected = at_least(eps, root(nu / mean_square.weight(step)))
-        relative = divide(root(square), expected, eps)
-        excess = root(jnp.sum(relative**2) / max(relative.size, 1)) / threshold
-        return signal.with_update(signal.update / jnp.maximum(1, excess)), {"nu": nu}
+    def shape(signal):
+        nu, weight = signal.note("second_moment", by="scale_by_rms")
+        expected = at_least(eps, root(nu / weight))
+        relative = divide(root(abs_sq(signal.gradient)), expected, eps)
+        excess = root(mean(relative**2)) / threshold
+        return signal.with_update(signal.update / jnp.maximum(1, excess))
 
-    return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
+    return shape
 
 
 @in_symbols(clip_by_relative_rms)
-def _(signal, b2, eps, threshold):
-    v = signal.average("v", b2, of=signal.gradient**2)
+def _(signal, eps, threshold):
+    v = signal.note("second_moment", by="scale_by_rms")
     relative = signal.gradient**2 / symbols.maximum(v.hat, eps**2)
     rms = signal.let("RMS", symbols.root(symbols.mean(relative)))
     return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))
+
+
+@stage
+def growing_clip(exponent: NonNegative = 0.25):
+    r"""Limit every element of the update by a bound that grows with the steps taken (ADOPT).
+
+    .. math::
+        u \leftarrow \operatorname{clip}(u, \pm t^p), \qquad t = 0 \text{ in the first step}
+
+    In ADOPT it stands behind :func:`scale_by_delayed_rms`, whose first update is zero anyway: a
+    denominator that rests on few gradients can't make a step long. Of a complex u the modulus is
+    clipped.
+
+    Keeps a clock of the steps.
+
+    Args:
+        exponent: p ≥ 0; with 0 the bound is 1 from the start.
+
+    Source: Taniguchi et al. 2024 (arXiv 2411.02853), Algorithm 2.
+
+    >>> opt = adamx.growing_clip()
+    >>> state = opt.init(jnp.zeros(2))
+    >>> for _ in range(3):  # the bound is 0, 1 and ∜2
+    ...     u, state = opt.update(jnp.array([0.5, -9.0]), state)
+    >>> u
+    Array([ 0.5   , -1.1892], dtype=float32)
+    """
+    steps = Clock(
+        start=lambda: jnp.zeros((), jnp.int32),
+        tick=lambda steps: jnp.minimum(steps, jnp.iinfo(jnp.int32).max - 1) + 1,
+        read=lambda steps: power((steps - 1).astype(clock_dtype()), exponent),
+    )
+
+    def update(signal, slots, step):
+        u, bound = signal.update, step.clock["steps"]
+        if not jnp.iscomplexobj(u):
+            return signal.with_update(jnp.clip(u, -bound, bound)), slots
+        size = root(abs_sq(u))
+        return signal.with_update(divide(u, size) * jnp.minimum(size, bound)), slots
+
+    return Rule(update, clocks={"steps": steps})
+
+
+@in_symbols(growing_clip)
+def _(signal, exponent):
+    bound = (symbols.STEP - 1) ** exponent
+    return signal.with_update(symbols.Function("clip", (signal.update, bound)))
 
 
 @stage
@@ -220,7 +266,7 @@ def units(shape: tuple[int, ...]) -> int | tuple[int, ...]:
 
 @stage
 def clip_by_block_rms(threshold: Positive = 1.0):
-    r"""Shrink the update of each array so that its root mean square is at most ``threshold``.
+    r"""Shrink the update of each array so that its RMS is at most ``threshold`` (Adafactor).
 
     .. math::
         u \leftarrow \frac{u}{\max(1, \text{RMS}(u) / d)}

@@ -10,7 +10,7 @@ __all__ = ["add_decayed_weights"]
 
 @stage(place="direction")
 def add_decayed_weights(weight_decay: NonNegative = 0.0):
-    r"""Add a multiple of the parameter to the update.
+    r"""Add a multiple of the parameter to the update: weight decay (AdamW), or L2 in front.
 
     .. math::
         u \leftarrow u + \lambda \theta
@@ -20,12 +20,12 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     AdamW.
 
     Args:
-        weight_decay: λ ≥ 0.
+        weight_decay: λ ≥ 0; with the number 0 it does not need the parameters.
 
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
 
     Raises:
-        StageError: if ``update`` is called without parameters.
+        StageError: if ``update`` is called without parameters and λ is not the number 0.
 
     >>> opt = adamx.add_decayed_weights(0.5)
     >>> theta = jnp.array([2.0])

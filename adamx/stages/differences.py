@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, NonNegative, Rule, decaying_average, stage, zeros
+from adamx.core import Clock, Decay, NonNegative, Rule, Same, decaying_average, is_off, stage, zeros
 from adamx.explain import in_symbols, symbols
 
 __all__ = ["reduce_variance", "scale_by_extrapolated_momentum"]
 
 
 @stage
-def reduce_variance(b1: Decay = 0.95, gamma: NonNegative = 0.025):
+def reduce_variance(b1: Decay = Same("scale_by_momentum", "b1"), gamma: NonNegative = 0.025):
     r"""Add to the gradient a multiple of its change since the last step (MARS).
 
     .. math::
         g \leftarrow g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad g_0 = 0
 
-    Stands in front of any recipe, whose momentum has the same β₁. The momentum then is that of
+    Stands in front of any recipe. The momentum then is that of
     a variance-reduced gradient: with γ = 1 it is STORM's. In the paper both gradients are of one
     batch; this is its approximate form, MARS-approx, with the gradient of the batch before, and
     with :math:`g_0 = 0` as the authors' code has it. Their clipping is a stage of its own,
@@ -26,8 +26,9 @@ def reduce_variance(b1: Decay = 0.95, gamma: NonNegative = 0.025):
     Keeps ``previous`` (the gradient before), shaped like the parameter.
 
     Args:
-        b1: β₁ in [0, 1), of the momentum that follows.
-        gamma: γ ≥ 0; 0 for none.
+        b1: β₁ in [0, 1), that of :func:`scale_by_momentum` in the same chain, or a value. In front
+            of another momentum it is told as ``Same("scale_by_two_rate_momentum", "b1")``.
+        gamma: γ ≥ 0; with the number 0 the gradient passes and nothing is kept.
 
     Source: Yuan et al. 2024 (arXiv 2411.10438), Algorithm 2.
 
@@ -38,6 +39,8 @@ def reduce_variance(b1: Decay = 0.95, gamma: NonNegative = 0.025):
     >>> u
     Array([5.], dtype=float32)
     """
+    if is_off(gamma):
+        return lambda signal: signal
 
     def update(signal, slots, step):
         change = signal.update - slots["previous"]
@@ -49,6 +52,8 @@ def reduce_variance(b1: Decay = 0.95, gamma: NonNegative = 0.025):
 
 @in_symbols(reduce_variance)
 def _(signal, b1, gamma):
+    if gamma == symbols.ZERO:
+        return signal
     change = signal.update - signal.named().previous
     return signal.with_update(signal.let("c", signal.update + gamma * b1 / (1 - b1) * change))
 

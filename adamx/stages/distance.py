@@ -1,8 +1,9 @@
-"""Steps measured in the distance to the solution, which is estimated along the way."""
+"""The distance from the start to the solution, estimated along the way: Prodigy."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -12,80 +13,80 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
-    abs_sq,
-    decaying_average,
+    Same,
+    decay_clock,
     divide,
     root,
     stage,
     zeros,
 )
 from adamx.core.hyper import clock_dtype
-from adamx.core.slots import iterate, squares
+from adamx.core.slots import iterate
 from adamx.explain import in_symbols, symbols
-from adamx.numerics.arithmetic import finite
+from adamx.numerics.arithmetic import finite, log
 
-__all__ = ["scale_by_prodigy"]
+__all__ = ["estimate_distance", "scale_by_distance"]
 
 
-@stage
-def scale_by_prodigy(
-    learning_rate: NonNegative,
-    b1: Decay = 0.9,
-    b2: Decay = 0.999,
-    b3: Decay = 0.999**0.5,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    *,
+@stage(place="direction")
+def estimate_distance(
     d0: Positive = 1e-6,
+    *,
     d_coef: Positive = 1.0,
     growth_rate: Positive = math.inf,
-    use_bias_correction: bool = False,
     safeguard_warmup: bool = False,
+    bias_corrected: bool = False,
+    learning_rate: NonNegative = Same("scale_by_learning_rate", "learning_rate"),
+    b1: Decay = Same("scale_by_momentum", "b1"),
+    b2: Decay = Same("scale_by_rms", "b2"),
+    b3: Decay = Same("scale_by_rms", "b2", 0.5),
 ):
-    r"""Adam's direction times an estimate d of the distance from the start to the solution.
+    r"""Estimate the distance d to the solution and measure the gradient in it (Prodigy).
 
     .. math::
         r_t &= \beta_3 r_{t-1} + \eta_t d_{t-1}^2 \langle g_t, \theta_0 - \theta_{t-1} \rangle,
         \qquad s_t = \beta_3 s_{t-1} + \eta_t d_{t-1}^2 g_t \\
         \hat d_t &= c\, r_t / \lVert s_t \rVert_1, \qquad
         d_t = \min(\max(d_0, \hat d_1, \dots, \hat d_t), \gamma d_{t-1}) \\
-        m_t &= \beta_1 m_{t-1} + (1-\beta_1)\, d_{t-1} u_t, \qquad
-        v_t = \beta_2 v_{t-1} + (1-\beta_2)\, d_{t-1}^2 |g_t|^2 \\
-        u &\leftarrow \kappa_t d_{t-1} \left(
-        \frac{m_t}{\sqrt{v_t} + \epsilon d_t} + \lambda \theta_{t-1} \right), \qquad
-        \eta_t = \alpha_t \kappa_t
+        g &\leftarrow d_{t-1} g_t
 
-    with :math:`\langle\cdot,\cdot\rangle` and :math:`\lVert\cdot\rVert_1` over all parameters,
-    and :math:`\kappa_t = \sqrt{1-\beta_2^t}/(1-\beta_1^t)` if biases are corrected, else 1. The
-    first rise above d₀ is not limited by γ. The averages hold d of their time, so they are kept
-    here and not in stages of their own; weight decay is scaled by d too. For L2 regularisation or
-    clipping, put that stage in front.
+    with :math:`\langle\cdot,\cdot\rangle` and :math:`\lVert\cdot\rVert_1` over all parameters, and
+    :math:`\eta_t = \alpha_t \kappa_t`, where :math:`\kappa_t = \sqrt{1-\beta_2^t}/(1-\beta_1^t)` if
+    the biases of Adam behind are corrected, else 1. The first rise above d₀ is not limited by γ.
 
-    Keeps ``mu``, ``nu`` (real) and ``grad_sum`` (s), shaped like the parameter, and ``params0``
-    (θ₀), a copy of it; d and r as scalars.
+    Stands in front of Adam's stages, whose averages then hold d of their time, and whose ε are
+    multiplied with dₜ; :func:`scale_by_distance` behind them multiplies the step with dₜ₋₁. For L2
+    regularisation or clipping, put that stage in front of this one.
+
+    Keeps ``grad_sum`` (s), shaped like the parameter, and ``params0`` (θ₀), a copy of it; d and r
+    as scalars.
 
     In the first steps :math:`\theta_0 - \theta` is a small difference of large numbers: d₀ should
     be well above the parameters' relative rounding, and bfloat16 parameters need a larger one.
 
     Args:
-        learning_rate: α, as it will be applied behind this stage; it enters the estimate.
-        b1: β₁ in [0, 1).
-        b2: β₂ in [0, 1).
-        b3: β₃ in [0, 1), of the estimate.
-        eps: ε ≥ 0, times d.
-        weight_decay: λ ≥ 0, decoupled.
         d0: d₀ > 0, an underestimate.
         d_coef: c > 0.
         growth_rate: γ > 1, by which factor d may grow in a step; inf for any.
-        use_bias_correction: correct the averages' start at zero, as Adam does.
         safeguard_warmup: leave η out of s, so that a warm-up's small α does not raise d.
+        bias_corrected: whether a :func:`bias_correction` stands behind.
+        learning_rate: α of the same chain, or a value.
+        b1: β₁ of :func:`scale_by_momentum` in the same chain, or a value; for κ.
+        b2: β₂ of :func:`scale_by_rms` in the same chain, or a value; for κ.
+        b3: β₃ in [0, 1), of the estimate; √β₂ of :func:`scale_by_rms` unless it is given.
 
     Source: Mishchenko & Defazio 2024 (arXiv 2306.06101), Section 5; konstmish/prodigy.
 
     Raises:
         StageError: if ``update`` is called without parameters.
 
-    >>> opt = adamx.chain(adamx.scale_by_prodigy(1.0), adamx.scale_by_learning_rate(1.0))
+    >>> opt = adamx.chain(
+    ...     adamx.estimate_distance(),
+    ...     adamx.scale_by_momentum(),
+    ...     adamx.scale_by_rms(eps=0.0, eps_hat=1e-8),
+    ...     adamx.scale_by_distance(),
+    ...     adamx.scale_by_learning_rate(1.0),
+    ... )
     >>> theta = jnp.array([3.0, -2.0])
     >>> state = opt.init(theta)
     >>> for _ in range(200):
@@ -94,14 +95,12 @@ def scale_by_prodigy(
     >>> bool(jnp.abs(theta).max() < 0.1)
     True
     """
-    mean = decaying_average(b1, "log_decay_1")
-    mean_square = decaying_average(b2, "log_decay_2")
 
     def eta(step):
         """κ and η, the rate without d."""
         kappa = 1.0
-        if use_bias_correction:
-            kappa = root(mean_square.weight(step)) / mean.weight(step)
+        if bias_corrected:
+            kappa = root(step.clock["log_decay_2"]) / step.clock["log_decay_1"]
         return kappa, learning_rate * kappa
 
     def d_squared(step):
@@ -139,44 +138,41 @@ def scale_by_prodigy(
     )
 
     def update(signal, slots, step):
-        before, now = step.clock["distance"]["before"], step.clock["distance"]["now"]
-        mu = mean(slots["mu"], before * signal.update)
-        nu = mean_square(slots["nu"], before**2 * abs_sq(signal.gradient))
-        direction = divide(mu, root(nu) + eps * now, eps) + weight_decay * signal.param
-        kept = {
-            "mu": mu,
-            "nu": nu,
-            "grad_sum": grad_sum(signal, slots, step),
-            "params0": slots["params0"],
-        }
-        return signal.with_statistic(eta(step)[0] * before * direction), kept
+        d = step.clock["distance"]
+        kept = {"grad_sum": grad_sum(signal, slots, step), "params0": slots["params0"]}
+        measured = signal.with_update(d["before"] * signal.update)
+        return measured.with_notes(distance=d["before"], unit=d["now"]), kept
 
+    weights = {"log_decay_1": weight_clock(b1), "log_decay_2": weight_clock(b2)}
     return Rule(
         update,
-        slots={"mu": zeros, "nu": squares, "grad_sum": zeros, "params0": iterate},
-        clocks=mean.clocks | mean_square.clocks | {"distance": distance},
+        slots={"grad_sum": zeros, "params0": iterate},
+        clocks={"distance": distance} | (weights if bias_corrected else {}),
         global_sum=global_sum,
     )
 
 
-@in_symbols(scale_by_prodigy)
+def weight_clock(beta: Any) -> Clock:
+    """A decay clock of a β that another stage has, which is known as soon as the chain runs."""
+    return decay_clock(0.0)._replace(tick=lambda kept: decay_clock(log(beta)).tick(kept))
+
+
+@in_symbols(estimate_distance)
 def _(
     signal,
+    d0,
+    d_coef,
+    growth_rate,
+    safeguard_warmup,
+    bias_corrected,
     learning_rate,
     b1,
     b2,
     b3,
-    eps,
-    weight_decay,
-    d0,
-    d_coef,
-    growth_rate,
-    use_bias_correction,
-    safeguard_warmup,
 ):
     g, unlimited = signal.gradient, growth_rate == symbols.Number(math.inf)
     d, kappa = signal.fresh("d"), symbols.ONE
-    if use_bias_correction:
+    if bias_corrected:
         kappa = signal.let("κ", symbols.root(signal.weight(b2)) / signal.weight(b1))
     rate = learning_rate * kappa
     inner = symbols.Function("inner", (g, symbols.START - signal.param))
@@ -191,7 +187,30 @@ def _(
         first, grown = symbols.maximum(d0, estimate), d.before
         grown = signal.let("e", symbols.cases(grown.equals(d0), first, grown))
         signal.let(d, symbols.minimum(largest, growth_rate * grown), start=d0)
-    m = signal.average("m", b1, of=d.before * signal.update)
-    v = signal.average("v", b2, of=d.before**2 * g**2)
-    direction = m / (symbols.root(v) + eps * d) + weight_decay * signal.param
-    return signal.with_statistic(kappa * d.before * direction)
+    return signal.with_update(d.before * signal.update).with_notes(distance=d.before, unit=d)
+
+
+@stage(place="direction")
+def scale_by_distance():
+    r"""Multiply the update by the distance that was estimated in front (Prodigy).
+
+    .. math::
+        u \leftarrow d_{t-1} u
+
+    Source: Mishchenko & Defazio 2024 (arXiv 2306.06101), Section 5.
+
+    Raises:
+        StageError: if no :func:`estimate_distance` stands in front.
+
+    >>> opt = adamx.prodigy()
+    >>> [link.name for link in opt.links][-2:]
+    ['scale_by_distance', 'scale_by_learning_rate']
+    """
+    return lambda signal: signal.with_update(
+        signal.update * signal.note("distance", by="estimate_distance")
+    )
+
+
+@in_symbols(scale_by_distance)
+def _(signal):
+    return signal.with_update(signal.note("distance", by="estimate_distance") * signal.update)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
 from adamx.core import (
     Clock,
     Decay,
+    Domain,
+    Hyper,
     NonNegative,
     Rule,
     Slot,
     abs_sq,
     decaying_average,
     divide,
-    plus,
     root,
     stage,
     times,
@@ -25,14 +25,15 @@ from adamx.core import (
 from adamx.core.hyper import clock_dtype
 from adamx.core.slots import real_zeros
 from adamx.explain import in_symbols, symbols
-from adamx.numerics.arithmetic import summable_squares
-from adamx.numerics.types import Array, Float, Reals
-from adamx.stages.second_moment import over_rms_in_symbols
+from adamx.numerics.arithmetic import mean, summable_squares
+from adamx.numerics.types import Array, Float
+from adamx.stages.second_moment import divided_by_rms, divided_by_rms_in_symbols
 
 __all__ = ["scale_by_block_rms", "scale_by_factored_rms", "scale_by_param_block_rms"]
 
 
 Axes = tuple[int, ...]
+Share = Annotated[Hyper, Domain("a number in [0, 1]", lambda x: (x >= 0) & (x <= 1))]
 
 
 @stage
@@ -40,10 +41,10 @@ def scale_by_factored_rms(
     decay_rate: NonNegative = 0.8,
     eps: NonNegative = 1e-30,
     *,
-    b2_cap: NonNegative = 1.0,
+    b2_cap: Share = 1.0,
     min_dim_size_to_factor: int = 128,
 ):
-    r"""Divide the update by the gradient's root mean square, kept as a row and a column.
+    r"""Divide the update by the gradient's RMS, kept as a row and a column (Adafactor).
 
     .. math::
         R_t &= \beta_t R_{t-1} + (1-\beta_t)\, \text{mean}_j (|g_t|^2 + \epsilon), \qquad
@@ -140,7 +141,7 @@ def scale_by_block_rms(
     *,
     blocks: str | Callable[[tuple[int, ...]], Sequence[int]] = "tensor",
 ):
-    r"""Divide the update by the root mean square of the gradient over a block of coordinates.
+    r"""Divide the update by the RMS of the gradient over a block of coordinates (Adam-mini).
 
     .. math::
         v_t = \beta_2 v_{t-1} + (1-\beta_2)\, \text{mean}_\text{block} |g_t|^2, \qquad
@@ -175,15 +176,13 @@ def scale_by_block_rms(
         return reduced_zeros(param, shared_axes(blocks, param.shape), keepdims=True)
 
     def update(signal, slots, step):
-        square = block_mean(
+        square = mean(
             summable_squares(signal.gradient),
             shared_axes(blocks, signal.gradient.shape),
             keepdims=True,
         )
         nu = mean_square(slots["nu"], square)
-        shrunk = root(mean_square.weight(step))
-        u = divide(signal.update, plus(root(nu), eps, shrunk), eps)
-        return signal.with_statistic(u, weight=1 / shrunk), {"nu": nu}
+        return divided_by_rms(signal, nu, mean_square.weight(step), eps), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks=mean_square.clocks)
 
@@ -192,12 +191,12 @@ def scale_by_block_rms(
 def _(signal, b2, eps, blocks):
     over = {"tensor": "array", "row": "row", "column": "column"}.get(blocks, "block")
     v = signal.average("v", b2, of=symbols.mean(signal.gradient**2, over))
-    return over_rms_in_symbols(signal, v, eps)
+    return divided_by_rms_in_symbols(signal, v, eps)
 
 
 @stage
 def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
-    r"""Multiply the update of each array by the root mean square of its parameters.
+    r"""Multiply the update of each array by the RMS of its parameters (Adafactor).
 
     .. math::
         u \leftarrow \max(\epsilon_2, \text{RMS}(\theta))\, u
@@ -219,7 +218,7 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     """
 
     def shape(signal):
-        rms = root(block_mean(abs_sq(signal.param)))
+        rms = root(mean(abs_sq(signal.param)))
         size = jnp.maximum(rms, min_scale)  # pyright: ignore[reportArgumentType]
         return signal.with_update(times(signal.update, size))
 
@@ -252,15 +251,6 @@ def shared_axes(blocks: str | Callable[..., Sequence[int]], shape: tuple[int, ..
             f"that share one number, got {blocks!r}"
         )
     return named[blocks]
-
-
-def block_mean(
-    x: Reals, axes: Axes | None = None, *, keepdims: bool = False
-) -> Float[Array, "*blocks"]:
-    """The mean along these axes (all if None); of nothing, 0."""
-    over = range(x.ndim) if axes is None else axes
-    size = math.prod(x.shape[axis] for axis in over)
-    return jnp.sum(x, axes, keepdims=keepdims) / max(size, 1)
 
 
 def reduced_zeros(

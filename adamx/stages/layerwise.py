@@ -32,7 +32,7 @@ def trust_ratio(
     *,
     weight_decay: NonNegative = 0.0,
 ):
-    r"""Give each array an update in proportion to the norm of its parameters.
+    r"""Give each array an update in proportion to the norm of its parameters (LARS, LAMB).
 
     .. math::
         u \leftarrow r\, (u + \lambda \theta), \qquad
@@ -89,7 +89,7 @@ def _(signal, trust_coefficient, eps, weight_decay):
 
 @stage
 def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
-    r"""Divide the update by the root mean square norm of the gradient, array by array.
+    r"""Divide the update by the RMS norm of each array's gradient (NovoGrad).
 
     .. math::
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) \lVert g_t \rVert^2, \quad

@@ -54,7 +54,7 @@ def _(signal, b1):
 
 @stage
 def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
-    r"""Replace the update by its decaying sum, the velocity of a heavy ball.
+    r"""Replace the update by its decaying sum, the velocity of a heavy ball (SGD with momentum).
 
     .. math::
         b_t = \mu b_{t-1} + u_t, \qquad

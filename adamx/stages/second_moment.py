@@ -7,11 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from adamx.core import (
-    Clock,
     Decay,
     NonNegative,
-    Positive,
     Rule,
+    Signal,
     Slot,
     abs_sq,
     decay_clock,
@@ -22,16 +21,14 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.core.hyper import clock_dtype
-from adamx.core.slots import real_zeros, remainder, squares
+from adamx.core.slots import real_zeros, remainder, squares, squares_from
 from adamx.explain import SymbolicSignal, in_symbols, symbols
-from adamx.numerics.arithmetic import at_least, log
-from adamx.numerics.types import Array, Bool, Int32, Reals, Scalar, Values
+from adamx.numerics.arithmetic import log
+from adamx.numerics.formats import limited
+from adamx.numerics.types import Reals
 
 __all__ = [
-    "scale_by_adadelta",
-    "scale_by_atan2",
-    "scale_by_delayed_rms",
+    "scale_by_belief",
     "scale_by_max_rms",
     "scale_by_rms",
     "scale_by_stddev",
@@ -39,35 +36,40 @@ __all__ = [
 ]
 
 
-def over_rms(
-    u: Values, nu: Reals, weight: Any, eps: Any = 0.0, eps_hat: Any = 0.0, eps_root: Any = 0.0
-) -> tuple[Values, Scalar]:
-    """u / (√(v + ε_root w) + ε√w + ε̂), and the factor 1/√w by which the quotient is biased."""
-    shrunk = root(weight)
-    rms = plus(plus(root(plus(nu, eps_root, weight)), eps, shrunk), eps_hat)
-    return divide(u, rms, eps, eps_hat, eps_root), 1 / shrunk
+def divided_by_rms(
+    signal: Signal, nu: Reals, weight: Any, eps: Any = 0.0, eps_hat: Any = 0.0, eps_root: Any = 0.0
+) -> Signal:
+    """The update over √(v + ε_root w) + ε√w + ε̂, with v and what is divided left as notes.
+
+    The quotient is biased by 1/√w. The ε are in the units of the gradient: where a stage in front
+    has multiplied the gradient with a ``unit`` of its own, they are multiplied too.
+    """
+    shrunk, unit = root(weight), signal.notes.get("unit", 1)
+    rms = root(plus(nu, eps_root, weight * unit**2))
+    rms = plus(plus(rms, eps, shrunk * unit), eps_hat, unit)
+    divided = signal.with_statistic(
+        divide(signal.update, rms, eps, eps_hat, eps_root), weight=1 / shrunk
+    )
+    return divided.with_notes(second_moment=(nu, weight), undivided=(signal.update, signal.bias))
 
 
-def over_rms_in_symbols(
-    signal: SymbolicSignal, v: symbols.Symbol, *eps: symbols.Expression
-) -> SymbolicSignal:
-    """:func:`over_rms` of the update, as it is and corrected."""
-    return signal.with_statistic(*quotients_in_symbols(signal, v, *eps))
-
-
-def quotients_in_symbols(
+def divided_by_rms_in_symbols(
     signal: SymbolicSignal,
     v: symbols.Symbol,
-    eps: symbols.Expression,
+    eps: symbols.Expression = symbols.ZERO,
     eps_hat: symbols.Expression = symbols.ZERO,
     eps_root: symbols.Expression = symbols.ZERO,
-) -> tuple[symbols.Expression, ...]:
-    """The quotient, the quotient once corrected, and the weight between them."""
-    weight = signal.weights[v]
+) -> SymbolicSignal:
+    """:func:`divided_by_rms`, as it is and corrected."""
+    weight, unit = signal.weights[v], signal.notes.get("unit", symbols.ONE)
     shrunk = symbols.root(weight)
-    u = signal.update / (symbols.root(v + eps_root * weight) + eps * shrunk + eps_hat)
-    corrected = signal.update / (symbols.root(v.hat + eps_root) + eps + eps_hat / shrunk)
-    return u, corrected, 1 / shrunk
+    eps, eps_hat, eps_root = eps * unit, eps_hat * unit, eps_root * unit**2
+    signal.with_notes(second_moment=v, undivided=signal.snapshot)
+    return signal.with_statistic(
+        signal.update / (symbols.root(v + eps_root * weight) + eps * shrunk + eps_hat),
+        corrected=signal.update / (symbols.root(v.hat + eps_root) + eps + eps_hat / shrunk),
+        weight=1 / shrunk,
+    )
 
 
 @stage
@@ -127,8 +129,7 @@ def scale_by_rms(
         else:
             nu = mean_square(slots["nu"], square)
             kept = {"nu": nu}
-        u, bias = over_rms(signal.update, nu, mean_square.weight(step), eps, eps_hat, eps_root)
-        return signal.with_statistic(u, weight=bias), kept
+        return divided_by_rms(signal, nu, mean_square.weight(step), eps, eps_hat, eps_root), kept
 
     slots = {"nu": squares} | ({"nu_lost": remainder} if compensated else {})
     return Rule(update, slots=slots, clocks=mean_square.clocks)
@@ -137,7 +138,7 @@ def scale_by_rms(
 @in_symbols(scale_by_rms)
 def _(signal, b2, eps, eps_hat, eps_root, compensated):
     v = signal.average("v", b2, of=signal.gradient**2)
-    return over_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
+    return divided_by_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
 
 
 @stage
@@ -187,47 +188,6 @@ def _(signal, b2, eps):
 
 
 @stage
-def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
-    r"""Give the update the units of the parameter: RMS of past steps over RMS of gradients.
-
-    .. math::
-        v_t = \rho v_{t-1} + (1-\rho) |g_t|^2, \quad
-        u \leftarrow \frac{\sqrt{d_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}} u, \quad
-        d_t = \rho d_{t-1} + (1-\rho) |u|^2
-
-    Keeps ``nu`` (v) and ``delta`` (d), shaped like the parameter, real.
-
-    Args:
-        rho: ρ in [0, 1).
-        eps: added inside both roots; it is what the very first step is made of.
-
-    Source: Zeiler 2012 (arXiv 1212.5701), Algorithm 1.
-
-    >>> opt = adamx.scale_by_adadelta(rho=0.75, eps=1.0)
-    >>> opt.update(jnp.array([2.0]), opt.init(jnp.zeros(1)))[0].round(4)
-    Array([1.4142], dtype=float32)
-    """
-    mean_square = decaying_average(rho)
-
-    def update(signal, slots, step):
-        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
-        u = root(slots["delta"] + eps) * divide(signal.update, root(nu + eps), eps)
-        delta = mean_square(slots["delta"], abs_sq(u))
-        return signal.with_statistic(u), {"nu": nu, "delta": delta}
-
-    return Rule(update, slots={"nu": squares, "delta": squares})
-
-
-@in_symbols(scale_by_adadelta)
-def _(signal, rho, eps):
-    v, d = signal.average("v", rho, of=signal.gradient**2), signal.fresh("d")
-    units = symbols.root(d.before + eps) / symbols.root(v + eps)
-    signal.with_statistic(units * signal.update).named()
-    signal.average(d, rho, of=signal.update**2)
-    return signal
-
-
-@stage
 def scale_by_max_rms(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -271,8 +231,9 @@ def scale_by_max_rms(
     def update(signal, slots, step):
         nu = mean_square(slots["nu"], abs_sq(signal.gradient))
         nu_max = jnp.maximum(slots["nu_max"], nu)
-        u, bias = over_rms(signal.update, nu_max, mean_square.weight(step), eps, eps_hat, eps_root)
-        return signal.with_statistic(u, weight=bias), {"nu": nu, "nu_max": nu_max}
+        weight = mean_square.weight(step)
+        divided = divided_by_rms(signal, nu_max, weight, eps, eps_hat, eps_root)
+        return divided, {"nu": nu, "nu_max": nu_max}
 
     return Rule(update, slots={"nu": squares, "nu_max": squares}, clocks=mean_square.clocks)
 
@@ -281,7 +242,7 @@ def scale_by_max_rms(
 def _(signal, b2, eps, eps_hat, eps_root):
     v = signal.average("v", b2, of=signal.gradient**2)
     n = signal.let("n", lambda n: symbols.maximum(n, v), weight=signal.weight(b2))
-    return over_rms_in_symbols(signal, n, eps, eps_hat, eps_root)
+    return divided_by_rms_in_symbols(signal, n, eps, eps_hat, eps_root)
 
 
 @stage
@@ -293,7 +254,7 @@ def scale_by_yogi(
     eps_root: NonNegative = 0.0,
     initial_accumulator_value: NonNegative = 1e-6,
 ):
-    r"""Divide the update by the root of Yogi's second moment, which shrinks only slowly.
+    r"""Divide the update by the root of a second moment that shrinks only slowly (Yogi).
 
     .. math::
         v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2)\, |g_t|^2, \qquad
@@ -326,16 +287,14 @@ def scale_by_yogi(
     """
     clock = decay_clock(log(b2))
 
-    def start(param):
-        return real_zeros(param) + initial_accumulator_value
-
     def update(signal, slots, step):
         square = abs_sq(signal.gradient)
         nu = slots["nu"] - (1 - b2) * jnp.sign(slots["nu"] - square) * square
-        u, bias = over_rms(signal.update, nu, step.clock["log_decay"], eps, eps_hat, eps_root)
-        return signal.with_statistic(u, weight=bias), {"nu": nu}
+        weight = step.clock["log_decay"]
+        return divided_by_rms(signal, nu, weight, eps, eps_hat, eps_root), {"nu": nu}
 
-    return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks={"log_decay": clock})
+    start = squares_from(initial_accumulator_value)
+    return Rule(update, slots={"nu": start}, clocks={"log_decay": clock})
 
 
 @in_symbols(scale_by_yogi)
@@ -347,133 +306,59 @@ def _(signal, b2, eps, eps_hat, eps_root, initial_accumulator_value):
         start=initial_accumulator_value,
         weight=signal.weight(b2),
     )
-    return over_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
+    return divided_by_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
 
 
 @stage
-def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
-    r"""Replace the division by the root mean square by the angle between the two.
+def scale_by_belief(
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-16,
+    *,
+    eps_hat: NonNegative = 0.0,
+    eps_root: NonNegative = 1e-16,
+):
+    r"""Divide the update by how far the gradients are from it (AdaBelief).
 
     .. math::
-        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
-        u \leftarrow a \operatorname{atan2}(\hat u, b \sqrt{\hat v_t})
+        s_t = \beta_2 s_{t-1} + (1 - \beta_2) |g_t - u|^2 + \epsilon_\text{root}, \qquad
+        u \leftarrow \frac{u}{\sqrt{s_t} + \epsilon \sqrt{w_t} + \hat\epsilon}, \qquad
+        w_t = 1 - \prod_i \beta_{2,i}
 
-    The angle is the quotient where that is small, and bounded by aπ/2 where nothing else
-    would bound it. It needs no ε (atan2(0, 0) = 0): as long as g² neither over- nor underflows,
-    the scale of the gradients is of no matter. An angle has no factor to divide out later, so
-    the bias of u and v is corrected here: no :func:`bias_correction` follows. Of a complex u the
-    modulus is replaced.
+    Stands behind :func:`scale_by_momentum`: u is then the mean that the gradient is compared
+    with, not yet corrected, as in the paper. Without a momentum in front,
+    g − u is 0 and only ε remains of s.
 
-    Keeps ``nu``, shaped like the parameter, real.
+    Keeps ``nu`` (s), shaped like the parameter, real.
 
     Args:
         b2: β₂ in [0, 1).
-        a: the scale of the angle, > 0; 4/π ≈ 1.27 turns u = √v into 1.
-        b: the scale of √v, > 0: how long angle and quotient stay alike.
+        eps: added to the corrected root.
+        eps_hat: added to the root before the correction.
+        eps_root: added to s in every step, where it adds up to ε/(1 − β₂).
 
-    Source: Everett et al. 2024 (arXiv 2407.05872), Adam-atan2.
+    Source: Zhuang et al. 2020 (arXiv 2010.07468), Algorithm 2.
 
-    >>> opt = adamx.scale_by_atan2(a=1.0)
-    >>> 4 * opt.update(jnp.array([3e-15, 0.0]), opt.init(jnp.zeros(2)))[0]
-    Array([3.1415927, 0.       ], dtype=float32)
+    >>> opt = adamx.chain(adamx.scale_by_momentum(0.5), adamx.scale_by_belief(b2=0.0))
+    >>> opt.update(jnp.array([4.0]), opt.init(jnp.zeros(1)))[0]
+    Array([1.], dtype=float32)
     """
     mean_square = decaying_average(b2)
 
     def update(signal, slots, step):
-        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
-        if signal.bias is not None:
-            signal = signal.corrected()
-        u, rms = signal.update, b * (root(nu) / root(mean_square.weight(step)))
-        size = root(abs_sq(u)) if jnp.iscomplexobj(u) else u
-        angle = a * jnp.arctan2(size, jnp.where((size == 0) & (rms == 0), 1, rms))
-        if jnp.iscomplexobj(u):
-            angle = angle * divide(u, size)
-        return signal.with_statistic(angle), {"nu": nu}
+        surprise = abs_sq(limited(signal.gradient - signal.update))
+        unit = signal.notes.get("unit", 1)
+        nu = plus(mean_square(slots["nu"], surprise), eps_root, unit**2)
+        return divided_by_rms(signal, nu, mean_square.weight(step), eps, eps_hat), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
 
 
-@in_symbols(scale_by_atan2)
-def _(signal, b2, a, b):
-    v = signal.average("v", b2, of=signal.gradient**2)
-    if signal.biased:
-        signal.corrected()
-    return signal.with_statistic(
-        a * symbols.Function("atan2", (signal.update, b * symbols.root(v.hat)))
+@in_symbols(scale_by_belief)
+def _(signal, b2, eps, eps_hat, eps_root):
+    surprise, unit = (signal.gradient - signal.update) ** 2, signal.notes.get("unit", symbols.ONE)
+    s = signal.let(
+        "s",
+        lambda s: b2 * s + (1 - b2) * surprise + eps_root * unit**2,
+        weight=signal.weight(b2),
     )
-
-
-@stage
-def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6, *, clip: bool = True):
-    r"""Divide the update by the root mean square of the gradients before this one (ADOPT).
-
-    .. math::
-        u \leftarrow \operatorname{clip}\left(\frac{u}{\max(\sqrt{v_{t-1}}, \epsilon)},
-        \pm t^{1/4}\right), \qquad
-        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad v_0 = |g_0|^2
-
-    Numerator and denominator do not depend on each other, and that is why ADOPT converges for
-    any β₂. The first update is zero and gives v its first value: v never was zero and needs no
-    correction. A first gradient that happens to be tiny would make the next steps huge; the
-    clipping, by a bound that grows with the steps taken, lets them through only little by
-    little. Of a complex u the modulus is clipped.
-
-    Keeps ``nu``, shaped like the parameter, real.
-
-    Args:
-        b2: β₂ in [0, 1).
-        eps: the least that is divided by. With 0, 0/0 is 0.
-        clip: clip to ±t^¼; without it, it is the first version of the paper.
-
-    Source: Taniguchi et al. 2024 (arXiv 2411.02853), Algorithm 2.
-
-    >>> opt = adamx.scale_by_delayed_rms(b2=0.75)
-    >>> state = opt.init(jnp.zeros(1))
-    >>> for g in (2.0, 1.0, 16.0):
-    ...     u, state = opt.update(jnp.array([g]), state)
-    ...     print(u)
-    [0.]
-    [0.5]
-    [1.1892]
-    """
-    mean_square = decaying_average(b2)
-
-    def update(signal, slots, step):
-        seeds, bound = step.clock["steps"]
-        square = abs_sq(signal.gradient)
-        rms = at_least(eps, root(slots["nu"]))
-        u = divide(signal.update, rms, eps)
-        if clip and jnp.iscomplexobj(u):
-            size = root(abs_sq(u))
-            u = divide(u, size) * jnp.minimum(size, bound)
-        elif clip:
-            u = jnp.clip(u, -bound, bound)
-        nu = jnp.where(seeds, square, mean_square(slots["nu"], square))
-        return signal.with_statistic(jnp.where(seeds, 0, u)), {"nu": nu}
-
-    return Rule(update, slots={"nu": squares}, clocks={"steps": _steps_since_the_first()})
-
-
-@in_symbols(scale_by_delayed_rms)
-def _(signal, b2, eps, clip):
-    v, first, square = signal.fresh("v"), symbols.STEP.equals(1), signal.gradient**2
-    u = signal.update / symbols.maximum(symbols.root(v.before), eps)
-    if clip:
-        u = symbols.Function("clip", (u, (symbols.STEP - 1) ** 0.25))
-    c = signal.let("c", symbols.cases(first, 0, u))
-    signal.let(v, lambda v: symbols.cases(first, square, b2 * v + (1 - b2) * square))
-    return signal.with_statistic(c)
-
-
-def _steps_since_the_first() -> Clock:
-    """Reads (whether this is the first step, t^¼ with t = 0 there)."""
-
-    def read(steps: Int32[Array, ""]) -> tuple[Bool[Array, ""], Scalar]:
-        past = steps - 1
-        return past == 0, past.astype(clock_dtype()) ** 0.25
-
-    return Clock(
-        start=lambda: jnp.zeros((), jnp.int32),
-        tick=lambda steps: jnp.minimum(steps, jnp.iinfo(jnp.int32).max - 1) + 1,
-        read=read,
-    )
+    return divided_by_rms_in_symbols(signal, s, eps, eps_hat)

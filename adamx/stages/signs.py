@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 from adamx.core import Positive, Signal, stage, times
 from adamx.explain import in_symbols, symbols
-from adamx.numerics.arithmetic import at_least, sign_of
-from adamx.numerics.types import Reals, Scalar, Values
+from adamx.numerics.arithmetic import at_least, mean, sign_of
+from adamx.numerics.types import Reals, Values
 
 __all__ = ["align_with_gradient", "cautious", "sign"]
 
 
 @stage
 def sign():
-    r"""Replace the update by its sign.
+    r"""Replace the update by its sign (signSGD, Signum, Lion).
 
     .. math::
         u \leftarrow \operatorname{sign}(u)
@@ -39,19 +39,18 @@ def _(signal):
 
 
 @stage
-def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
-    r"""Keep the update only where it goes downhill, and make up for what is left out.
+def cautious(floor: Positive = 1e-3):
+    r"""Keep the update only where it agrees with the gradient, and enlarge the rest (C-AdamW).
 
     .. math::
         \phi = \mathbb 1[u \cdot g < 0], \qquad
         u \leftarrow \frac{\phi\, u}{\max(\bar\phi, c)}, \qquad
         \bar\phi = \text{the share of } \phi = 1 \text{ in the array}
 
-    Stands behind any recipe, ``chain(adam(rate), cautious())``, where the update is a step and
-    should go against the gradient. In front of the learning rate the update is a direction that
-    should agree with the gradient, :math:`u \cdot g > 0` as the paper has it: there it is
-    ``downhill=False``, and what stands between it and the learning rate (weight decay, as the
-    authors have it) is not masked. The two places are the same otherwise.
+    Stands behind any recipe, ``chain(adam(rate), cautious())``, where the update is a step that
+    should go against the gradient; or in front of the learning rate, where it is a direction that
+    should agree with it, :math:`u \cdot g > 0` as the paper has it. There, what stands between it
+    and the learning rate (weight decay, as the authors have it) is not masked.
 
     Of complex arrays the product is :math:`\operatorname{Re}(u \bar g)`.
 
@@ -59,8 +58,6 @@ def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
         floor: c > 0, so that a few coordinates are not blown up for all; 1e-3 as in the authors'
             code (the paper divides by :math:`\bar\phi + \epsilon`, its first version by
             :math:`\bar\phi + 1/d`).
-        downhill: whether the update is a step (it stands behind the learning rate) or a direction
-            (in front of it).
 
     Source: Liang et al. 2024 (arXiv 2411.16085), Algorithm 1.
 
@@ -73,35 +70,31 @@ def cautious(floor: Positive = 1e-3, *, downhill: bool = True):
     """
 
     def shape(signal):
-        agrees = _agreement(signal, downhill) > 0
+        agrees = _agreement(signal) > 0
         mask = agrees.astype(jnp.finfo(signal.update.dtype).dtype)
-        return signal.with_update(times(signal.update, mask / at_least(floor, _mean(mask))))
+        return signal.with_update(times(signal.update, mask / at_least(floor, mean(mask))))
 
     return shape
 
 
 @in_symbols(cautious)
-def _(signal, floor, downhill):
+def _(signal, floor):
     agreement = signal.named().update * signal.gradient
-    agrees = agreement < 0 if downhill and signal.has_statistic else agreement > 0
+    agrees = agreement < 0 if signal.step else agreement > 0
     mask = signal.let("φ", symbols.indicator(agrees))
     return signal.with_update(mask * signal.update / symbols.maximum(symbols.mean(mask), floor))
 
 
 @stage
-def align_with_gradient(downhill: bool = True):
-    r"""Give the update the sign of the gradient, and leave it its size.
+def align_with_gradient():
+    r"""Give the update the sign of the gradient, and leave it its size (Grams).
 
     .. math::
         u \leftarrow -|u| \operatorname{sign}(g)
 
     Stands behind any recipe, ``chain(adam(rate), align_with_gradient())``, where the update is a
-    step. In front of the learning rate it is a direction, :math:`+|u| \operatorname{sign}(g)`,
-    with ``downhill=False``. The sign of a complex number is g/|g|.
-
-    Args:
-        downhill: whether the update is a step (it stands behind the learning rate) or a direction
-            (in front of it).
+    step. In front of the learning rate it is a direction, and becomes
+    :math:`+|u| \operatorname{sign}(g)`. The sign of a complex number is g/|g|.
 
     Source: Cao, Li & Song 2024 (arXiv 2412.17107), Algorithm 1.
 
@@ -114,17 +107,16 @@ def align_with_gradient(downhill: bool = True):
     """
 
     def shape(signal):
-        size = modulus(signal.update)
-        along = sign_of(signal.gradient)
-        return signal.with_update(-size * along if _against(signal, downhill) else size * along)
+        size, along = modulus(signal.update), sign_of(signal.gradient)
+        return signal.with_update(-size * along if signal.step else size * along)
 
     return shape
 
 
 @in_symbols(align_with_gradient)
-def _(signal, downhill):
+def _(signal):
     along = symbols.absolute(signal.update) * symbols.sign(signal.gradient)
-    return signal.with_update(-along if downhill and signal.has_statistic else along)
+    return signal.with_update(-along if signal.step else along)
 
 
 def modulus(x: Values) -> Reals:
@@ -135,20 +127,7 @@ def modulus(x: Values) -> Reals:
     return jnp.where(jnp.isinf(size) & jnp.isfinite(x), jnp.finfo(size.dtype).max, size)
 
 
-def _against(signal: Signal, downhill: bool) -> bool:
-    """Whether the update should point against the gradient.
-
-    As long as no statistic was taken the update is the gradient, learning rate and all.
-    """
-    return downhill and signal.has_statistic
-
-
-def _agreement(signal: Signal, downhill: bool) -> Reals:
+def _agreement(signal: Signal) -> Reals:
     """> 0 where the update goes where it should; of signs, whose product can't underflow."""
     product = jnp.real(jnp.sign(signal.update) * jnp.conj(jnp.sign(signal.gradient)))
-    return -product if _against(signal, downhill) else product
-
-
-def _mean(x: Reals) -> Scalar:
-    """The mean, of nothing 0."""
-    return jnp.sum(x) / max(x.size, 1)
+    return -product if signal.step else product

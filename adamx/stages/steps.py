@@ -34,7 +34,7 @@ def _(signal, factor):
 
 @stage(keeps_rounding=True)
 def set_to_zero():
-    r"""Keep the parameter as it is.
+    r"""Set the update to zero, so that the parameter stays as it is (frozen).
 
     .. math::
         u \leftarrow 0
@@ -60,7 +60,7 @@ def _(signal):
 
 @stage(place="rate")
 def scale_by_learning_rate(learning_rate: NonNegative):
-    r"""Turn a direction into a step downhill.
+    r"""Multiply the update by −α: a direction becomes a step downhill.
 
     .. math::
         u \leftarrow -\alpha_t u
@@ -84,7 +84,7 @@ def _(signal, learning_rate):
 
 @stage(place="rate")
 def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
-    r"""Turn a direction into a step downhill, and decay the parameter that it leads to.
+    r"""Turn a direction into a step downhill that ends with proximal weight decay (Adan).
 
     .. math::
         u \leftarrow -\alpha \frac{u + \lambda \theta}{1 + \alpha \lambda}, \qquad

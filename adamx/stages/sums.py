@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import NonNegative, Rule, Slot, abs_sq, divide, root, stage
-from adamx.core.slots import real_zeros
+from adamx.core import NonNegative, Rule, abs_sq, divide, root, stage
+from adamx.core.slots import squares_from
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.formats import largest_square
 
@@ -32,16 +32,13 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
     Array([ 1., -1.], dtype=float32)
     """
 
-    def start(param):
-        return real_zeros(param) + initial_accumulator_value
-
     def update(signal, slots, step):
         total = slots["sum_of_squares"] + abs_sq(signal.gradient)
         total = jnp.minimum(total, largest_square(total.dtype))
         u = divide(signal.update, root(total) + eps, eps)
         return signal.with_statistic(u), {"sum_of_squares": total}
 
-    return Rule(update, slots={"sum_of_squares": Slot(start, holds="nonnegative")})
+    return Rule(update, slots={"sum_of_squares": squares_from(initial_accumulator_value)})
 
 
 @in_symbols(scale_by_rss)

@@ -16,7 +16,7 @@ __all__ = ["scale_by_mixed_momentum", "scale_by_two_rate_momentum"]
 
 @stage
 def scale_by_two_rate_momentum(b1: Decay = 0.9, b2: Decay = 0.99):
-    r"""Replace the update by an average that sees it at one rate and remembers it at another.
+    r"""Replace the update by an average with one rate now and another for its memory (Lion).
 
     .. math::
         c_t = \beta_1 m_{t-1} + (1 - \beta_1) u_t, \qquad

@@ -21,7 +21,7 @@ from adamx.core.link import Link, is_packed, unpacked
 from adamx.core.naming import names
 from adamx.core.observer import Observer
 from adamx.core.reading import beside, copied, place_of, the_state, unwrapped
-from adamx.core.stage import Rule, Stage, kind
+from adamx.core.stage import Rule, Stage, joined, kind
 from adamx.core.trees import mismatch, path_of
 from adamx.errors import described
 from adamx.numerics.types import PyTree, State
@@ -35,7 +35,7 @@ Transform = Callable[[str, np.ndarray], np.ndarray]
 """``(path, array) -> array``, which converts a parameter from one layout to another."""
 
 _MU = ("scale_by_momentum.mu", "scale_by_nesterov_momentum.mu")
-_NU = ("scale_by_rms.nu", "scale_by_rectified_rms.nu", "scale_by_adamax.nu")
+_NU = ("scale_by_rms.nu", "scale_by_adamax.nu")
 _STDDEV = {"mu": ("scale_by_stddev.mu",), "nu": ("scale_by_stddev.nu",)}
 _SUM = "scale_by_rss.sum_of_squares"
 _TRACE = "scale_by_heavy_ball.trace"
@@ -456,7 +456,8 @@ def _ticked(
 ) -> dict[str, dict[str, Any]]:
     """The clocks of every stage after this many steps, with the hyperparameters of each step."""
     start: dict[str, dict[str, Any]] = {}
-    stages = {name: link for name, link in links.items() if isinstance(link, Stage)}
+    whole = zip(links, joined([*links.values()]), strict=True)
+    stages = {name: link for name, link in whole if isinstance(link, Stage)}
     for name, link in stages.items():
         clocks = _rule(link).clocks
         if any(clock.settle for clock in clocks.values()):
@@ -754,7 +755,7 @@ def _torch_arrays(group: Mapping[str, Any], path: str) -> tuple[Counterparts, tu
         largest = {f"max_{square}": (f"{stage}.nu_max",)} if group["amsgrad"] else {}
         return {"exp_avg": momentum, square: (f"{stage}.nu",), **largest}, step
     if "betas" in group and "decoupled_weight_decay" in group:
-        return {"exp_avg": momentum, square: ("scale_by_rectified_rms.nu",)}, step
+        return {"exp_avg": momentum, square: ("scale_by_rms.nu",)}, step
     if "betas" in group:
         return {"exp_avg": momentum, "exp_inf": ("scale_by_adamax.nu",)}, step
     raise StageError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx.core import Decay, NonNegative, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
@@ -15,14 +16,15 @@ from adamx.stages import (
 __all__ = ["adam", "adamax", "adamw"]
 
 
+@recipe
 def adam(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    eps_root: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
     *,
-    eps_hat: Hyper = 0.0,
+    eps_hat: NonNegative = 0.0,
     compensated: bool = False,
 ) -> Transformation:
     r"""Adam, Algorithm 1.
@@ -73,8 +75,9 @@ def adam(
     )
 
 
+@recipe
 def adamax(
-    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8
+    learning_rate: NonNegative, b1: Decay = 0.9, b2: Decay = 0.999, eps: NonNegative = 1e-8
 ) -> Transformation:
     r"""AdaMax: Adam with the infinity norm.
 
@@ -105,15 +108,16 @@ def adamax(
     )
 
 
+@recipe
 def adamw(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    eps_root: Hyper = 0.0,
-    weight_decay: Hyper = 0.01,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    weight_decay: NonNegative = 0.01,
     *,
-    eps_hat: Hyper = 0.0,
+    eps_hat: NonNegative = 0.0,
     compensated: bool = False,
 ) -> Transformation:
     r"""AdamW: Adam with decoupled weight decay.
@@ -142,7 +146,7 @@ def adamw(
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
 
     Raises:
-        StageError: if ``update`` is called without parameters.
+        StageError: if ``update`` is called without parameters, unless λ is the number 0.
 
     >>> opt = adamx.adamw(1e-3, weight_decay=0.1)
     >>> theta = jnp.array([1.0, 1.0])

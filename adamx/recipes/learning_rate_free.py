@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 
-from adamx.core import Hyper, Transformation, chain
-from adamx.stages import scale_by_learning_rate, scale_by_prodigy
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain
+from adamx.recipes.registry import recipe
+from adamx.stages import (
+    add_decayed_weights,
+    bias_correction,
+    estimate_distance,
+    scale_by_distance,
+    scale_by_learning_rate,
+    scale_by_momentum,
+    scale_by_rms,
+)
 
 __all__ = ["prodigy"]
 
 
+@recipe
 def prodigy(
-    learning_rate: Hyper = 1.0,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    b3: Hyper | None = None,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper = 0.0,
+    learning_rate: NonNegative = 1.0,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    b3: Decay | None = None,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
-    d0: Hyper = 1e-6,
-    d_coef: Hyper = 1.0,
-    growth_rate: Hyper = math.inf,
+    d0: Positive = 1e-6,
+    d_coef: Positive = 1.0,
+    growth_rate: Positive = math.inf,
     use_bias_correction: bool = False,
     safeguard_warmup: bool = False,
 ) -> Transformation:
@@ -41,7 +51,8 @@ def prodigy(
     for α (a decay from 1 to 0) is as useful as with any other rule; its scale is found.
 
     Args:
-        learning_rate: α ≥ 0, to be left at 1 or scheduled from there.
+        learning_rate: α ≥ 0, to be left at 1 or scheduled from there: the method finds the rate, so
+            that 1 is its default.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         b3: β₃ in [0, 1); √β₂ if None.
@@ -70,24 +81,20 @@ def prodigy(
     >>> bool(jnp.abs(theta).max() < 0.1)
     True
     """
+    own = {} if b3 is None else {"b3": b3}
     return chain(
-        scale_by_prodigy(  # Adam's two averages, weighted with d, and the estimate of d
-            learning_rate,
-            b1,
-            b2,
-            square_root(b2) if b3 is None else b3,
-            eps,
-            weight_decay,
-            d0=d0,
+        estimate_distance(  # new in Prodigy
+            d0,
             d_coef=d_coef,
             growth_rate=growth_rate,
-            use_bias_correction=use_bias_correction,
             safeguard_warmup=safeguard_warmup,
+            bias_corrected=use_bias_correction,
+            **own,
         ),
+        scale_by_momentum(b1),
+        scale_by_rms(b2, eps=0.0, eps_hat=eps),
+        add_decayed_weights(weight_decay),
+        bias_correction() if use_bias_correction else chain(),
+        scale_by_distance(),
         scale_by_learning_rate(learning_rate),
     )
-
-
-def square_root(number: Hyper) -> Hyper:
-    """√ of a number or of a schedule's values."""
-    return (lambda t: number(t) ** 0.5) if callable(number) else number**0.5

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from adamx.core import Hyper, Transformation, chain
+from adamx import stages
+from adamx.core import Decay, NonNegative, Positive, Same, Transformation, chain
+from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
     clip_by_relative_rms,
+    growing_clip,
     scale_by_atan2,
     scale_by_belief,
     scale_by_delayed_rms,
@@ -14,10 +17,10 @@ from adamx.stages import (
     scale_by_max_rms,
     scale_by_momentum,
     scale_by_nesterov_momentum,
-    scale_by_rectified_rms,
     scale_by_rms,
     scale_by_yogi,
 )
+from adamx.stages.rectification import Length, rectify
 
 __all__ = [
     "adabelief",
@@ -33,14 +36,15 @@ __all__ = [
 ]
 
 
+@recipe
 def amsgrad(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    eps_root: Hyper = 0.0,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
     *,
-    eps_hat: Hyper = 0.0,
+    eps_hat: NonNegative = 0.0,
 ) -> Transformation:
     r"""AMSGrad: Adam whose denominator never shrinks.
 
@@ -77,12 +81,13 @@ def amsgrad(
     )
 
 
+@recipe
 def nadam(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    momentum_decay: Hyper = 0.004,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    momentum_decay: Positive = 0.004,
     *,
     constant_decay: bool = False,
 ) -> Transformation:
@@ -119,16 +124,24 @@ def nadam(
     >>> opt.update(jnp.array([0.1, -10.0]), opt.init(jnp.zeros(2)))[0].round(6)
     Array([-0.001474,  0.001474], dtype=float32)
     """
-    return nadamw(learning_rate, b1, b2, eps, None, momentum_decay, constant_decay=constant_decay)
+    return chain(
+        scale_by_nesterov_momentum(  # Adam: scale_by_momentum
+            b1, momentum_decay, constant_decay=constant_decay
+        ),
+        scale_by_rms(b2, eps),
+        bias_correction(),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
+@recipe
 def nadamw(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
-    weight_decay: Hyper | None = 0.01,
-    momentum_decay: Hyper = 0.004,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.01,
+    momentum_decay: Positive = 0.004,
     *,
     constant_decay: bool = False,
 ) -> Transformation:
@@ -145,8 +158,8 @@ def nadamw(
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
-        weight_decay: λ ≥ 0; None for none, without a need for parameters. The default is that of
-            :func:`adamw`; optax.nadamw has 1e-4.
+        weight_decay: λ ≥ 0; 0 is :func:`nadam`. The default is that of :func:`adamw`;
+            optax.nadamw has 1e-4.
         momentum_decay: ψ > 0, how fast μ warms up; ``math.inf`` for μ = β₁ from the start.
         constant_decay: let m decay by β₁, not μₜ.
 
@@ -160,25 +173,25 @@ def nadamw(
     >>> opt.update(jnp.array([0.1, -10.0]), opt.init(theta), theta)[0].round(6)
     Array([-0.001574,  0.001374], dtype=float32)
     """
-    decay = chain() if weight_decay is None else add_decayed_weights(weight_decay)
     return chain(
         scale_by_nesterov_momentum(  # Adam: scale_by_momentum
             b1, momentum_decay, constant_decay=constant_decay
         ),
         scale_by_rms(b2, eps),
         bias_correction(),
-        decay,
+        add_decayed_weights(weight_decay),  # NAdam: nothing
         scale_by_learning_rate(learning_rate),
     )
 
 
+@recipe
 def radam(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-8,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
     *,
-    threshold: Hyper = 5.0,
+    threshold: Length = 5.0,
 ) -> Transformation:
     r"""RAdam: Adam that divides only once its second moment can be relied on.
 
@@ -204,7 +217,7 @@ def radam(
         threshold: what ρ must exceed, ≥ 4; 4 in the paper, 5 in the authors' code.
 
     Equals torch.optim.RAdam. optax.radam has ε beside √v̂, as here
-    ``scale_by_rectified_rms(b2, eps, eps_hat=0.0)`` in the chain. Under a schedule of β₂, ρ is
+    ``scale_by_rms(b2, eps)`` in the chain. Under a schedule of β₂, ρ is
     computed from the mean age of the gradients in v; torch and Optax take the present β₂ to the
     power t.
 
@@ -216,17 +229,19 @@ def radam(
     """
     return chain(
         scale_by_momentum(b1),
-        scale_by_rectified_rms(b2, eps_hat=eps, threshold=threshold),  # Adam: scale_by_rms
+        scale_by_rms(b2, eps=0.0, eps_hat=eps),
+        rectify(threshold),  # new in RAdam
         bias_correction(),
         scale_by_learning_rate(learning_rate),
     )
 
 
+@recipe
 def adabelief(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-16,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-16,
     *,
     rectify: bool = False,
 ) -> Transformation:
@@ -255,17 +270,22 @@ def adabelief(
     >>> opt.update(jnp.array([0.1, -10.0]), opt.init(jnp.zeros(2)))[0].round(6)
     Array([-0.001111,  0.001111], dtype=float32)
     """
-    beside = {"eps": 0.0, "eps_hat": eps} if rectify else {"eps": eps}
+    if rectify:
+        belief = scale_by_belief(b2, eps=0.0, eps_hat=eps, eps_root=eps)
+        division = chain(belief, stages.rectify(b2=Same("scale_by_belief", "b2")))
+    else:
+        division = scale_by_belief(b2, eps, eps_root=eps)
     return chain(
         scale_by_momentum(b1),
-        scale_by_belief(b2, eps_root=eps, rectify=rectify, **beside),  # Adam: scale_by_rms
+        division,  # Adam: scale_by_rms
         bias_correction(),
         scale_by_learning_rate(learning_rate),
     )
 
 
+@recipe
 def laprop(
-    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-15
+    learning_rate: NonNegative, b1: Decay = 0.9, b2: Decay = 0.999, eps: NonNegative = 1e-15
 ) -> Transformation:
     r"""LaProp: Adam with the momentum behind the division.
 
@@ -302,8 +322,13 @@ def laprop(
     )
 
 
+@recipe
 def adam_atan2(
-    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.99, a: Hyper = 1.27, b: Hyper = 1.0
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
 ) -> Transformation:
     r"""Adam-atan2: Adam with the angle of m̂ and √v̂ in place of their quotient.
 
@@ -336,13 +361,14 @@ def adam_atan2(
     )
 
 
+@recipe
 def yogi(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.999,
-    eps: Hyper = 1e-3,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-3,
     *,
-    initial_accumulator_value: Hyper = 1e-6,
+    initial_accumulator_value: NonNegative = 1e-6,
 ) -> Transformation:
     r"""Yogi: Adam whose second moment changes additively.
 
@@ -380,11 +406,12 @@ def yogi(
     )
 
 
+@recipe
 def adopt(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.9999,
-    eps: Hyper = 1e-6,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.9999,
+    eps: NonNegative = 1e-6,
     *,
     clip: bool = True,
 ) -> Transformation:
@@ -419,18 +446,20 @@ def adopt(
     Array([-0.0001,  0.0001], dtype=float32)
     """
     return chain(
-        scale_by_delayed_rms(b2, eps, clip=clip),  # Adam: scale_by_rms, behind the momentum
+        scale_by_delayed_rms(b2, eps),  # Adam: scale_by_rms, behind the momentum
+        growing_clip() if clip else chain(),
         scale_by_momentum(b1),
         scale_by_learning_rate(learning_rate),
     )
 
 
+@recipe
 def stableadamw(
-    learning_rate: Hyper,
-    b1: Hyper = 0.9,
-    b2: Hyper = 0.99,
-    eps: Hyper = 1e-6,
-    weight_decay: Hyper = 0.01,
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.01,
 ) -> Transformation:
     r"""StableAdamW: AdamW with AdaFactor's update clipping, array by array.
 
@@ -442,7 +471,7 @@ def stableadamw(
 
     with the averages of :func:`adam`. (The paper writes them as AdaFactor does, without m and v:
     :math:`\hat\beta = \beta (1 - \beta^{t-1})/(1 - \beta^t)` gives :math:`\hat m, \hat v`
-    directly.) The clipping keeps a v of its own: three arrays per parameter, where AdamW has two.
+    directly.)
 
     Args:
         learning_rate: α ≥ 0.
@@ -467,6 +496,6 @@ def stableadamw(
         scale_by_rms(b2, eps),
         bias_correction(),
         add_decayed_weights(weight_decay),
-        clip_by_relative_rms(b2, eps),  # Adam, AdamW: nothing
+        clip_by_relative_rms(eps),  # Adam, AdamW: nothing
         scale_by_learning_rate(learning_rate),
     )

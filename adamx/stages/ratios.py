@@ -1,0 +1,172 @@
+"""Other ratios of the update to the size of the gradient: AdaDelta's, Adam-atan2's, ADOPT's."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from adamx.core import (
+    Clock,
+    Decay,
+    NonNegative,
+    Positive,
+    Rule,
+    abs_sq,
+    decaying_average,
+    divide,
+    root,
+    stage,
+)
+from adamx.core.slots import squares
+from adamx.explain import in_symbols, symbols
+from adamx.numerics.arithmetic import at_least
+
+__all__ = ["scale_by_adadelta", "scale_by_atan2", "scale_by_delayed_rms"]
+
+
+@stage
+def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
+    r"""Multiply the update by RMS of past steps over RMS of gradients (AdaDelta).
+
+    .. math::
+        v_t = \rho v_{t-1} + (1-\rho) |g_t|^2, \quad
+        u \leftarrow \frac{\sqrt{d_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}} u, \quad
+        d_t = \rho d_{t-1} + (1-\rho) |u|^2
+
+    Keeps ``nu`` (v) and ``delta`` (d), shaped like the parameter, real.
+
+    Args:
+        rho: ρ in [0, 1).
+        eps: added inside both roots; it is what the very first step is made of.
+
+    Source: Zeiler 2012 (arXiv 1212.5701), Algorithm 1.
+
+    >>> opt = adamx.scale_by_adadelta(rho=0.75, eps=1.0)
+    >>> opt.update(jnp.array([2.0]), opt.init(jnp.zeros(1)))[0].round(4)
+    Array([1.4142], dtype=float32)
+    """
+    mean_square = decaying_average(rho)
+
+    def update(signal, slots, step):
+        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
+        u = root(slots["delta"] + eps) * divide(signal.update, root(nu + eps), eps)
+        delta = mean_square(slots["delta"], abs_sq(u))
+        return signal.with_statistic(u), {"nu": nu, "delta": delta}
+
+    return Rule(update, slots={"nu": squares, "delta": squares})
+
+
+@in_symbols(scale_by_adadelta)
+def _(signal, rho, eps):
+    v, d = signal.average("v", rho, of=signal.gradient**2), signal.fresh("d")
+    units = symbols.root(d.before + eps) / symbols.root(v + eps)
+    signal.with_statistic(units * signal.update).named()
+    signal.average(d, rho, of=signal.update**2)
+    return signal
+
+
+@stage
+def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
+    r"""Replace the update by the angle between it and the root mean square (Adam-atan2).
+
+    .. math::
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
+        u \leftarrow a \operatorname{atan2}(\hat u, b \sqrt{\hat v_t})
+
+    The angle is the quotient where that is small, and bounded by aπ/2 where nothing else
+    would bound it. It needs no ε (atan2(0, 0) = 0): as long as g² neither over- nor underflows,
+    the scale of the gradients is of no matter. An angle has no factor to divide out later, so
+    the bias of u and v is corrected here: no :func:`bias_correction` follows. Of a complex u the
+    modulus is replaced.
+
+    Keeps ``nu``, shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        a: the scale of the angle, > 0; 4/π ≈ 1.27 turns u = √v into 1.
+        b: the scale of √v, > 0: how long angle and quotient stay alike.
+
+    Source: Everett et al. 2024 (arXiv 2407.05872), Adam-atan2.
+
+    >>> opt = adamx.scale_by_atan2(a=1.0)
+    >>> 4 * opt.update(jnp.array([3e-15, 0.0]), opt.init(jnp.zeros(2)))[0]
+    Array([3.1415927, 0.       ], dtype=float32)
+    """
+    mean_square = decaying_average(b2)
+
+    def update(signal, slots, step):
+        nu = mean_square(slots["nu"], abs_sq(signal.gradient))
+        if signal.bias is not None:
+            signal = signal.corrected()
+        u, rms = signal.update, b * (root(nu) / root(mean_square.weight(step)))
+        size = root(abs_sq(u)) if jnp.iscomplexobj(u) else u
+        angle = a * jnp.arctan2(size, jnp.where((size == 0) & (rms == 0), 1, rms))
+        if jnp.iscomplexobj(u):
+            angle = angle * divide(u, size)
+        return signal.with_statistic(angle), {"nu": nu}
+
+    return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
+
+
+@in_symbols(scale_by_atan2)
+def _(signal, b2, a, b):
+    v = signal.average("v", b2, of=signal.gradient**2)
+    if signal.biased:
+        signal.corrected()
+    return signal.with_statistic(
+        a * symbols.Function("atan2", (signal.update, b * symbols.root(v.hat)))
+    )
+
+
+@stage
+def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6):
+    r"""Divide the update by the root mean square of the gradients before this one (ADOPT).
+
+    .. math::
+        u \leftarrow \frac{u}{\max(\sqrt{v_{t-1}}, \epsilon)}, \qquad
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad v_0 = |g_0|^2
+
+    Numerator and denominator do not depend on each other, and that is why ADOPT converges for
+    any β₂. The first update is zero and gives v its first value: v never was zero and needs no
+    correction. A first gradient that happens to be tiny would make the next steps huge; in ADOPT a
+    :func:`growing_clip` behind this stage lets them through only little by little.
+
+    Keeps ``nu``, shaped like the parameter, real.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: the least that is divided by. With 0, 0/0 is 0.
+
+    Source: Taniguchi et al. 2024 (arXiv 2411.02853), Algorithm 2.
+
+    >>> opt = adamx.scale_by_delayed_rms(b2=0.75)
+    >>> state = opt.init(jnp.zeros(1))
+    >>> for g in (2.0, 1.0, 16.0):
+    ...     u, state = opt.update(jnp.array([g]), state)
+    ...     print(u.round(4))
+    [0.]
+    [0.5]
+    [8.8752]
+    """
+    mean_square = decaying_average(b2)
+    steps = Clock(
+        start=lambda: jnp.zeros((), jnp.int32),
+        tick=lambda steps: jnp.minimum(steps + 1, 2),
+        read=lambda steps: steps == 1,
+    )
+
+    def update(signal, slots, step):
+        is_first, square = step.clock["steps"], abs_sq(signal.gradient)
+        u = divide(signal.update, at_least(eps, root(slots["nu"])), eps)
+        nu = jnp.where(is_first, square, mean_square(slots["nu"], square))
+        return signal.with_statistic(jnp.where(is_first, 0, u)), {"nu": nu}
+
+    return Rule(update, slots={"nu": squares}, clocks={"steps": steps})
+
+
+@in_symbols(scale_by_delayed_rms)
+def _(signal, b2, eps):
+    v, first, square = signal.fresh("v"), symbols.STEP.equals(1), signal.gradient**2
+    u = signal.update / symbols.maximum(symbols.root(v.before), eps)
+    c = signal.let("c", symbols.cases(first, 0, u))
+    signal.let(v, lambda v: symbols.cases(first, square, b2 * v + (1 - b2) * square))
+    return signal.with_statistic(c)
