@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-@stage(place="step")
+@stage(reach="element", place="step")
 def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     r"""After every k steps, go back part of the way to where they began (Lookahead).
 
@@ -118,7 +118,7 @@ def _(signal, sync_period, slow_step_size):
     return signal.with_update(symbols.cases(synchronise, slow - signal.param, signal.update))
 
 
-@stage(place="step", keeps_rounding=True)
+@stage(reach="element", place="step", keeps_rounding=True)
 def polyak_ema(decay: Decay = 0.999):
     r"""Keep a decaying average of the new parameters (Polyak averaging, EMA of weights).
 
@@ -214,7 +214,7 @@ def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = N
     return average if params is None else filled(average, params)
 
 
-@stage(place="step")
+@stage(reach="element", place="step")
 def schedule_free(
     learning_rate: NonNegative = Same("scale_by_learning_rate", "learning_rate"),
     b1: Decay = 0.9,

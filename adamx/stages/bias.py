@@ -8,7 +8,7 @@ from adamx.explain import in_symbols
 __all__ = ["bias_correction"]
 
 
-@stage
+@stage(reach="element")
 def bias_correction():
     r"""Divide the update by its bias.
 

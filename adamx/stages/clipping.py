@@ -85,7 +85,7 @@ def _(signal, eps, threshold):
     return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))
 
 
-@stage
+@stage(reach="element")
 def growing_clip(exponent: NonNegative = 0.25):
     r"""Limit every element of the update by a bound that grows with the steps taken (ADOPT).
 
@@ -132,7 +132,7 @@ def _(signal, exponent):
     return signal.with_update(symbols.Function("clip", (signal.update, bound)))
 
 
-@stage
+@stage(reach="element")
 def clip_by_global_norm(max_norm: Positive):
     r"""Shrink the update so that its norm over all parameters is at most ``max_norm``.
 

@@ -8,7 +8,7 @@ from adamx.explain import in_symbols
 __all__ = ["add_decayed_weights"]
 
 
-@stage(place="direction")
+@stage(reach="element", place="direction")
 def add_decayed_weights(weight_decay: NonNegative = 0.0):
     r"""Add a multiple of the parameter to the update: weight decay (AdamW), or L2 in front.
 

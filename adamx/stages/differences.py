@@ -10,7 +10,7 @@ from adamx.explain import in_symbols, symbols
 __all__ = ["reduce_variance", "scale_by_extrapolated_momentum"]
 
 
-@stage
+@stage(reach="element")
 def reduce_variance(b1: Decay = Same("scale_by_momentum", "b1"), gamma: NonNegative = 0.025):
     r"""Add to the gradient a multiple of its change since the last step (MARS).
 
@@ -58,7 +58,7 @@ def _(signal, b1, gamma):
     return signal.with_update(signal.let("c", signal.update + gamma * b1 / (1 - b1) * change))
 
 
-@stage
+@stage(reach="element")
 def scale_by_extrapolated_momentum(b1: Decay = 0.98, b2: Decay = 0.92):
     r"""Replace the update by its average plus the average of its changes (Adan).
 

@@ -28,7 +28,7 @@ from adamx.numerics.arithmetic import finite, log
 __all__ = ["estimate_distance", "scale_by_distance"]
 
 
-@stage(place="direction")
+@stage(reach="element", place="direction")
 def estimate_distance(
     d0: Positive = 1e-6,
     *,
@@ -190,7 +190,7 @@ def _(
     return signal.with_update(d.before * signal.update).with_notes(distance=d.before, unit=d)
 
 
-@stage(place="direction")
+@stage(reach="element", place="direction")
 def scale_by_distance():
     r"""Multiply the update by the distance that was estimated in front (Prodigy).
 

@@ -17,7 +17,7 @@ from adamx.numerics.types import Array, Float, Scalar
 __all__ = ["scale_by_heavy_ball", "scale_by_momentum", "scale_by_nesterov_momentum"]
 
 
-@stage
+@stage(reach="element")
 def scale_by_momentum(b1: Decay = 0.9):
     r"""Replace the update by its decaying average, the first moment of Adam.
 
@@ -52,7 +52,7 @@ def _(signal, b1):
     return signal.with_statistic(signal.average("m", b1, of=signal.update))
 
 
-@stage
+@stage(reach="element")
 def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
     r"""Replace the update by its decaying sum, the velocity of a heavy ball (SGD with momentum).
 
@@ -97,7 +97,7 @@ def _(signal, momentum, nesterov):
     return signal.with_statistic(signal.update + momentum * trace)
 
 
-@stage
+@stage(reach="element")
 def scale_by_nesterov_momentum(
     b1: Decay = 0.9, momentum_decay: Positive = 0.004, *, constant_decay: bool = False
 ):

@@ -17,7 +17,7 @@ from adamx.numerics.types import Reals
 __all__ = ["scale_by_adamax", "scale_by_lp_norm"]
 
 
-@stage
+@stage(reach="element")
 def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
     r"""Divide the update by the exponentially weighted infinity norm of the gradient (AdaMax).
 
@@ -57,7 +57,7 @@ def _(signal, b2, eps):
     )
 
 
-@stage
+@stage(reach="element")
 def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e-8):
     r"""Divide the update by the exponentially weighted L^p norm of the gradient.
 

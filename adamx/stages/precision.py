@@ -30,7 +30,7 @@ from adamx.numerics.types import Array, Reals, UInt32
 __all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
 
 
-@stage(place="rounding")
+@stage(reach="element", place="rounding")
 def stochastic_rounding(seed: int = 0):
     r"""Round the new parameter up or down at random, such that the mean is right.
 
@@ -85,7 +85,7 @@ def _(signal, seed):
     return signal.with_statistic(new - signal.param)
 
 
-@stage(place="rounding")
+@stage(reach="element", place="rounding")
 def kahan_summation(seed: int = 0):
     r"""Add to the next step what rounding has taken from this one (Kahan's summation).
 
@@ -149,7 +149,7 @@ def _(signal, seed):
     return signal
 
 
-@stage(place="rounding")
+@stage(reach="element", place="rounding")
 def master_weights():
     r"""Sum the steps in a float32 copy of the parameters, of which they are a rounding.
 

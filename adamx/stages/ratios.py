@@ -23,7 +23,7 @@ from adamx.numerics.arithmetic import at_least
 __all__ = ["scale_by_adadelta", "scale_by_atan2", "scale_by_delayed_rms"]
 
 
-@stage
+@stage(reach="element")
 def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
     r"""Multiply the update by RMS of past steps over RMS of gradients (AdaDelta).
 
@@ -64,7 +64,7 @@ def _(signal, rho, eps):
     return signal
 
 
-@stage
+@stage(reach="element")
 def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
     r"""Replace the update by the angle between it and the root mean square (Adam-atan2).
 
@@ -117,7 +117,7 @@ def _(signal, b2, a, b):
     )
 
 
-@stage
+@stage(reach="element")
 def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6):
     r"""Divide the update by the root mean square of the gradients before this one (ADOPT).
 

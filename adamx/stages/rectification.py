@@ -51,7 +51,7 @@ def rectification_clock(b2: Any, threshold: Any) -> Clock:
     return Clock(start=lambda: jnp.zeros(4, clock_dtype()), tick=tick, read=read)
 
 
-@stage(place="direction")
+@stage(reach="element", place="direction")
 def rectify(threshold: Length = 5.0, *, b2: Decay = Same("scale_by_rms", "b2")):
     r"""Divide by the second moment only once it rests on enough gradients, rectified (RAdam).
 

@@ -72,7 +72,7 @@ def divided_by_rms_in_symbols(
     )
 
 
-@stage
+@stage(reach="element")
 def scale_by_rms(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -141,7 +141,7 @@ def _(signal, b2, eps, eps_hat, eps_root, compensated):
     return divided_by_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
 
 
-@stage
+@stage(reach="element")
 def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     r"""Divide the update by the standard deviation of the gradient (centered RMSProp).
 
@@ -187,7 +187,7 @@ def _(signal, b2, eps):
     return signal.with_statistic(signal.update / (symbols.root(v - m**2) + eps))
 
 
-@stage
+@stage(reach="element")
 def scale_by_max_rms(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -245,7 +245,7 @@ def _(signal, b2, eps, eps_hat, eps_root):
     return divided_by_rms_in_symbols(signal, n, eps, eps_hat, eps_root)
 
 
-@stage
+@stage(reach="element")
 def scale_by_yogi(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-3,
@@ -309,7 +309,7 @@ def _(signal, b2, eps, eps_hat, eps_root, initial_accumulator_value):
     return divided_by_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
 
 
-@stage
+@stage(reach="element")
 def scale_by_belief(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-16,

@@ -14,7 +14,7 @@ from adamx.numerics.types import Reals, Values
 __all__ = ["align_with_gradient", "cautious", "sign"]
 
 
-@stage
+@stage(reach="element")
 def sign():
     r"""Replace the update by its sign (signSGD, Signum, Lion).
 
@@ -85,7 +85,7 @@ def _(signal, floor):
     return signal.with_update(mask * signal.update / symbols.maximum(symbols.mean(mask), floor))
 
 
-@stage
+@stage(reach="element")
 def align_with_gradient():
     r"""Give the update the sign of the gradient, and leave it its size (Grams).
 

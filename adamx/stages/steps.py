@@ -10,7 +10,7 @@ from adamx.explain import in_symbols, symbols
 __all__ = ["proximal_step", "scale", "scale_by_learning_rate", "set_to_zero"]
 
 
-@stage
+@stage(reach="element")
 def scale(factor: Real):
     r"""Multiply the update.
 
@@ -32,7 +32,7 @@ def _(signal, factor):
     return signal.with_update(factor * signal.update)
 
 
-@stage(keeps_rounding=True)
+@stage(reach="element", keeps_rounding=True)
 def set_to_zero():
     r"""Set the update to zero, so that the parameter stays as it is (frozen).
 
@@ -58,7 +58,7 @@ def _(signal):
     return signal.with_statistic(symbols.ZERO)
 
 
-@stage(place="rate")
+@stage(reach="element", place="rate")
 def scale_by_learning_rate(learning_rate: NonNegative):
     r"""Multiply the update by −α: a direction becomes a step downhill.
 
@@ -82,7 +82,7 @@ def _(signal, learning_rate):
     return signal.with_step(-learning_rate * signal.update)
 
 
-@stage(place="rate")
+@stage(reach="element", place="rate")
 def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
     r"""Turn a direction into a step downhill that ends with proximal weight decay (Adan).
 

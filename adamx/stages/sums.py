@@ -12,7 +12,7 @@ from adamx.numerics.formats import largest_square
 __all__ = ["scale_by_rss"]
 
 
-@stage
+@stage(reach="element")
 def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNegative = 0.0):
     r"""Divide the update by the root of the sum of all squared gradients (AdaGrad).
 

@@ -14,7 +14,7 @@ from adamx.numerics.arithmetic import expm1, log
 __all__ = ["scale_by_mixed_momentum", "scale_by_two_rate_momentum"]
 
 
-@stage
+@stage(reach="element")
 def scale_by_two_rate_momentum(b1: Decay = 0.9, b2: Decay = 0.99):
     r"""Replace the update by an average with one rate now and another for its memory (Lion).
 
@@ -68,7 +68,7 @@ def _(signal, b1, b2):
     return signal.with_statistic(c)
 
 
-@stage
+@stage(reach="element")
 def scale_by_mixed_momentum(
     b1: Decay = 0.9,
     b3: Decay = 0.9999,
