@@ -336,7 +336,7 @@ class Row:
             return function(*args)
         except StageError as error:
             where = f"{path_of(self.tree, i)} ({kind(self.gradients[i])})"
-            raise error.within(parameter=where) from None
+            raise error.within(parameter=where) from error.__cause__
 
 
 def _readings(rule: Rule, values: Mapping[str, Any]) -> dict[str, Any]:
