@@ -342,7 +342,7 @@ def positional(factor: Real, /):
     [
         (optional, "optional: factor is annotated as a hyperparameter or something else"),
         (unreadable, "unreadable: an annotation can't be read: name 'Unheard' is not defined"),
-        (starred, r"starred: a stage has its arguments by name, and \*factors has none"),
+        (starred, r"starred: a stage.s arguments are passed by name, and \*factors has none"),
         (double_starred, r"by name, and \*\*factors has none"),
         (positional, "by name, and factor: .* has none"),
     ],
