@@ -103,8 +103,7 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
     value: Any = None
     if isinstance(given, (np.ndarray, jax.Array)):
         if jnp.issubdtype(given.dtype, jnp.floating):
-            # The caller may change an array of NumPy.
-            value = given.copy() if isinstance(given, np.ndarray) else given
+            value = given.copy() if isinstance(given, np.ndarray) else given  # it is mutable
         elif jnp.issubdtype(given.dtype, jnp.integer):
             value = given.astype(clock_dtype())
     elif _is_real(given):

@@ -16,12 +16,9 @@ Place = Literal["anywhere", "direction", "rate", "step", "rounding"]
 
 
 def check_order(links: Sequence[Link]) -> None:
-    """Check that every stage stands at a place that it allows.
+    """Raise StageError, which shows the right order, for a stage in a place it does not allow.
 
     Only stages for the same parameters are compared; stages of two groups may have any order.
-
-    Raises:
-        StageError: for a stage in a wrong place; it shows the right order.
     """
     stages = [link for link in links if isinstance(link, Stage)]
     rates = [i for i, x in enumerate(stages) if x.definition.place == "rate"]

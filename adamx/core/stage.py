@@ -262,16 +262,11 @@ class Stage(Link):
         return f"the schedule of {' or '.join(names)}" if names else super().functions
 
     def replace(self, **changes: Any) -> Stage:
-        """The stage with other values of these arguments."""
         arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
         return Stage(self.definition, arguments, self.around)
 
     def joined(self, links: Sequence[Link]) -> Stage:
-        """The stage with values in place of its references (``Same``) to other stages.
-
-        Raises:
-            StageError: if the chain has no such stage for all parameters of this one.
-        """
+        """See :meth:`Link.joined`; StageError if no such stage applies to all its parameters."""
         shared = {k: x for k, x in self.arguments.items() if isinstance(x, hyper.Same)}
         if not shared:
             return self
@@ -296,8 +291,7 @@ class Stage(Link):
         for name, domain in domains.items():
             if callable(now[name]):
                 try:
-                    # A schedule combines the integer count with floats.
-                    with jax.numpy_dtype_promotion("standard"):
+                    with jax.numpy_dtype_promotion("standard"):  # integer counts with floats
                         value = now[name](count)
                     now[name] = hyper.canonical(name, value, domain)
                 except Exception as error:

@@ -142,12 +142,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return self.links
 
     def settled(self) -> tuple[Link, ...]:
-        """The links, if their functions still give the values that compiled steps use.
-
-        Raises:
-            StageError: if a value that they read has changed since, so that a compiled step may
-                use another value.
-        """
+        """The links; StageError if a compiled step may use other values than their functions."""
         return self._program.settled()
 
     def __repr__(self) -> str:
