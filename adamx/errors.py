@@ -1,4 +1,4 @@
-"""Errors that carry the user's whole situation: stage, parameter, what was given, the remedy."""
+"""Errors that name the stage, the parameter, the given value and the remedy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["StageError", "as_given", "described", "failed_schedule", "outside"]
 
 
 class StageError(ValueError):
-    """Something a stage was given cannot work.
+    """A stage got an input with which it cannot work.
 
-    Whoever raises it knows what is wrong; the layers above know in which stage and at which
-    parameter, and add that on the way up with :meth:`within`.
+    The code that raises it says what is wrong; its callers add the stage and the parameter with
+    :meth:`within`.
     """
 
     def __init__(self, message: str):
@@ -26,7 +26,7 @@ class StageError(ValueError):
         self.parameter: str | None = None
 
     def within(self, *, stage: str | None = None, parameter: str | None = None) -> Self:
-        """Name the stage and the parameter, where they are not named yet."""
+        """Add the names of the stage and the parameter, unless they are known already."""
         self.stage = self.stage or stage
         self.parameter = self.parameter or parameter
         return self
@@ -38,7 +38,7 @@ class StageError(ValueError):
 
 
 def described(x: Any) -> str:
-    """What something is, for an error: never with the values of arrays."""
+    """A description of a value for an error, without the values of arrays."""
     name = type(x).__name__
     plain = (str, int, float, complex, np.generic, type(None))
     if isinstance(x, plain) or inspect.isroutine(x):
@@ -56,11 +56,11 @@ def described(x: Any) -> str:
     return f"an object of type {type(x).__qualname__}"
 
 
-_SHOWN = 4  # as many numbers of an array are shown
+_SHOWN = 4  # the largest array whose numbers are shown
 
 
 def as_given(x: Any) -> str:
-    """What was given, for an error: by its value where that is short, and holds no large arrays."""
+    """A given value for an error; a description of it if it holds large arrays."""
     if any(getattr(leaf, "size", 0) > _SHOWN for leaf in jax.tree.leaves(x)):
         return described(x)
     shown = repr(x)
@@ -68,7 +68,7 @@ def as_given(x: Any) -> str:
 
 
 def outside(x: Any, holds: np.ndarray) -> str:
-    """Numbers of which some are not what they must be, where ``holds`` is false."""
+    """Given numbers for an error, some of which are invalid, where ``holds`` is false."""
     if np.size(x) <= _SHOWN:
         return str(x)
     wrong = np.argwhere(~holds)
@@ -90,13 +90,13 @@ _NEEDS_THE_VALUE = (
 def failed_schedule(
     stage: str, argument: str, error: Exception, *, traced: bool
 ) -> TypeError | ValueError:
-    """What went wrong in the schedule of a stage's argument, to be raised from the error.
+    """The exception for an error in the schedule of a stage's argument.
 
     Args:
         stage: the stage's name.
-        argument: the argument's.
-        error: what was raised.
-        traced: whether the count was.
+        argument: the argument's name.
+        error: the error that the schedule raised.
+        traced: whether the count was traced.
 
     Returns:
         A TypeError where the error is one, else a :class:`StageError`, which is a ValueError.
@@ -106,12 +106,12 @@ def failed_schedule(
         return TypeError(
             f"{stage}: the schedule of {argument} branches on {what}; use jnp.where or "
             "optax.piecewise_constant_schedule. The step is compiled once for all counts, so "
-            "Python's if, int(), math and NumPy can't see which one it is: jax.numpy takes the "
-            "place of math and NumPy, and jnp.asarray(table)[t] that of table[t]"
+            "Python's if, int(), math and NumPy can't use the count's value: write jax.numpy "
+            "instead of math and NumPy, and jnp.asarray(table)[t] instead of table[t]"
         )
     named = isinstance(error, (TypeError, ValueError)) and str(error)
     said = str(error) if named else f"{type(error).__name__}: {error}".removesuffix(": ")
-    said = f"the schedule of {argument} went wrong: {said}"
+    said = f"the schedule of {argument} failed: {said}"
     if isinstance(error, TypeError):
         return TypeError(f"{stage}: {said}")
     return StageError(said).within(stage=stage)

@@ -314,7 +314,7 @@ BAD = {
     ),
     "two states": (
         {"one": SAVED, "two": [SAVED]},
-        *(ADAM, PARAMS, StageError, r"there are 2, at \['one'\], \['two'\]\[0\]: pass the one"),
+        *(ADAM, PARAMS, StageError, r"there are 2, at \['one'\], \['two'\]\[0\]: pass one of them"),
     ),
     "another shape": (
         *(SAVED, ADAM, others(scale=jnp.ones(2)), StageError),

@@ -379,7 +379,7 @@ def test_schedule_that_goes_wrong_says_where_and_keeps_the_cause(schedule, cause
     for call in (opt.init, lambda p: opt.update(p, state, p)):
         with pytest.raises((TypeError, ValueError)) as caught:
             (jax.jit(call) if jit else call)(PARAMS)
-        assert says("scale_by_learning_rate", "schedule of learning_rate went wrong", part).match(
+        assert says("scale_by_learning_rate", "schedule of learning_rate failed", part).match(
             str(caught.value)
         )
         assert isinstance(caught.value.__cause__, cause)

@@ -200,7 +200,7 @@ def test_a_predicate_that_means_nothing_is_no_error():
 
 
 def test_a_partition_has_groups():
-    with pytest.raises(ValueError, match=r"partition\(\) of no groups"):
+    with pytest.raises(ValueError, match=r"partition\(\) without groups"):
         adamx.partition({})
     with pytest.raises(TypeError, match=r"takes a dict .* got a list of 1"):
         adamx.partition([adamx.adam(0.1)])

@@ -49,7 +49,7 @@ def test_a_state_made_under_vmap_and_used_without_it(jit, with_params):
         "the only one",
         "'trace' is float32[4,2]",
         "init() makes float32[2]",
-        "made under jax.vmap is updated under jax.vmap",
+        "made under jax.vmap under jax.vmap",
         "adamx.restore_state",
     )
     with pytest.raises(StageError, match=named):
@@ -130,7 +130,7 @@ def test_what_is_kept_of_a_parameter_that_a_stage_is_not_for(jit):
     ((name, kept),) = ((k, x) for k, x in state.items() if k != "count" and "trace" in x)
     state[name] = {"trace": kept["trace"] | {"b": jnp.ones(2)}}
     update = jax.jit(opt.update) if jit else opt.update
-    with pytest.raises(StageError, match=says(name, "['b']", "not for this parameter")):
+    with pytest.raises(StageError, match=says(name, "['b']", "does not apply to this parameter")):
         update(PARAMS, state, PARAMS)
 
 

@@ -873,7 +873,7 @@ def test_an_average_of_some_parameters_is_read_with_the_others():
     filled = adamx.polyak_params(state, params=params)
     assert filled["head"]["bias"] is params["head"]["bias"]
     assert_same_bits(filled["head"]["kernel"], average["head"]["kernel"])
-    with pytest.raises(StageError, match="the state is not of these parameters: it has"):
+    with pytest.raises(StageError, match="the state belongs to other parameters: it has"):
         adamx.polyak_params(state, params={"head": params["head"]})
 
 

@@ -1,8 +1,8 @@
-"""What a signal, a stage, a chain and a transformation are.
+"""The core: signals, stages, chains and transformations.
 
-Three optimisers show the design. Inside a chain two signals run side by side: statistics are
-taken of the **gradient** g, stages shape the **update** u, and with the update travels its
-**bias**, the factor by which averages that started at zero fall short.
+Three optimisers show the design. A chain carries two signals side by side: stages compute
+statistics of the **gradient** g and transform the **update** u. The update has a **bias**, the
+factor by which averages that started at zero are too small.
 
 **Adam** (Kingma & Ba 2015, Algorithm 1) is four stages::
 
@@ -11,24 +11,24 @@ taken of the **gradient** g, stages shape the **update** u, and with the update 
     bias_correction()                                        u ← u/bias       = m̂/(√v̂ + ε)
     scale_by_learning_rate(rate)                             u ← −αu
 
-The second stage measures g, not the m that flows past it; that is what the two signals are for.
-w₁ = 1 − Πβ₁ and w₂ = 1 − Πβ₂ are the weights that the averages have seen.
+The second stage averages g², although u is already m; this is why a chain carries two signals.
+w₁ = 1 − Πβ₁ and w₂ = 1 − Πβ₂ are the total weights of the averages.
 
-**LaProp** (Ziyin et al. 2020) is the same row with momentum last: the normalised gradient is
-averaged, and each average has its own correction::
+**LaProp** (Ziyin et al. 2020) puts momentum last: it averages the normalised gradient, and
+corrects each average by itself::
 
     scale_by_rms · bias_correction · scale_by_momentum · bias_correction · scale_by_learning_rate
 
-**AdaMax** (Section 7.1) swaps one stage: an infinity norm needs no correction, so it leaves the
-bias as it found it::
+**AdaMax** (Section 7.1) replaces one stage. Its infinity norm needs no correction and leaves the
+bias unchanged::
 
     scale_by_momentum · scale_by_adamax · bias_correction · scale_by_learning_rate
 
-A stage is written for one array (:class:`Rule`): arrays it keeps for a parameter are *slots*,
-scalars it keeps for a step are *clocks*, and a number it needs of all parameters at once is a
-*global sum*. Its hyperparameters are data; by the time it runs they are plain numbers. It knows
-nothing of trees, schedules, batches, or how its slots are kept, so that all of these can be
-changed around it. :mod:`adamx.core.engine` is the only code that knows trees.
+A stage is written for one array (:class:`Rule`). Its *slots* are arrays kept for each parameter,
+its *clocks* are scalars kept per step, and its *global sum* is a number summed over all parameters.
+Its hyperparameters are data, and plain numbers when it runs. It knows nothing of trees, schedules,
+batches or the format of its slots, so these can change without changing the stage.
+:mod:`adamx.core.engine` is the only code that knows trees.
 """
 
 from adamx.core.averages import DecayingAverage, decay_clock, decaying_average

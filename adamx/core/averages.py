@@ -1,4 +1,4 @@
-"""Decaying averages, and the weights that they have seen."""
+"""Decaying averages and their total weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ __all__ = ["DecayingAverage", "decay_clock", "decay_weight", "decaying_average"]
 
 
 def decay_clock(log_beta: Any) -> Clock:
-    """Keeps ℓ = Σ log βᵢ and reads the weight w = 1 − Πβᵢ = −expm1(ℓ) of an average.
+    """A clock that keeps ℓ = Σ log βᵢ and reads as w = 1 − Πβᵢ = −expm1(ℓ), an average's weight.
 
     1 − βᵗ cancels for small t, and a plain sum of logarithms drifts for large t. The sum is
-    therefore compensated: kept as a pair (sum, what its roundings lost), exact to about twice the
-    precision.
+    therefore compensated: a pair (sum, rounding error) with about twice the precision.
     """
 
     def tick(pair: Float[Array, "pair=2"]) -> Float[Array, "pair=2"]:
@@ -38,19 +37,19 @@ def decay_clock(log_beta: Any) -> Clock:
 
 
 def decay_weight(pair: Float[Array, "pair=2"]) -> Scalar:
-    """w = 1 − Πβᵢ = −expm1(ℓ) from the pair in which a decay clock keeps ℓ.
+    """w = 1 − Πβᵢ = −expm1(ℓ), from the pair in which a decay clock keeps ℓ.
 
-    NaN instead of 0: an average that has seen nothing (β = 1, as 0.999 is in bfloat16) has no
-    value, and dividing it by a norm that has seen nothing must not look like a step.
+    It is NaN instead of 0: an average of weight 0 (β = 1, as 0.999 is in bfloat16) has no value,
+    and its quotient with a norm of weight 0 must not look like a step.
     """
     weight = -expm1(pair[0] + pair[1])
-    # A constant of NumPy: jax_debug_nans would stop at one that JAX makes, used or not.
+    # NaN is a NumPy constant: jax_debug_nans would report one made by JAX, even if it is not used.
     return jax.lax.select(weight == 0, np.full(weight.shape, np.nan, weight.dtype), weight)
 
 
 @dataclasses.dataclass(frozen=True)
 class DecayingAverage:
-    """a ← βa + (1−β)x, started at zero, and the weight w = 1 − Πβ that it has seen.
+    """a ← βa + (1−β)x, started at zero, and its total weight w = 1 − Πβ.
 
     Call it with the old average and a new value; put :attr:`clocks` into the rule.
     """
@@ -63,8 +62,8 @@ class DecayingAverage:
         return {self.name: decay_clock(log(self.beta))}
 
     def __call__(self, average: Values, value: Values) -> Values:
-        # From the one with the larger weight towards the other: β and 1 − β rounded apart would
-        # not sum to 1, and starting from the smaller would lose the larger's last digits.
+        # Start from the value with the larger weight: β and 1 − β, rounded separately, need not
+        # sum to 1, and starting from the other value would lose this one's last digits.
         beta = self.beta
         if isinstance(beta, float):
             if beta >= 0.5:
@@ -75,19 +74,19 @@ class DecayingAverage:
         return start + jnp.where(old, 1 - beta, beta) * (end - start)
 
     def compensated(self, average: Values, lost: Values, value: Values) -> tuple[Values, Values]:
-        """The new average, and what its roundings have lost, carried along to the next step.
+        """The new average and its rounding error, which the next step adds back.
 
-        Of what is lost, a few leading bits are enough: it may be kept in bfloat16.
+        A few leading bits of the error suffice, so it may be kept in bfloat16.
         """
         owed = lost.astype(average.dtype)
         new, rest = two_sum(average, owed + (1 - self.beta) * ((value - average) - owed))
         return new, saturated(rest, lost.dtype).astype(lost.dtype)
 
     def weight(self, step: Step) -> Scalar:
-        """w in this step."""
+        """The total weight w in this step."""
         return step.clock[self.name]
 
 
 def decaying_average(beta: Any, name: str = "log_decay") -> DecayingAverage:
-    """The decaying average with this β; ``name`` tells its clock from a second one's."""
+    """The decaying average with this β; ``name`` is the name of its clock."""
     return DecayingAverage(beta, name)

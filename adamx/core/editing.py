@@ -1,4 +1,4 @@
-"""The arguments of a chain by name: read at a step, replaced."""
+"""Read and replace the arguments of a chain by name."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ __all__ = ["hyperparams", "replace"]
 
 
 def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
-    """The numbers of an optimiser by name: "what is my learning rate now?"
+    """An optimiser's hyperparameters by name, such as the current learning rate.
 
     Args:
         opt: a :class:`Transformation`.
-        at: a step at which schedules are read: the count of past updates, or the optimiser's
-            state, which holds it, or what holds the state (a Flax ``TrainState``, an
-            ``nnx.Optimizer``, the state of an ``optax.chain``). If None, schedules are given as
-            they are. Of a batch of counts, what comes from a schedule is a batch.
+        at: the step at which schedules are evaluated: a count of past updates, the optimiser's
+            state, or an object that holds the state (a Flax ``TrainState``, an ``nnx.Optimizer``,
+            the state of an ``optax.chain``). If None, schedules are returned as functions. For a
+            batch of counts, each schedule gives a batch of values.
 
     Returns:
-        A dict from ``argument`` to a float, an array or a schedule; where several stages have one
-        of that name from ``argument@group`` or ``stage.argument``.
+        A dict from ``argument`` to a float, an array or a schedule. If several stages have an
+        argument of that name, the key is ``argument@group`` or ``stage.argument``.
 
     Raises:
-        TypeError: for something that is no adamx optimiser, or neither a count nor something that
-            holds one state of a chain.
-        ValueError: for a count below 0, or above 2³¹ − 1, where the count of a state stops.
-        StageError: if something that a schedule reads (a global, an attribute) has changed, so
-            that a step that was compiled before may still use the old value; or if what it reads
-            can't be compared (a generator, a file), and a step was compiled under ``jax.jit``.
+        TypeError: if ``opt`` is no adamx optimiser, or ``at`` is neither a count nor an object that
+            holds exactly one state of a chain.
+        ValueError: for a count below 0, or above 2³¹ − 1, where a state's count stops.
+        StageError: if a value that a schedule reads (a global, an attribute) has changed, so that
+            a compiled step may still use the old one; or if such a value can't be compared (a
+            generator, a file) and a step was compiled under ``jax.jit``.
 
     >>> opt = adamx.sgd(lambda t: 0.5 / (t + 1), momentum=0.9)
     >>> state = opt.init(jnp.zeros(1))
@@ -51,7 +51,7 @@ def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
     """
     links: Any = getattr(opt, "links", None)
     if links is None:
-        raise TypeError(f"numbers() takes an adamx optimiser, got {described(opt)}")
+        raise TypeError(f"hyperparams() takes an adamx optimiser, got {described(opt)}")
     found = labels(links)
     if at is not None:
         count = _count(at)
@@ -60,7 +60,7 @@ def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
 
 
 def _count(at: Any) -> Any:
-    """A count of past updates, or a batch of them, as such or in a state."""
+    """The count of past updates, or a batch of counts, given directly or in a state."""
     needs = "at is a count of past updates or the optimiser's state"
     if isinstance(at, (bool, np.bool_)):
         raise TypeError(f"{needs}, got {described(at)}")
@@ -76,7 +76,7 @@ def _count(at: Any) -> Any:
 
 
 def _at(stage: Link, count: Any) -> Link:
-    """The link at a step; at a batch of steps, with batches in place of its schedules."""
+    """The link at one step, or at a batch of steps, with batches in place of its schedules."""
     if np.ndim(count) == 0 or not isinstance(stage, Stage):
         return stage.at(count)
     scheduled = [name for name in stage.definition.domains if callable(stage.arguments[name])]
@@ -89,7 +89,7 @@ def _at(stage: Link, count: Any) -> Link:
 
 
 def replace(links: Sequence[Link], changes: Mapping[str, Any]) -> tuple[Link, ...]:
-    """The links with other arguments, checked as the stages' own."""
+    """The links with other values of some arguments, which are checked."""
     arguments: dict[int, dict[str, Any]] = collections.defaultdict(dict)
     named: dict[Place, str] = {}
     for name, value in changes.items():
@@ -105,7 +105,7 @@ def replace(links: Sequence[Link], changes: Mapping[str, Any]) -> tuple[Link, ..
 
 
 def _places(links: Sequence[Link], name: str) -> list[Place]:
-    """The arguments of this name: exactly one, unless the name is a pattern like ``*.b1``."""
+    """The places of this name: exactly one, unless the name is a pattern like ``*.b1``."""
     stages = names(links)
     every = labels(links, data_only=False)
     full = {f"{stages[place.link]}.{place.argument}": place for place in places(links)}

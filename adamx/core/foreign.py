@@ -33,13 +33,13 @@ _NEEDS = {
 }
 
 ABSENT = optax.MaskedNode()
-"""What stands in for the parameters that a link is not for, as in ``optax.masked``."""
+"""Stands for the parameters that a link does not apply to, as in ``optax.masked``."""
 
 
 class Foreign(Link):
-    """An Optax transformation in an adamx chain; it sees trees, and only the update.
+    """An Optax transformation in an adamx chain; it gets the update as a tree.
 
-    In front of the first statistic it rewrites the gradient, behind it only the update.
+    Before the first statistic it also rewrites the gradient, after it only the update.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Foreign(Link):
 
     @property
     def transformation(self) -> optax.GradientTransformation:
-        """What it is a link for."""
+        """The Optax transformation."""
         return self.structure.value
 
     @property
@@ -75,15 +75,15 @@ class Foreign(Link):
 
     @contextlib.contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        """Whatever it raises stays what it is, and says in which stage it happened."""
+        """Add the stage's name, as a note, to exceptions that the transformation raises."""
         try:
             yield
         except Exception as error:
             note = f"in stage {name!r}, {self!r}"
             if self.where:
                 note += (
-                    f". It is for {' in '.join(x.label for x in reversed(self.where))}, and gets "
-                    "optax.MaskedNode() for other parameters, as in optax.masked"
+                    f". It applies to {' in '.join(x.label for x in reversed(self.where))}, and "
+                    "gets optax.MaskedNode() for other parameters, as in optax.masked"
                 )
             needed = (what for part, what in _NEEDS.items() if f"{part}(" in note)
             error.add_note(". ".join([note, *needed]))
@@ -106,12 +106,12 @@ class Foreign(Link):
 jax.tree_util.register_pytree_node_class(Foreign)
 
 
-# A transformation of Optax is a pair of closures; what made it is known from their names, and with
-# which arguments from what they have captured.
+# An Optax transformation is a pair of closures. Their names tell which function made them, and
+# their captured variables tell its arguments.
 
 
 def _written(transformation: Any) -> str:
-    """The call that made a transformation, as far as its functions tell."""
+    """The call that made a transformation, as far as its closures show it."""
     update = transformation.update
     program = update.args[0] if isinstance(update, functools.partial) and update.args else None
     links = getattr(program, "links", None)
@@ -131,7 +131,7 @@ def _written(transformation: Any) -> str:
 
 
 def _captured(function: Any) -> dict[str, Any]:
-    """What a closure has captured; of a method, what its object keeps."""
+    """The variables that a closure captured, or the attributes of a method's object."""
     if inspect.isfunction(function):
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         return {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
@@ -145,14 +145,14 @@ def _factory(function: Any) -> Any:
 
 
 def _arguments(name: str, factory: Any, captured: Mapping[str, Any]) -> Iterator[str]:
-    """The arguments that can be seen in what was captured, and the parts."""
+    """The arguments found among the captured variables, with inner transformations."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         parameters = {}
     for key in sorted(captured, key=[*parameters, *captured].index):
         value = captured[key]
-        if callable(value) and hyper.origin(value) == name:  # the factory's own
+        if callable(value) and hyper.origin(value) == name:  # another closure of the factory
             value = _captured(value).get(key, _OWN)
         if key in parameters:
             told = value is not _OWN and (_is_number(value) or value is not parameters[key].default)
@@ -181,7 +181,7 @@ def _has_transformation(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value as it is printed; arrays and functions without what is in them."""
+    """A value as it is printed; arrays and functions are abbreviated."""
     if _is_transformation(value):
         return _written(value)
     if _is_number(value):
@@ -196,7 +196,7 @@ def _shown(value: Any) -> str:
 
 
 def _public(function: Callable[..., Any]) -> str:
-    """The name of what made a function, with the package of Optax in which users find it."""
+    """The name of the function that made a closure, with the Optax package that exports it."""
     name, module = hyper.origin(function), getattr(function, "__module__", None) or ""
     if module.partition(".")[0] != "optax":
         return name

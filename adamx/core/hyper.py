@@ -2,8 +2,8 @@
 
 The annotation of a stage's argument says what it is. ``b1: Decay`` makes it *data*: a leaf of the
 transformation, which may be batched, differentiated, or replaced by a schedule ``count → value``;
-the stage's body sees its value at the current step. A value is checked against its domain as soon
-as it is known; traced ones are taken as they are. An argument without such an annotation
+the stage's body gets its value at the current step. A value is checked against its domain as soon
+as it is known; traced values are not checked. An argument without such an annotation
 (``nesterov: bool``) is part of the algorithm's structure.
 """
 
@@ -40,14 +40,14 @@ Schedule: TypeAlias = Callable[[Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Same:
-    """The hyperparameter that another stage of the same chain has, in the place of a value.
+    """A reference to another stage's hyperparameter in the same chain, in place of a value.
 
-    It is told once: ``replace`` changes both, and ``hyperparams`` shows one.
+    ``replace`` changes the value for both stages, and ``hyperparams`` shows one entry.
 
     Attributes:
         stage: the name of the other stage.
         argument: the name of its argument.
-        power: to which power the value is raised, 1 for the value itself.
+        power: the power to which the value is raised.
     """
 
     stage: str
@@ -55,7 +55,7 @@ class Same:
     power: float = 1.0
 
     def of(self, value: Any) -> Any:
-        """What follows from the other stage's value."""
+        """The value of this argument, given the other stage's value."""
         if self.power == 1:
             return value
         if callable(value):
@@ -69,10 +69,10 @@ Hyper: TypeAlias = float | jax.Array | np.ndarray | Schedule | Same
 
 
 def is_off(value: Any) -> bool:
-    """Whether it is the Python number 0, by which a user switches a stage off.
+    """Whether a value is the Python number 0, which switches a stage off.
 
-    A stage that is switched off is the identity: it needs no parameters and keeps no slots. An
-    array or a schedule is never off, as its values are not known when the chain is made.
+    A stage that is off is the identity: it needs no parameters and keeps no slots. An array or a
+    schedule is never off, because its values are not known when the chain is made.
     """
     return isinstance(value, float) and value == 0
 
@@ -98,7 +98,7 @@ def domain_of(hint: Any) -> Domain | None:
 
 
 def canonical(name: str, given: Any, domain: Domain) -> Any:
-    """``given`` as a float, an array or a schedule; an error if it is none or out of its domain."""
+    """``given`` as a float, an array or a schedule; an error for others and outside the domain."""
     if isinstance(given, Same) or (callable(given) and not isinstance(given, type)):
         return given
     value: Any = None
@@ -108,7 +108,7 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
             return given
     if isinstance(given, (np.ndarray, jax.Array)):
         if jnp.issubdtype(given.dtype, jnp.floating):
-            value = given.copy() if isinstance(given, np.ndarray) else given  # it may be changed
+            value = given.copy() if isinstance(given, np.ndarray) else given  # it is mutable
         elif jnp.issubdtype(given.dtype, jnp.integer):
             value = given.astype(clock_dtype())
     elif _is_real(given):
@@ -134,7 +134,7 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
 
 
 def _is_real(given: Any) -> bool:
-    """Whether it is one real number; of NumPy's also bfloat16 and the like, which are no Real."""
+    """Whether it is one real number; scalars of bfloat16, which are no ``numbers.Real``, count."""
     if isinstance(given, np.generic):
         dtype = given.dtype
         return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
@@ -142,16 +142,16 @@ def _is_real(given: Any) -> bool:
 
 
 LARGEST_COUNT: int = 2**31 - 1
-"""Where the count of past updates stops."""
+"""The largest count of past updates, at which the count stops."""
 
 
 def clock_dtype() -> Any:
-    """Scalars that are kept from step to step have JAX's default precision."""
+    """The dtype of scalars that are kept between steps: JAX's default precision."""
     return jnp.result_type(float)
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Arrays of the tree in ``dtype``; Python numbers stay as exact as they are."""
+    """The tree with floating-point arrays cast to ``dtype``; Python numbers stay exact."""
 
     def fit(x: Any) -> Any:
         is_array = isinstance(x, (jax.Array, np.ndarray))
@@ -174,7 +174,7 @@ def show(value: Any) -> str:
 
 
 def origin(function: Any) -> str:
-    """The name by which the maker of a closure is known: ``cosine_decay_schedule``."""
+    """The name of the function that made a closure, such as ``cosine_decay_schedule``."""
     name = getattr(function, "__qualname__", type(function).__name__)
     parts = [part for part in name.split(".") if not part.startswith("<")]
     return parts[0] if parts else "lambda"

@@ -1,4 +1,4 @@
-"""What a chain is made of: stages, transformations of Optax, observers."""
+"""Links, the elements of a chain, and the wrappers around them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Around", "Leaf", "Link", "choose", "form_of", "is_packed", "unpacked
 
 
 Leaf: TypeAlias = tuple[str, jax.ShapeDtypeStruct]
-"""The path of a parameter, and its shape in the precision of statistics."""
+"""The path of a parameter, and its shape with the dtype of its statistics."""
 
 
 class Around(ByValue):
-    """One thing that can be put around links: the whole contract of an axis.
+    """A wrapper around links; this class is the whole contract of such an axis.
 
-    A subclass says what it changes and leaves the rest. It is put around a link by
-    :meth:`Link.within`, and is known to configurations by its ``axis``::
+    A subclass overrides only what it changes. :meth:`Link.within` puts it around a link, and
+    configurations name it by its ``axis``::
 
         class Halved(Around, axis="halved"):
             def surround(self, rule):
@@ -38,8 +38,8 @@ class Around(ByValue):
     Attributes:
         axis: its key in a configuration.
         required, optional: the keys of :meth:`to_json`.
-        selects: whether links inside are for some of the parameters only (:meth:`choose`).
-        label: where it selects, the name of the group: links are called ``stage@label``.
+        selects: whether links inside apply to some of the parameters only (:meth:`choose`).
+        label: if it selects, the name of the group: links are called ``stage@label``.
     """
 
     axes: ClassVar[dict[str, type[Around]]] = {}
@@ -56,42 +56,42 @@ class Around(ByValue):
             cls.axes[axis] = cls
 
     def surround(self, rule: Rule) -> Rule:
-        """The rule that a stage has inside."""
+        """Wrap the rule of a stage."""
         return rule
 
     def choose(
         self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
     ) -> list[bool]:
-        """For every parameter, whether the links inside are for it.
+        """For every parameter, whether the links inside apply to it.
 
         Args:
-            leaves: the parameters that are known.
-            inside: in a message, which of the parameters these are.
-            idle: the paths of those that have no gradient in this step, beside which there may be
-                others that are not known; None if all have one.
+            leaves: the known parameters.
+            inside: a description of these parameters for error messages.
+            idle: the paths of known parameters without a gradient in this step (others may be
+                unknown); None if all parameters have a gradient.
         """
         return [True] * len(leaves)
 
     def admit(self, name: str, kept: Any) -> None:
-        """Raise StageError if it can't be around the Optax transformation that keeps this."""
+        """Raise StageError if it can't wrap an Optax transformation with the state ``kept``."""
 
     def forms(self) -> Mapping[str, Callable[[Any], Any]]:
-        """How arrays are unpacked that it has packed (:func:`is_packed`), by the form's name."""
+        """Functions that unpack the arrays it packs (:func:`is_packed`), by the form's name."""
         return {}
 
     @property
     def family(self) -> Any:
-        """Neighbours of one family are written in one call."""
+        """Consecutive links whose wrappers have equal families are written in one call."""
         return self
 
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:
-        """The call that puts members of its family around links, from the code of these links."""
+        """The call that makes the links inside: pairs of a wrapper and the code of its links."""
         raise NotImplementedError
 
     def siblings(self) -> Sequence[tuple[Around | None, str]]:
-        """Where it selects, the alternatives that share out all parameters, in words.
+        """If it selects: the selections that divide all parameters among them, with their names.
 
-        None stands for those that none of them selects.
+        None stands for the parameters that no other selection takes.
         """
         raise NotImplementedError
 
@@ -101,21 +101,21 @@ class Around(ByValue):
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Around:
-        """What :meth:`to_json` has written; TypeError or ValueError for what it can't be."""
+        """The inverse of :meth:`to_json`; TypeError or ValueError for invalid arguments."""
         raise NotImplementedError
 
 
 FORMS: dict[str, Callable[[Any], Any]] = {}
-"""How arrays in the forms of adamx's own axes are unpacked, by the form's name."""
+"""Functions that unpack arrays in adamx's own forms, by the form's name."""
 
 
 def is_packed(x: Any) -> bool:
-    """Whether this is an array in the form of some axis: ``{"@form": …}``."""
+    """Whether this is an array that an axis has packed: ``{"@form": …}``."""
     return isinstance(x, Mapping) and len(x) == 1 and str(next(iter(x))).startswith("@")
 
 
 def form_of(packed: Mapping[str, Any]) -> str:
-    """The name of the form of an array that is packed."""
+    """The name of a packed array's form."""
     return next(iter(packed))[1:]
 
 
@@ -124,22 +124,22 @@ def unpacked(
     around: Sequence[Around] = (),
     forms: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
 ) -> Any:
-    """The values of an array that is packed.
+    """The values of a packed array.
 
     Args:
         packed: ``{"@form": …}``.
-        around: what is put around the link that keeps it.
-        forms: how other forms are unpacked, by name.
+        around: the wrappers of its link.
+        forms: more functions that unpack, by the form's name.
 
     Raises:
-        ValueError: if nothing knows its form.
+        ValueError: for an unknown form.
     """
     known = {**FORMS, **{k: x for one in around for k, x in one.forms().items()}, **forms}
     ((key, kept),) = packed.items()
     if key[1:] not in known:
         raise ValueError(
-            f"the state was stored by the codec {key[1:]!r}, which is none of {', '.join(known)}; "
-            "pass it as codecs=(codec,)"
+            f"the state was quantized by the codec {key[1:]!r}, which is none of "
+            f"{', '.join(known)}; pass it as codecs=(codec,)"
         )
     return known[key[1:]](kept)
 
@@ -148,10 +148,10 @@ class Link:
     """One place of a chain.
 
     Attributes:
-        name: what it is called in the state.
-        structure: what programs are compiled for, apart from its numbers; with ``around`` all that
-            may read what can change.
-        around: what is put around it, the outermost first.
+        name: its name in the state.
+        structure: what programs are compiled for, apart from hyperparameters. Only ``structure``
+            and ``around`` hold functions, which may read values that change.
+        around: its wrappers, the outermost first.
     """
 
     name: str
@@ -160,16 +160,16 @@ class Link:
 
     @property
     def where(self) -> tuple[Around, ...]:
-        """The selections of parameters it is for, all of which must choose them."""
+        """The wrappers that select parameters; it applies to those that all of them choose."""
         return tuple(x for x in self.around if x.selects)
 
     @property
     def records(self) -> tuple[ByValue, ...]:
-        """What its functions read, as it was when they were given."""
+        """Records of the values that its functions read, as they were when it was made."""
         return (self.structure, *self.around)
 
     def renewed(self) -> Self:
-        """The same, made again: with what its functions read as it is now."""
+        """The same link, with records of the values that its functions read now."""
         link = copy.copy(self)
         link.structure = self.structure.renewed()
         link.around = tuple(around.renewed() for around in self.around)
@@ -177,17 +177,17 @@ class Link:
 
     @classmethod
     def of_records(cls, structure: ByValue, around: tuple[Around, ...]) -> Self:
-        """A link that is known by its records alone."""
+        """A link made from its records."""
         link = object.__new__(cls)
         link.structure, link.around = structure, around
         return link
 
     def settled(self) -> Self:
-        """Itself, if its functions give what the steps use that are compiled.
+        """The link, if its functions still give the values that compiled steps use.
 
         Raises:
-            StageError: if something that they read has changed, or can't be seen to have changed
-                and a caller may have compiled a step.
+            StageError: if a value that they read has changed; or if a change of it can't be
+                detected, and a caller may have compiled a step.
         """
         changed = [what for x in self.records if x.is_stale for what in x.changes()]
         if changed:
@@ -199,30 +199,30 @@ class Link:
         unseen = [what for x in self.records if x.traced for what in x.unresolved()]
         if unseen:
             raise StageError(
-                f"{self.functions} uses {', '.join(dict.fromkeys(unseen))}, of which a change "
-                "can't be seen, and a step was compiled with it: the step may use another value "
-                "than would be read now. Read it before the optimiser is made, and give the "
-                "function the value as an argument, as in lambda t, lr=lr: …"
+                f"{self.functions} uses {', '.join(dict.fromkeys(unseen))}, whose changes can't be "
+                "detected, and a step was compiled with it: the step may use another value than "
+                "the current one. Read it before the optimiser is made, and give the function the "
+                "value as an argument, as in lambda t, lr=lr: …"
             ).within(stage=self.name)
         return self
 
     @property
     def functions(self) -> str:
-        """Its functions, as an error calls them."""
+        """The name of its functions in errors."""
         return "a function that it holds"
 
     def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
-        """Add to a state before the first step what it keeps.
+        """Add its entry to the state before the first step.
 
         Args:
-            beginning: the state as it comes about.
-            name: the link's in the state.
-            here: the parameters it is for; None for all.
+            beginning: the state under construction.
+            name: the link's name in the state.
+            here: for every parameter, whether the link applies to it; None for all.
         """
         raise NotImplementedError
 
     def run(self, row: Row, name: str, here: list[bool] | None) -> None:
-        """Take its turn in a step."""
+        """Run in a step."""
         raise NotImplementedError
 
     def at(self, count: Any) -> Link:
@@ -230,23 +230,23 @@ class Link:
         return self
 
     def joined(self, links: Sequence[Link]) -> Link:
-        """The link with the values of what it shares with others of its chain."""
+        """The link with values in place of references to other links of its chain."""
         return self
 
     def replace(self, **changes: Any) -> Link:
         """The link with other values of its arguments."""
-        raise TypeError(f"{self.name} has no arguments of adamx; make it anew")
+        raise TypeError(f"{self.name} has no adamx arguments to replace; make a new one")
 
     def within(self, around: Around) -> Self:
-        """The same, with this around it."""
+        """The same link inside this wrapper."""
         return self.surrounded((around, *self.around))
 
     def everywhere(self) -> Self:
-        """The same, for all parameters."""
+        """The same link for all parameters."""
         return self.surrounded(tuple(x for x in self.around if x not in self.where))
 
     def surrounded(self, around: tuple[Around, ...]) -> Self:
-        """The same, with only these around it."""
+        """The same link with only these wrappers."""
         link = copy.copy(self)
         link.around = around
         return link
@@ -257,9 +257,9 @@ def choose(
     leaves: Callable[[], Sequence[Leaf]],
     idle: Callable[[], Collection[str] | None] = lambda: None,
 ) -> list[list[bool] | None]:
-    """For every link the parameters it is for; None for all of them.
+    """For every link, which parameters it applies to; None for all of them.
 
-    A selection inside a selection chooses among the parameters that the outer one has chosen.
+    A selection inside another chooses among the parameters that the outer one has chosen.
     """
     is_selective = any(link.where for link in links)
     known, without = (leaves(), idle()) if is_selective else ((), None)

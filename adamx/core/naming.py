@@ -1,4 +1,4 @@
-"""What the links of a chain and their arguments are called."""
+"""Names of a chain's links and their arguments, and the chain's source code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Place", "labels", "names", "places", "written"]
 
 
 def names(links: Sequence[Link]) -> list[str]:
-    """The links' names in the state; the second of a kind gets the suffix ``_2``.
+    """The links' names in the state; the second link of a name gets the suffix ``_2``.
 
     A link for some of the parameters is called ``stage@group``.
     """
@@ -30,14 +30,14 @@ def names(links: Sequence[Link]) -> list[str]:
 
 
 class Place(NamedTuple):
-    """Where an argument is: in which link of the chain, and under which name."""
+    """The place of an argument: the index of its link, and its name."""
 
     link: int
     argument: str
 
 
 def places(links: Sequence[Link], *, data_only: bool = False) -> list[Place]:
-    """Where the arguments (or the hyperparameters alone) are."""
+    """The places of all arguments, or of the hyperparameters alone."""
     return [
         Place(index, argument)
         for index, link in enumerate(links)
@@ -47,10 +47,10 @@ def places(links: Sequence[Link], *, data_only: bool = False) -> list[Place]:
 
 
 def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]:
-    """Every argument (or every hyperparameter) by its shortest name that no other has.
+    """The place of every argument (or every hyperparameter) by its shortest unique name.
 
-    That is ``argument``, else ``argument@group``, else ``stage.argument``. An argument that is the
-    same as another stage's has no name of its own.
+    That is ``argument``, else ``argument@group``, else ``stage.argument``. An argument that refers
+    to another stage's (:class:`Same`) has no name.
     """
     found = []
     stages = names(links)
@@ -70,7 +70,7 @@ def labels(links: Sequence[Link], *, data_only: bool = True) -> dict[str, Place]
 
 
 def written(links: Sequence[Link], depth: int = 0) -> str:
-    """Source code for the chain, without the ``depth`` outermost things around its links."""
+    """Source code for the chain, without the ``depth`` outermost wrappers of its links."""
 
     def outer(link: Link) -> Around | None:
         return link.around[depth] if len(link.around) > depth else None

@@ -1,4 +1,4 @@
-"""A link that looks on: it sees every signal where it stands, and changes none."""
+"""A link that reads every signal at its place and changes none."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Observer", "View", "nothing"]
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What there is to see in one step, of the parameters an observer is for.
+    """What an observer sees in one step, for the parameters that it applies to.
 
     Attributes:
         count: the updates before this one.
         leaves: path and shape of every parameter.
         idle: the paths of parameters that are known to have no gradient in this step; None if
             all have one.
-        signals: what arrives at the observer's place; None of a parameter without a gradient.
+        signals: the signals at the observer's place; None for a parameter without a gradient.
         params: the parameters, or None if ``update`` was called without them.
-        numbers: every number of the chain at this step, by name.
-        scheduled: the names of those that come from a schedule.
+        numbers: every hyperparameter of the chain at this step, by name.
+        scheduled: the names of the hyperparameters that come from a schedule.
     """
 
     count: Int32[Array, ""]
@@ -44,7 +44,7 @@ class View:
 
 
 class Observer(Link):
-    """The link; what it has seen is its entry in the state, a tree of scalars."""
+    """The link; its entry in the state is a tree of scalars, computed from the signals."""
 
     def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
         beginning.observers.append(name)
@@ -53,18 +53,18 @@ class Observer(Link):
         row.show(name, self, here)
 
     def observe(self, view: View, before: Any, looks: bool) -> Any:
-        """Its entry after this step.
+        """The link's entry in the state after this step.
 
-        ``before`` is the one before, None when only shapes count. Unless it ``looks``, the signals
-        are not to be touched: they are those of another place.
+        ``before`` is the entry before this step, or None when only shapes are computed. Unless it
+        ``looks``, it must not use the signals, which then belong to another place.
         """
         raise NotImplementedError
 
 
 def nothing(shape: tuple[int, ...], dtype: Any) -> Array:
-    """What an observer keeps where it has seen nothing: the lowest number, or 0 of what it counts.
+    """An observer's entry without a value: the lowest number, or 0 for integers.
 
-    It stands for NaN, with which ``jax_debug_nans`` would stop every training.
+    It stands for NaN, which ``jax_debug_nans`` would report as an error.
     """
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     return jnp.full(shape, jnp.finfo(dtype).min if inexact else 0, dtype)

@@ -1,4 +1,4 @@
-"""In which order the stages of a chain may stand."""
+"""The order in which the stages of a chain may stand."""
 
 from __future__ import annotations
 
@@ -16,53 +16,51 @@ Place = Literal["anywhere", "direction", "rate", "step", "rounding"]
 
 
 def check_order(links: Sequence[Link]) -> None:
-    """Refuse a chain in which a stage does not stand where it says that it has to stand.
+    """Raise StageError, which shows the right order, for a stage in a place it does not allow.
 
-    Only stages for the same parameters count: those of two groups may stand in any order.
-
-    Raises:
-        StageError: with the right order.
+    Only stages for the same parameters are compared; stages of two groups may have any order.
     """
     stages = [link for link in links if isinstance(link, Stage)]
     rates = [i for i, x in enumerate(stages) if x.definition.place == "rate"]
     for i in rates:
-        if first := _met(stages, stages[i], [k for k in rates if k < i]):
+        if first := _first_shared(stages, stages[i], [k for k in rates if k < i]):
             raise _error(
                 stages[i],
-                f"{first.name} stands in front of it and has made a step of the update, which a "
-                "second learning rate would scale again and turn uphill. Keep one of the two; "
-                "scale(factor) multiplies a step",
+                f"{first.name} in front of it has already turned the update into a step; a second "
+                "learning rate would scale the step again and reverse its sign. Keep one of the "
+                "two; scale(factor) multiplies a step",
             )
     for i, stage in enumerate(stages):
         place = stage.definition.place
-        if place == "direction" and (rate := _met(stages, stage, [k for k in rates if k < i])):
+        before = [k for k in rates if k < i]
+        if place == "direction" and (rate := _first_shared(stages, stage, before)):
             raise _error(
                 stage,
-                f"it changes a direction, and {rate.name} in front of it has made a step of it, "
-                f"which has the opposite sign. Put it in front: {_row(stage, rate)}",
+                f"it changes a direction, but {rate.name} in front of it has turned the direction "
+                f"into a step, which has the opposite sign. Put it in front: {_row(stage, rate)}",
             )
         if place not in ("step", "rounding"):
             continue
-        if rate := _met(stages, stage, [k for k in rates if k > i]):
+        if rate := _first_shared(stages, stage, [k for k in rates if k > i]):
             raise _error(
                 stage,
-                f"it needs the step that will be taken, and {rate.name} changes the update behind "
-                f"it. Put it behind: {_row(rate, stage)}",
+                f"it needs the final step, but {rate.name} behind it changes the update. Put it "
+                f"behind: {_row(rate, stage)}",
             )
         behind = range(i + 1, len(stages)) if place == "rounding" else ()
         changing = [k for k in behind if not stages[k].definition.keeps_rounding]
-        if changer := _met(stages, stage, changing):
+        if changer := _first_shared(stages, stage, changing):
             raise _error(
                 stage,
-                f"it rounds the step that will be taken, and {changer.name} changes the update "
-                f"behind it. Put it behind: {_row(changer, stage)}",
+                f"it rounds the final step, but {changer.name} behind it changes the update. Put "
+                f"it behind: {_row(changer, stage)}",
             )
 
 
-def _met(stages: Sequence[Stage], stage: Stage, places: Sequence[int]) -> Stage | None:
-    """The first of the stages at these places that is for the same parameters as this one.
+def _first_shared(stages: Sequence[Stage], stage: Stage, places: Sequence[int]) -> Stage | None:
+    """The first stage at these places that applies to the same parameters as this one.
 
-    They are the same if all parameters of one of the two are parameters of the other one.
+    That is so if all parameters of one of the two are parameters of the other.
     """
     for k in places:
         short, long = sorted((stages[k].where, stage.where), key=len)

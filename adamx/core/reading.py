@@ -1,10 +1,9 @@
-"""Reading states: a chain's state is found in whatever holds it, and read as plain arrays.
+"""Find a chain's state in the object that holds it, and read it as plain arrays.
 
 Training loops keep a chain's state inside something else: a Flax ``TrainState``, an
 ``nnx.Optimizer`` with its variables, the states of ``optax.MultiSteps``, ``optax.chain`` or
-``optax.apply_if_finite``, or what a checkpoint gives back when it is read without a target. Every
-function that reads a state finds it here. No framework is imported: their parts are known by their
-names.
+``optax.apply_if_finite``, or a checkpoint that was read without a target. Every function that reads
+a state uses this module. It imports no framework, but recognises their types by name.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ __all__ = [
 ]
 
 Place = tuple[str, ...]
-"""Where an array is in its tree: the keys on the way to it, whatever the containers are."""
+"""The keys on the path to an array in its tree, whatever the types of containers."""
 
 
 class Found(NamedTuple):
-    """A chain's state, and where it was.
+    """A chain's state, and where it was found.
 
     Attributes:
-        path: where it is in what was given, ``"['opt_state'][0]"``; empty if it was given itself.
+        path: its path in the given object, ``"['opt_state'][0]"``; empty if it is that object.
         state: the state, with plain arrays in place of a framework's variables.
-        skipped: whether a gate around the chain (``optax.apply_if_finite``) threw the last step
-            away; None without a gate.
+        skipped: whether a wrapper around the chain (``optax.apply_if_finite``) discarded the last
+            step; None without such a wrapper.
     """
 
     path: str
@@ -63,12 +62,12 @@ _LEAVES = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, int, float, 
 
 
 def find(tree: PyTree, *, nested: bool = False) -> list[Found]:
-    """The states of chains in a tree, wherever they are.
+    """The states of all chains in a tree.
 
     Args:
         tree: a state, or anything that holds one.
-        nested: also look inside what a chain's links keep: of a chain that stands in a
-            transformation of Optax, which is a link of another chain.
+        nested: also search the entries of a chain's links, which include the state of a chain
+            inside an Optax transformation.
     """
     return list(_walk(tree, "", None, nested))
 
@@ -78,8 +77,8 @@ def the_state(tree: PyTree, error: type[Exception], needs: str) -> Found:
 
     Args:
         tree: a state, or anything that holds one.
-        error: what is raised if there is none, or more than one.
-        needs: what the caller takes, as the beginning of the error's message.
+        error: the type of the exception if there is none, or more than one.
+        needs: what the caller needs, as the beginning of the error's message.
     """
     found = find(tree)
     if len(found) > 1:  # a dict may hold a count of something else
@@ -90,8 +89,8 @@ def the_state(tree: PyTree, error: type[Exception], needs: str) -> Found:
         raise error(f"{needs}; got {described(tree)}, and there is no state of a chain in it")
     where = ", ".join(x.path for x in found[:8]) + (", …" if len(found) > 8 else "")
     raise error(
-        f"{needs}; got {described(tree)}, in which there are {len(found)}, at {where}: pass the "
-        "one that is meant"
+        f"{needs}; got {described(tree)}, in which there are {len(found)}, at {where}: pass one of "
+        "them"
     )
 
 
@@ -100,7 +99,7 @@ def _walk(x: Any, path: str, skipped: Any, nested: bool) -> Iterator[Found]:
         x = _held(x)
     if x is None or isinstance(x, _LEAVES):
         return
-    if (inside := _field(x, "opt_state")) is not None:  # beside it are parameters, and more
+    if (inside := _field(x, "opt_state")) is not None:  # other fields hold parameters and more
         yield from _walk(inside, f"{path}['opt_state']", skipped, nested)
         return
     is_state = _is_state(x)
@@ -120,12 +119,12 @@ def _children(x: Any) -> list[tuple[str, Any]]:
 
 
 def _field(x: Any, name: str) -> Any:
-    """An attribute, or what it has become in a dict."""
+    """An attribute, or the item that replaces it in a restored dict."""
     return x.get(name) if isinstance(x, Mapping) else getattr(x, name, None)
 
 
 def _is_state(x: Any) -> bool:
-    """Whether it is a dict with a count, and no wrapper of Optax that was made a dict."""
+    """Whether it is a dict with a count, and not a restored state of an Optax wrapper."""
     if not isinstance(x, Mapping) or "count" not in x or "inner_state" in x:
         return False
     count = x["count"]
@@ -133,14 +132,14 @@ def _is_state(x: Any) -> bool:
 
 
 def _is_whole(state: State) -> bool:
-    """Whether it holds what stages keep, and nothing else."""
+    """Whether it holds the entries of stages and nothing else."""
     return len(state) > 1 and not any(
         isinstance(entry, _LEAVES) for key, entry in state.items() if key != "count"
     )
 
 
 def _skipped(x: Any) -> Any:
-    """Whether a gate of Optax threw the last step away; None if this is none."""
+    """Whether an Optax wrapper discarded the last step; None if this is no such wrapper's state."""
     finite, inner = _field(x, "last_finite"), _field(x, "inner_state")
     if finite is not None and inner is not None:
         return jnp.logical_not(unwrapped(finite))
@@ -157,7 +156,7 @@ def _either(one: Any, other: Any) -> Any:
 
 
 def _read(x: Mapping[str, Any]) -> State:
-    """A state in dicts and plain arrays; the containers of parameters are kept."""
+    """A state as dicts and plain arrays; the containers of parameters do not change."""
     read = functools.partial(unwrapped, boxes=_is_box(x["count"]))
     return {
         name: {key: read(kept) for key, kept in entry.items()}
@@ -185,19 +184,19 @@ def is_variable(x: Any) -> bool:
 
 
 def _held(variable: Any) -> Any:
-    """What a variable holds: older ones say it by ``value``, which newer ones warn of."""
+    """A variable's value; ``variable.value`` is deprecated in newer versions of Flax."""
     if hasattr(type(variable), "get_value"):
         return variable.get_value()
     return variable.value
 
 
 def _is_box(x: Any) -> bool:
-    """What a variable becomes in a checkpoint that is read without a target."""
+    """Whether this is a variable from a checkpoint that was read without a target."""
     return isinstance(x, Mapping) and set(x) == {"value"} and not isinstance(x["value"], Mapping)
 
 
 def unwrapped(tree: PyTree, boxes: bool = False) -> PyTree:
-    """The same tree with what its variables hold; with ``boxes``, their remains count as such."""
+    """The tree with values in place of variables; with ``boxes``, of restored ones too."""
 
     def stops(x: Any) -> bool:
         return is_variable(x) or is_packed(x) or (boxes and _is_box(x))
@@ -216,24 +215,24 @@ def unwrapped(tree: PyTree, boxes: bool = False) -> PyTree:
 
 
 class Kept(NamedTuple):
-    """What a stage keeps, and over how many axes its state is a batch."""
+    """A stage's entry in the state, and how many batch axes the state has."""
 
     entry: dict[str, Any]
     axes: int
 
 
 def stages_named(tree: PyTree, name: str, keys: Iterable[str], made_by: str) -> dict[str, Kept]:
-    """What the stage of this name keeps, or the stages of this name in all groups.
+    """The entries of the stages of this name.
 
     Args:
         tree: a state, or anything that holds one.
-        name: the stage's name in the state; without ``@group`` all groups of it are meant, unless
-            there is one of exactly this name.
-        keys: what it must keep, to be the stage that is meant.
+        name: the stage's name in the state. A name without ``@group`` selects the stage in all
+            groups, unless a stage has exactly this name.
+        keys: the keys that an entry of the right stage has.
         made_by: the stage's call, for the error.
 
     Raises:
-        ValueError: if there is none, or several in different states, or it is another stage.
+        ValueError: if there is none, if several are in different states, or if a key is missing.
     """
     states = find(tree, nested=True)
     exact = [(name, x) for x in states if name in x.state]
@@ -257,23 +256,23 @@ def stages_named(tree: PyTree, name: str, keys: Iterable[str], made_by: str) -> 
         if not isinstance(entry, Mapping) or not set(keys) <= set(entry):
             held = ", ".join(entry) if isinstance(entry, Mapping) else f"a {type(entry).__name__}"
             raise ValueError(
-                f"{full!r} in the state is not of {made_by}, which keeps {' and '.join(keys)}; it "
-                f"holds {held}"
+                f"{full!r} in the state was not made by {made_by}, which keeps "
+                f"{' and '.join(keys)}; it holds {held}"
             )
         kept[full] = Kept(dict(entry), np.ndim(x.state["count"]))
     return kept
 
 
 def batched(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
-    """The function over a batch with so many axes in front."""
+    """The function, mapped over this many leading axes."""
     return jax.vmap(batched(function, axes - 1)) if axes else function
 
 
 def merged(trees: Mapping[str, PyTree]) -> PyTree:
-    """One tree of the parts that groups of parameters have, each None where the others are.
+    """One tree from the trees of several groups, each None at the parameters of the others.
 
     Raises:
-        ValueError: naming the stages, if two have the same part.
+        ValueError: if two trees have a value for the same parameter; it names the stages.
     """
     present = {name: x for name, x in trees.items() if x is not None}
     if len(present) <= 1:
@@ -288,50 +287,50 @@ def merged(trees: Mapping[str, PyTree]) -> PyTree:
 
 
 def beside(params: PyTree, tree: PyTree) -> list[Any]:
-    """What a tree like the parameters has for each of them, None where it has nothing.
+    """For every parameter its value in a tree like the parameters, None where it has none.
 
     Raises:
-        StageError: if it has something for a parameter that there is not.
+        StageError: if the tree has a value at a path without a parameter.
     """
     held = {place_of(path): x for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
     places = [place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     found = [held.pop(place if place in held else (*place, "value"), None) for place in places]
     if held:
         raise StageError(
-            f"the state is not of these parameters: it has {'/'.join(next(iter(held)))}, and they "
+            f"the state belongs to other parameters: it has {'/'.join(next(iter(held)))}, and they "
             f"have {', '.join('/'.join(place) for place in places[:8]) or 'nothing'}"
         )
     return found
 
 
 def filled(tree: PyTree, params: PyTree) -> PyTree:
-    """A tree like the parameters, with the parameters themselves where it has nothing."""
+    """A tree like the parameters, with the parameters themselves where it has no value."""
     thetas, structure = jax.tree.flatten(params)
     pairs = zip(beside(params, tree), thetas, strict=True)
     return structure.unflatten(theta if x is None else x for x, theta in pairs)
 
 
 def remedy_for(gradients: PyTree, kept: PyTree) -> str:
-    """What to do about a slot that is no tree like the gradients."""
+    """The remedy for a slot whose tree differs from that of the gradients, for an error."""
     wanted, held = (
         {place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_packed)[0]}
         for tree in (gradients, kept)
     )
     begun = [{place[:length] for length in range(1, len(place) + 1)} for place in held]
-    same = wanted == held or (  # of a parameter a slot may keep several arrays
+    same = wanted == held or (  # a slot may keep several arrays of one parameter
         len(wanted) > 1 and all(wanted & each for each in begun) and wanted <= set().union(*begun)
     )
     if same:
         return (
             "The parameters are the same, and only containers differ, as in a state that was read "
-            "without a target (lists for tuples, dicts for lists). Bring it over: "
+            "without a target (lists for tuples, dicts for lists). Convert the state with "
             "adamx.restore_state(state, opt, params)"
         )
     return "Take gradients with respect to the parameters that init() was given"
 
 
 def place_of(path: Any) -> Place:
-    """Where something is: the same for lists, tuples, variables and the dicts that they become."""
+    """The keys of a path, equal for lists, tuples, variables and the dicts restored from them."""
     return tuple(
         jax.tree_util.keystr((key,), simple=True)
         for key in path
@@ -340,10 +339,10 @@ def place_of(path: Any) -> Place:
 
 
 def copied(array: Any, like: Any = None) -> Array:
-    """An array of JAX with memory of its own, placed like another one.
+    """A copy as a JAX array, placed like another array.
 
-    Without a copy, JAX may use the memory of a NumPy array (or of a tensor of PyTorch), and an
-    array of JAX may be donated by whoever gave it.
+    Without a copy, JAX may share the memory of a NumPy array or a PyTorch tensor, and the caller
+    may donate an array of JAX.
     """
     own, sharding = jnp.array(array, copy=True), getattr(like, "sharding", None)
     committed = sharding is not None and getattr(like, "committed", True)

@@ -1,4 +1,4 @@
-"""What travels along a chain, for one array."""
+"""The signal that a chain carries, for one array."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ __all__ = ["Signal"]
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """The gradient and the update of one parameter, side by side, and the update's bias.
+    """The gradient and the update of one parameter, and the update's bias.
 
-    Statistics are taken of the :attr:`gradient`; stages shape the :attr:`update`. Until a stage
-    has taken a statistic, the update *is* the gradient: what stands in front conditions both.
+    Stages compute statistics of the :attr:`gradient` and transform the :attr:`update`. Until a
+    stage has computed a statistic, the update *is* the gradient, and stages change both.
 
     Attributes:
-        gradient: what statistics are taken of; shaped like the parameter, float32 at least.
-        update: what will be added to the parameter; shaped like it, float32 at least.
-        bias: the factor by which averages started at zero have shrunk the update so far
-            (a scalar; E[update] = bias · E[what an unbiased average would give]), or None as long
-            as no average stands in the chain.
-        has_statistic: whether a statistic has been taken.
-        step: whether the update is a step, to be added to the parameter (a learning rate has been
-            applied), and no longer a direction.
-        notes: what stages in front have left for those behind, by name (:meth:`note`).
-        is_limited: whether a stage in front has taken a statistic of it (:meth:`limited`).
+        gradient: the input of statistics; shaped like the parameter, float32 at least.
+        update: the value to be added to the parameter; shaped like it, float32 at least.
+        bias: the factor by which averages started at zero have shrunk the update so far (a scalar:
+            E[update] = bias · E[the update with unbiased averages]); None before the first
+            average and after a correction.
+        has_statistic: whether a stage has computed a statistic.
+        step: whether a learning rate has turned the update from a direction into a step.
+        notes: values that earlier stages have left for later ones, by name (:meth:`note`).
+        is_limited: whether its finite elements are limited (:meth:`limited`).
     """
 
     gradient: Values
@@ -55,7 +54,7 @@ class Signal:
 
     @classmethod
     def enter(cls, gradient: Array, param: Array | None) -> Signal:
-        """The signal at the head of a chain, checked, in the precision of statistics."""
+        """The signal that enters a chain: checked, in the precision of statistics."""
         gradient = jnp.asarray(gradient)
         check_inexact("gradient", gradient)
         dtypes = (gradient.dtype,)
@@ -74,7 +73,7 @@ class Signal:
                 )
             dtypes += (param.dtype,)
             param = param.astype(statistics_dtype(param.dtype))
-        # As the slots have it: the parameter's precision, where there is one to ask.
+        # Slots have the parameter's precision, and the gradient's if update() gets no parameters.
         gradient = gradient.astype(statistics_dtype(dtypes[-1]))
         return cls(gradient, gradient, _param=param, _dtypes=dtypes)
 
@@ -101,19 +100,19 @@ class Signal:
     def output(self) -> Values:
         """The update as it leaves the chain, in the wider of the gradient's and parameter's dtype.
 
-        A step rounded to bfloat16 loses little beside the parameter's own rounding, and Optax's
-        wrappers expect updates to have the dtype in which gradients came. Only one that
-        :meth:`step_to` is not rounded. A finite update that this dtype cannot hold becomes its
+        The rounding error of a bfloat16 step is small compared with the parameter's own, and
+        Optax's wrappers expect updates in the dtype of the gradients. Only an update made by
+        :meth:`step_to` is not rounded. A finite update beyond the range of this dtype becomes its
         largest number.
         """
         dtype = wider(*self._dtypes)
         return saturated(self.update, dtype).astype(dtype)
 
     def limited(self) -> Signal:
-        """The signal with finite elements limited to ±2⁶³ (of float64 to ±2⁵¹¹).
+        """The signal with finite elements limited to ±2⁶³ (in float64 to ±2⁵¹¹).
 
-        Averages and squares of it are finite. What is infinite or NaN stays so. The first stage
-        that takes a statistic sees the signal like this, and so do all behind it.
+        Averages and squares of it are finite. Infinities and NaN do not change. The first stage
+        that computes a statistic gets the limited signal, and so do all later stages.
         """
         if self.is_limited:
             return self
@@ -123,13 +122,13 @@ class Signal:
 
     @property
     def next_param(self) -> Values:
-        """The parameter that ``apply_updates`` will make of this update, rounding included."""
+        """The parameter after ``apply_updates`` adds this update, including the rounding."""
         dtype = wider(*self._dtypes)
         step = rounded(saturated(self.update, dtype), dtype)
         return rounded(self.param + step, self._dtypes[-1])
 
     def with_update(self, update: Values) -> Signal:
-        """The signal with another update: and gradient, as long as no statistic was taken."""
+        """The signal with another update; before the first statistic, also as the gradient."""
         if self.has_statistic:
             return dataclasses.replace(self, update=update)
         return dataclasses.replace(self, gradient=update, update=update, is_limited=False)
@@ -139,8 +138,8 @@ class Signal:
 
         Args:
             update: the new update.
-            weight: the factor by which a decaying average that started at zero falls short in
-                this update; it multiplies into the bias. None where there is no such factor.
+            weight: the factor by which a decaying average that started at zero makes this update
+                too small, which is multiplied into the bias; None if there is no such factor.
         """
         bias = self.bias
         if weight is not None:
@@ -148,28 +147,28 @@ class Signal:
         return dataclasses.replace(self, update=update, bias=bias, has_statistic=True)
 
     def with_step(self, update: Values) -> Signal:
-        """The signal with an update that is to be added to the parameter: −α times a direction."""
+        """The signal with a step as its update: −α times a direction."""
         if self.bias is not None and "correction" in self.notes:
             raise StageError(
-                "the update still has a bias, although a bias_correction stands in front of the "
-                "stage that brought it: the first steps would be too small. Put a "
-                "bias_correction() in front of this stage"
+                "the update still has a bias, because a stage behind the last bias_correction() "
+                "added one: the first steps would be too small. Put a bias_correction() in front "
+                "of this stage"
             )
         return dataclasses.replace(self.with_statistic(update), step=True)
 
     def with_notes(self, **notes: Any) -> Signal:
-        """The signal with something left for the stages behind: arrays, or trees of arrays."""
+        """The signal with notes for later stages: arrays, or trees of arrays."""
         return dataclasses.replace(self, notes={**self.notes, **notes})
 
     def note(self, name: str, *, by: str) -> Any:
-        """What a stage in front has left under this name; the last one, if there are several.
+        """The latest note of this name from an earlier stage.
 
         Args:
-            name: the note's.
+            name: the note's name.
             by: the stages that leave such a note, for the error.
 
         Raises:
-            StageError: if no stage in front has left it.
+            StageError: if no earlier stage has left such a note.
         """
         if name not in self.notes:
             raise StageError(
@@ -179,11 +178,12 @@ class Signal:
         return self.notes[name]
 
     def step_to(self, param: Values) -> Signal:
-        """The signal with the update that ``apply_updates`` turns into just this parameter.
+        """The signal with the update after which ``apply_updates`` gives exactly ``param``, θ'.
 
-        It is θ' − θ in the precision of statistics, and leaves the chain in it. ``param`` is a
-        number of the parameter's dtype. One that is rounded from θ + u is reached exactly; any
-        other, too, unless it is 2¹⁶ times smaller than θ: then to the last digit of such a sum.
+        The update is θ' − θ; it is computed, and leaves the chain, in the precision of statistics.
+        θ' must be rounded to the parameter's dtype. The result is exact if θ' was rounded from
+        θ + u, and also otherwise unless θ' is 2¹⁶ times smaller than θ; then it is exact to the
+        last digit of such a sum.
         """
         wide = (param.dtype, self.param_dtype)
         return dataclasses.replace(self.with_statistic(param - self.param), _dtypes=wide)
@@ -191,8 +191,8 @@ class Signal:
     def corrected(self) -> Signal:
         """The signal with the bias divided out of its update.
 
-        It leaves two notes: the ``direction``, which is the update now (of Adam m̂/(√v̂ + ε), the
-        signal-to-noise ratio), and the ``correction``, the bias that was divided out.
+        It leaves two notes: the ``direction``, which is the corrected update (for Adam
+        m̂/(√v̂ + ε), the signal-to-noise ratio), and the ``correction``, the bias divided out.
         """
         if self.bias is None:
             raise StageError(
@@ -215,7 +215,7 @@ jax.tree_util.register_dataclass(
 
 
 def check_inexact(what: str, array: Any) -> None:
-    """Only real and complex floating-point arrays can take a step."""
+    """Check that this is a real or complex floating-point array, which can take a step."""
     try:
         inexact = jnp.issubdtype(array.dtype, jnp.inexact)
     except TypeError:

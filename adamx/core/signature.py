@@ -35,8 +35,8 @@ class Signature:
             hints = get_type_hints(factory, include_extras=True)
         except (NameError, AttributeError) as error:
             raise TypeError(
-                f"{self.name}: an annotation can't be read: {error}; what it names must be found "
-                "in the module of the function"
+                f"{self.name}: an annotation can't be read: {error}; the names in it must be "
+                "defined in the module of the function"
             ) from error
         self.domains: dict[str, hyper.Domain] = {}
         self.optional: list[str] = []  # hyperparameters that may be None

@@ -1,4 +1,4 @@
-"""What stages keep of one parameter from step to step."""
+"""Slots: the arrays that stages keep for each parameter between steps."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Slots = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """An array that is kept for every parameter; a plain function stands for a signed one.
+    """An array that is kept for every parameter; a plain function stands for a signed slot.
 
     Attributes:
         start: ``param -> first value``.
         holds: ``"signed"`` (an average of gradients, say), ``"nonnegative"`` (a square or a norm),
-            or ``"exact"``, where the last digits count, as those of a copy of the parameter. What
-            is exact is never rounded.
+            or ``"exact"``, if the last digits matter (a copy of the parameter); an exact slot is
+            never rounded.
         form: the form in which an axis packs it between steps, for messages; empty for plain
             arrays.
     """
@@ -52,7 +52,7 @@ class Slot:
 
     @classmethod
     def of(cls, start: Callable[[Any], Any]) -> Slot:
-        """The slot itself, or that of a plain function."""
+        """The slot itself, or the signed slot of a plain function."""
         return start if isinstance(start, Slot) else cls(start)
 
 
@@ -61,17 +61,17 @@ def zeros(param: Any, dtype: Any = None, *, real: bool = False) -> Values:
 
     Args:
         param: an array or a ``jax.ShapeDtypeStruct``.
-        dtype: the parameter's, but float32 at least, if None.
-        real: for a norm or a square of a complex parameter, which is real.
+        dtype: if None, the parameter's dtype, float32 at least.
+        real: whether they are real for a complex parameter, as its norms and squares are.
     """
     dtype = shape_of_zeros(param, dtype, real=real).dtype
-    if isinstance(param, Tracer):  # under jit only what depends on it is placed like it
+    if isinstance(param, Tracer):  # under jit, only values that depend on it get its sharding
         return jnp.less(param.real, param.real).astype(dtype)
     return jax.lax.full_like(param, 0, dtype=dtype)
 
 
 def shape_of_zeros(param: Any, dtype: Any = None, *, real: bool = False) -> jax.ShapeDtypeStruct:
-    """What :func:`zeros` would make."""
+    """The shape and dtype of :func:`zeros`."""
     if dtype is None:
         dtype = statistics_dtype(param.dtype)
         dtype = jnp.finfo(dtype).dtype if real else dtype
@@ -82,8 +82,8 @@ def itself(param: Any) -> Values:
     """A slot that starts as a copy of the parameter, float32 at least."""
     if isinstance(param, jax.ShapeDtypeStruct):
         raise StageError(
-            "it starts from the parameters, and init() was given their shapes; for the state's "
-            "shapes call jax.eval_shape(opt.init, params)"
+            "it starts from the parameters, but init() was given only their shapes; for the "
+            "state's shapes call jax.eval_shape(opt.init, params)"
         )
     return jnp.array(param, statistics_dtype(param.dtype), copy=True)
 
@@ -101,7 +101,7 @@ def squares_from(value: Any) -> Slot:
 
 
 remainder: Slot = Slot(functools.partial(zeros, dtype=jnp.bfloat16), holds="exact")
-"""What the roundings of an average have lost, of which a few digits are enough."""
+"""The rounding error of an average, of which a few digits suffice."""
 
 iterate: Slot = Slot(itself, holds="exact")
-"""An iterate of its own that starts where the parameter is."""
+"""An iterate that starts as a copy of the parameter."""

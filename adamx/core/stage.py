@@ -1,4 +1,4 @@
-"""A stage: one idea of the paper, written for one array."""
+"""Stages: the parts of an optimiser, each written for one array."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Clock(NamedTuple):
 
     Attributes:
         start: ``() -> value`` before the first step.
-        tick: ``value -> value``, once a step, before the stage's arrays are updated.
-        read: ``value -> reading``, what the stage needs of it.
-        scope: ``"step"``, or ``"parameter"`` for a key of random bits, which reads as another key
-            for every parameter.
+        tick: ``value -> value``, called once per step, before the stage's arrays are updated.
+        read: ``value -> reading``, the form in which the stage uses the value.
+        scope: ``"step"``, or ``"parameter"`` for a key of random bits, whose reading differs
+            between parameters.
         settle: ``(value, total) -> value``, for a scalar that depends on this step's sum over all
-            parameters; ``global_sum`` sees the reading before it, ``update`` the one after it.
+            parameters; ``global_sum`` gets the reading before it, ``update`` the reading after it.
     """
 
     start: Callable[[], jax.Array]
@@ -50,23 +50,24 @@ class Clock(NamedTuple):
 
 
 Reach = Literal["element", "row", "array"]
-"""How far an element of a rule's result looks within its array: at the elements at its own place,
-at those of its row (the last axis), or at the whole array. How a rule may be executed, split over
-devices and applied to parts of an array follows from its reach."""
+"""Which elements of an array an element of a rule's result depends on: the element at the same
+place, its row (along the last axis), or the whole array. The reach determines how a rule may be
+executed, split over devices and applied to parts of an array."""
 
 
 def widest(reaches: Iterable[Reach]) -> Reach:
-    """The reach of several rules in a row."""
+    """The widest of several reaches, which is the reach of their rules in sequence."""
     found = {*reaches}
     return "array" if "array" in found else "row" if "row" in found else "element"
 
 
 class Step(NamedTuple):
-    """What is the same for every array in this step.
+    """The values of a step that are the same for every array.
 
     Attributes:
         clock: the readings of the rule's clocks, by name.
-        total: what the rule's ``global_sum`` gave, summed over all parameters (None without one).
+        total: the result of the rule's ``global_sum``, summed over all parameters (None without
+            one).
     """
 
     clock: dict[str, Any]
@@ -79,20 +80,19 @@ class Rule:
 
     Attributes:
         update: ``(signal, slots, step) -> (signal, slots)``.
-        slots: the arrays it keeps for a parameter: by name, ``param -> first value``, or a
-            :class:`Slot` that says more. They may be of any shape, and are the same in shape
-            and dtype after every step.
-        clocks: the scalars it keeps per step, by name. Names are distinct from the slots'.
+        slots: the arrays kept for each parameter: by name, a function ``param -> first value`` or
+            a :class:`Slot`. They may have any shape; shape and dtype do not change in a step.
+        clocks: the scalars kept per step, by name. No slot has the same name.
         global_sum: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
-            over all parameters before ``update`` runs. The only way to look beyond one array.
-        seed: of a rule that draws random bits: the clock ``key`` starts from it, and reads as
-            another key for every parameter and step (:func:`adamx.numerics.random.bits`).
+            over all parameters before ``update`` runs. It is the only way to use other arrays.
+        seed: for a rule that draws random bits: the seed of the clock ``key``, whose reading
+            differs for every parameter and step (:func:`adamx.numerics.random.bits`).
         without_gradient: whether ``update`` also runs on a parameter that has no gradient in this
-            step (None among the gradients). It sees a gradient and an update of zero there; what
-            it makes of the slots is kept, and the parameter takes no step all the same.
-        reach: how far its elements look; ``@stage(reach=…)`` says it.
-        reshape: ``shape -> shape``, of a rule that changes the shape of gradient and update, as
-            one that enters a projected space does; None, if it keeps the shape.
+            step (None among the gradients). It then gets a gradient and an update of zero; its new
+            slots are kept, but the parameter takes no step.
+        reach: which elements an element of its result depends on; set by ``@stage(reach=…)``.
+        reshape: ``shape -> shape``, for a rule that changes the shape of gradient and update, such
+            as a projection; None if it keeps the shape.
     """
 
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
@@ -122,7 +122,7 @@ _KEY = "key"
 
 
 class Definition(Signature):
-    """A stage before it has its numbers: its name, its arguments, and what makes its rule."""
+    """A stage without values for its arguments: its name, signature and factory of rules."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Definition(Signature):
 
     @functools.cached_property
     def bare(self) -> ByValue | None:
-        """What it is compiled for with numbers alone; None if the factory reads what may change."""
+        """The structure of a stage with only numbers; None if the factory reads mutable values."""
         record = ByValue((self, (), ()))
         return None if record.is_open else record
 
@@ -166,7 +166,7 @@ def _definition(module: str, name: str) -> Definition:
 
 
 class Stage(Link):
-    """A definition with its arguments; a pytree whose leaves are its numbers."""
+    """A definition with its arguments; a pytree whose leaves are its hyperparameters."""
 
     def __init__(
         self, definition: Definition, arguments: dict[str, Any], around: tuple[Around, ...] = ()
@@ -174,7 +174,7 @@ class Stage(Link):
         self.definition = definition
         self.arguments = arguments
         self.around = around
-        # A schedule that is a pytree (an equinox.Module, jax.tree_util.Partial) has numbers too.
+        # A schedule that is a pytree (an equinox.Module, jax.tree_util.Partial) has leaves too.
         self.data: tuple[str, ...] = tuple(
             name
             for name in definition.domains
@@ -192,7 +192,7 @@ class Stage(Link):
 
     @functools.cached_property
     def numbers(self) -> ByValue:
-        """The numbers of its schedules that are pytrees; their objects may be changed."""
+        """A record of its schedules that are pytrees, whose leaves may be changed in place."""
         return ByValue(tuple(x for k in self.data if callable(x := self.arguments[k])))
 
     @property
@@ -211,16 +211,11 @@ class Stage(Link):
         return f"the schedule of {' or '.join(names)}" if names else super().functions
 
     def replace(self, **changes: Any) -> Stage:
-        """The stage with other values of these arguments."""
         arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
         return Stage(self.definition, arguments, self.around)
 
     def joined(self, links: Sequence[Link]) -> Stage:
-        """The stage with the values of what it shares with others of its chain.
-
-        Raises:
-            StageError: if there is no such stage for all of its parameters.
-        """
+        """See :meth:`Link.joined`; StageError if no such stage applies to all its parameters."""
         shared = {k: x for k, x in self.arguments.items() if isinstance(x, hyper.Same)}
         if not shared:
             return self
@@ -230,8 +225,8 @@ class Stage(Link):
             others = [x for x in others if x.where == self.where[: len(x.where)]]
             if not others:
                 raise StageError(
-                    f"{name} is the {same.argument} of {same.stage}, and there is no such stage "
-                    f"for these parameters in the chain; pass {name}=, or chain it with one"
+                    f"{name} is the {same.argument} of {same.stage}, but the chain has no such "
+                    f"stage for these parameters; pass {name}=, or add that stage"
                 ).within(stage=self.name)
             now[name] = same.of(max(others, key=lambda x: len(x.where)).arguments[same.argument])
         return Stage(self.definition, now, self.around)
@@ -245,7 +240,7 @@ class Stage(Link):
         for name, domain in domains.items():
             if callable(now[name]):
                 try:
-                    with jax.numpy_dtype_promotion("standard"):  # the count meets floats there
+                    with jax.numpy_dtype_promotion("standard"):  # integer counts with floats
                         value = now[name](count)
                     now[name] = hyper.canonical(name, value, domain)
                 except Exception as error:
@@ -259,7 +254,7 @@ class Stage(Link):
         return Stage(self.definition, now, self.around)
 
     def rule(self, dtype: Any) -> Rule:
-        """The rule with the numbers as they are now, in the precision of the array it is for."""
+        """The rule with the current hyperparameters, in the precision of an array."""
         arguments = {
             name: hyper.cast(value, dtype) if name in self.definition.domains else value
             for name, value in self.arguments.items()
@@ -283,7 +278,7 @@ class Stage(Link):
         row.append(name, self, here)
 
     def packed(self, slot: str, values: Any) -> Any:
-        """Values as the stage would keep them in a slot if it started with them."""
+        """Values in the form in which this stage keeps a slot."""
         rule = self.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
         start = dataclasses.replace(Slot.of(rule.slots[slot]), start=lambda _: values)
         rule = dataclasses.replace(rule, slots={slot: start})
@@ -303,7 +298,7 @@ class Stage(Link):
             value = self.arguments[name]
             off = parameter.default in (0, None) and isinstance(value, (int, float, type(None)))
             same = isinstance(value, hyper.Same) and value == parameter.default
-            if not same and (not off or value):  # what is off, or shared, by default is not shown
+            if not same and (not off or value):  # hide defaults that are off or references
                 shown.append(f"{name}={hyper.show(value)}")
         return f"{self.name}({', '.join(shown)})"
 
@@ -325,12 +320,12 @@ jax.tree_util.register_pytree_with_keys_class(Stage)
 
 
 def joined(links: Sequence[Link]) -> list[Link]:
-    """The links of a chain, each with the values of what it shares with another one."""
+    """The links of a chain, with values in place of references between them."""
     return [link.joined(links) for link in links]
 
 
 def _hollow(schedule: Any) -> Any:
-    """A schedule that is a pytree, without the numbers that are its leaves."""
+    """A schedule that is a pytree, with None in place of its numeric leaves."""
     return jax.tree.map(
         lambda x: None if isinstance(x, (jax.Array, np.ndarray, float)) else x, schedule
     )
@@ -345,14 +340,14 @@ def _key(seed: int) -> Clock:
 
 
 def keep(before: Slots, after: Slots) -> Slots:
-    """The new slots, if they have the names, shapes and dtypes of the old ones."""
+    """The new slots, checked to have the names, shapes and dtypes of the old ones."""
     if before.keys() != after.keys():
         raise StageError(f"its slots are {sorted(before)}, but its update gave {sorted(after)}")
     for name, old in before.items():
         if kinds(old) != kinds(after[name]):
             raise StageError(
-                f"slot {name!r} is {kinds(old)} and would become {kinds(after[name])}; its update "
-                "returns every slot with the shape and dtype that it was given"
+                f"slot {name!r} is {kinds(old)} and would become {kinds(after[name])}; a stage's "
+                "update must return every slot with its old shape and dtype"
             )
     return jax.tree.map(_strong, after)
 

@@ -1,4 +1,4 @@
-"""The optimiser as a value: what a chain is to its user."""
+"""Optimisers as values: transformations, ``chain`` and ``@stage``."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ P = ParamSpec("P")
 
 
 class Transformation(optax.GradientTransformationExtraArgs):
-    """A row of stages: an ``optax.GradientTransformationExtraArgs`` that is also a pytree.
+    """A chain of stages: an ``optax.GradientTransformationExtraArgs`` that is also a pytree.
 
-    Its leaves are its numbers, so it can be batched by ``vmap``, differentiated by ``grad``,
-    passed to a jitted function (new numbers do not recompile) and printed. Transformations with
-    equal numbers are equal and hash equal.
+    Its leaves are its hyperparameters, so it can be batched by ``vmap``, differentiated by
+    ``grad`` and passed to a jitted function (new values do not recompile). Transformations with
+    the same stages and hyperparameters are equal and have equal hashes.
 
     >>> import jax, adamx
     >>> adamx.sgd(0.1) == adamx.sgd(0.1), len({adamx.sgd(0.1), adamx.sgd(0.1)})
@@ -46,7 +46,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
     """
 
     equations: ClassVar[Callable[[Transformation], str | None]] = staticmethod(lambda opt: None)
-    """How a notebook shows it; ``adamx.explain`` says so, which stands on the core."""
+    """Makes the equations that a notebook shows; set by ``adamx.explain``, which needs the core."""
 
     _program: engine.Program
 
@@ -60,7 +60,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """Its places, in their order."""
+        """The links of the chain, in order."""
         return self._program.last.links
 
     def init(self, params: PyTree) -> State:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -83,42 +83,43 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def update(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, updates: Params, state: State, params: PyTree = None, **extra_args: Any
     ) -> tuple[Params, State]:
-        """One step; outside ``jit`` it compiles itself.
+        """Compute one step; outside ``jit``, the step is compiled.
 
         Args:
-            updates: the gradients, a tree like the parameters'; ``None`` where a parameter (or a
-                tree of them) has none in this step. Such a parameter takes no step, and what is
-                kept of it stays as it is. Clocks go on for the others: a bias correction counts
-                the steps of the chain, so a parameter whose first gradient comes late is
-                corrected as if its gradients before had been zero. Of complex parameters, the
-                conjugate of what ``jax.grad`` gives: ``jax.tree.map(jnp.conj, grads)``; that is
-                the direction in which a loss rises.
-            state: what ``init`` or the last ``update`` returned.
+            updates: the gradients, a tree like the parameters; ``None`` where a parameter (or a
+                subtree) has no gradient in this step. Such a parameter takes no step, and its
+                slots do not change. Clocks advance for the others: a bias correction counts the
+                steps of the chain, so a parameter whose first gradient comes late is corrected as
+                if its earlier gradients had been zero. For complex parameters, pass the conjugate
+                of the result of ``jax.grad``, ``jax.tree.map(jnp.conj, grads)``, which is the
+                direction in which the loss rises.
+            state: the state that ``init`` or the last ``update`` returned.
             params: the parameters; needed by stages that use them (weight decay, averaging).
-            **extra_args: handed to those Optax transformations in the chain that take them;
-                ``observe=False`` lets :func:`adamx.watch` rest in this step.
+            **extra_args: passed to the Optax transformations in the chain that take them;
+                ``observe=False`` makes :func:`adamx.watch` skip this step.
 
         Returns:
             The updates, to be *added* to the parameters (:func:`adamx.apply_updates`), ``None``
-            where the gradient is; and the new state, alike in structure, shapes and dtypes to the
+            where the gradient is; and the new state, with the structure, shapes and dtypes of the
             old one.
 
         Raises:
-            StageError: naming stage and parameter, if trees, shapes or dtypes do not match, or
-                a stage lacks what it needs.
+            StageError: if trees, shapes or dtypes do not match, or a stage lacks an input that it
+                needs; it names the stage and the parameter.
         """
         return _update(self._program, updates, state, params, **extra_args)
 
     def replace(self, changes: Mapping[str, Any] = MappingProxyType({}), /, **named: Any) -> Self:
-        """The same chain with other values of some arguments; this one stays as it is.
+        """A new chain with other values of some arguments.
 
         Args:
             changes: values by ``"stage.argument"``, for names that several stages have; ``"*.b1"``
-                means all of them.
+                changes all of them.
             **named: values by the argument's name.
 
         Raises:
-            ValueError: for a name that no stage has, or several; or a value out of its domain.
+            ValueError: for a name that no stage or several stages have, and for a value outside
+                its domain.
 
         >>> opt = adamx.adamw(1e-3).replace({"scale_by_rms.eps": 1e-6}, learning_rate=3e-4, b2=0.99)
         >>> adamx.hyperparams(opt)["learning_rate"]
@@ -141,19 +142,14 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return self.links
 
     def settled(self) -> tuple[Link, ...]:
-        """Its links, if their functions still give what the last step that was compiled uses.
-
-        Raises:
-            StageError: if something that they read has changed since; what is read of them outside
-                a step would not be what the step uses.
-        """
+        """The links; StageError if a compiled step may use other values than their functions."""
         return self._program.settled()
 
     def __repr__(self) -> str:
         return written(self.links)
 
     def _repr_latex_(self) -> str | None:
-        """Its equations, in a notebook; None, which means its repr, where it has none."""
+        """Its equations for a notebook, or None, for which the notebook shows the repr."""
         try:
             return type(self).equations(self)
         except Exception:  # a repr must not fail
@@ -214,30 +210,30 @@ def stage(
     place: Place = "anywhere",
     keeps_rounding: bool = False,
 ) -> Make[P] | Callable[[Factory[P]], Make[P]]:
-    """Make a stage's factory into the public function that returns a one-stage transformation.
+    """Turn a stage's factory into a function that returns a transformation of one stage.
 
     The factory takes the stage's arguments and returns its :class:`~adamx.core.Rule`, or, for a
-    stage that keeps nothing, a function ``signal -> signal``. It is called anew in every step,
-    with numbers in place of schedules. Arguments annotated as hyperparameters
-    (:data:`~adamx.core.Decay`, :data:`~adamx.core.NonNegative`, …) are data and are checked; all
-    others, and those without an annotation, are structure: they stay as they were given.
+    stage without slots, a function ``signal -> signal``. It is called in every step, with numbers
+    in place of schedules. Arguments annotated as hyperparameters (:data:`~adamx.core.Decay`,
+    :data:`~adamx.core.NonNegative`, …) are data and are checked; all other arguments are structure
+    and are passed on unchanged.
 
     Args:
-        factory: the stage's; ``@stage`` and ``@stage(place=…)`` both decorate it.
-        reach: how far an element of the result looks within its array: ``"element"`` at the
-            elements at its own place, ``"row"`` at those of its row (the last axis), ``"array"`` at
-            the whole array.
-        place: where the stage may stand; :func:`adamx.chain` refuses another order.
-            ``"direction"``: in front of the learning rate, where the update is a direction.
-            ``"rate"``: it makes a step of a direction, as a learning rate does; a chain has one.
-            ``"step"``: behind the learning rate, where the update is the step.
-            ``"rounding"``: behind everything that changes the step.
-        keeps_rounding: whether a step that is rounded stays so behind this stage, which may then
-            stand behind the rounding.
+        factory: the stage's factory; ``@stage`` and ``@stage(place=…)`` both decorate it.
+        reach: which elements of its array an element of the result depends on: ``"element"`` (the
+            element at the same place), ``"row"`` (its row, along the last axis) or ``"array"``
+            (the whole array).
+        place: where the stage may stand; :func:`adamx.chain` raises an error for another order.
+            ``"direction"``: before the learning rate, where the update is a direction.
+            ``"rate"``: turns a direction into a step, as a learning rate does; once in a chain.
+            ``"step"``: after the learning rate, where the update is the step.
+            ``"rounding"``: after all stages that change the step.
+        keeps_rounding: whether a rounded step stays rounded after this stage, which may then stand
+            after a ``"rounding"`` stage.
 
     Raises:
         TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
-            can't be read, and for one that allows something else beside a hyperparameter.
+            can't be read, and for one that allows other types beside a hyperparameter.
 
     >>> import adamx
     >>> from adamx.core import Real, stage
@@ -267,17 +263,17 @@ def _stage(factory: Factory[P], **says: Any) -> Make[P]:
 
 
 def chain(*transformations: optax.GradientTransformation) -> Transformation:
-    """Put transformations in a row: each one's output is the next one's input.
+    """Chain transformations: the output of each one is the input of the next.
 
     Nested adamx chains are flattened: chaining is associative. A transformation of Optax (or of
-    any library that follows its protocol) becomes a stage too: in front of the first statistic it
-    rewrites the gradient, behind it only the update.
+    any library that follows its protocol) can be part of a chain: before the first statistic it
+    also rewrites the gradient, after it only the update.
 
     Raises:
-        TypeError: for something that is not a transformation.
-        StageError: for a stage that has to stand elsewhere: weight decay behind the learning rate,
-            a second learning rate, an average of parameters in front of the learning rate. The
-            error shows the right order.
+        TypeError: for an argument that is not a transformation.
+        StageError: for a stage in a wrong place: weight decay after the learning rate, a second
+            learning rate, an average of parameters before the learning rate. The error shows the
+            right order.
 
     >>> import adamx, optax
     >>> adamx.chain(optax.clip_by_global_norm(1.0), adamx.adam(1e-3))

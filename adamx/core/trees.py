@@ -1,4 +1,4 @@
-"""Two trees of the same parameters: brought side by side, or told apart."""
+"""Align two trees of the same parameters, or describe how they differ."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def _is_none(x: Any) -> bool:
 class Aligned(NamedTuple):
     """Parameters beside their gradients."""
 
-    own: list[Any]  # of every gradient, its parameter
-    rest: list[Any]  # of every None among the gradients, the arrays that stand there
+    own: list[Any]  # the parameter of every gradient
+    rest: list[Any]  # the arrays at every None among the gradients
 
 
 def align(updates: PyTree, tree: Any, params: PyTree) -> Aligned:
-    """The parameters in the order of the gradients; where those are None, anything may stand."""
+    """The parameters in the order of the gradients; a None among these may stand for anything."""
     own, same = jax.tree.flatten(params)
     if same == tree:
         aligned = Aligned(own, [])
@@ -81,15 +81,14 @@ def complete(
     params: Aligned | None,
     slots: Callable[[], Sequence[PyTree]],
 ) -> tuple[Any, list[Any], list[Any] | None]:
-    """Gradients and parameters with those parameters that have no gradient in this step.
+    """Add the parameters that have no gradient in this step to gradients and parameters.
 
-    Such a parameter is known from ``params``; without ``params``, if one of the ``slots`` keeps
-    something of it. Whatever else is None in the gradients (a function in an Equinox model, say)
-    stays out.
+    Such a parameter is found in ``params`` or, without ``params``, in one of the ``slots``. Any
+    other None in the gradients (for a function in an Equinox model, say) is left out.
 
     Returns:
-        The tree of all parameters that are known; their gradients, a ``jax.ShapeDtypeStruct`` in
-        the place of one that is missing; and the parameters, None where only slots are known.
+        The tree of all known parameters; their gradients, with a ``jax.ShapeDtypeStruct`` for each
+        missing one; and the parameters, None where only slots are known.
     """
     own = None if params is None else params.own
     places, wide = jax.tree.flatten(tree.unflatten(gradients), is_leaf=_is_none)
@@ -97,7 +96,7 @@ def complete(
         return tree, gradients, own
     try:
         columns = [wide.flatten_up_to(slot) for slot in slots()]
-    except (ValueError, TypeError):  # of other parameters, which is said where they are used
+    except (ValueError, TypeError):  # slots of other parameters; an error where they are used
         return tree, gradients, own
     given = iter(() if own is None else own)
     rest = iter(() if params is None else params.rest)
@@ -119,18 +118,18 @@ def complete(
 
 
 def _fewest(slot: Any) -> tuple[bool, int]:
-    """Orders slots of the same parameters: those first that have one array of each."""
+    """A key that sorts slots: those with one array of each parameter come first."""
     arrays = len(jax.tree.leaves(slot, is_leaf=is_packed))
     return not arrays, arrays
 
 
 def is_missing(gradient: Any) -> bool:
-    """Whether there is only the shape of a parameter, which has no gradient in this step."""
+    """Whether this is the shape of a parameter that has no gradient in this step."""
     return isinstance(gradient, jax.ShapeDtypeStruct)
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    array = jax.tree.leaves(x)[0]  # an encoded one's codes are shaped like it
+    array = jax.tree.leaves(x)[0]  # the codes of an encoded array have its shape
     return jax.ShapeDtypeStruct(np.shape(array), jnp.result_type(array))
 
 
@@ -139,7 +138,7 @@ _UPDATES = "Pass what update() returned, with the parameters it was given"
 
 
 def mismatch(one: str, a: PyTree, other: str, b: PyTree, remedy: str = _GRADIENTS) -> StageError:
-    """What two trees that should be alike do not share."""
+    """An error that says how two trees of parameters differ."""
     in_a, in_b = (
         {written(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]} - {_ALONE}
         for tree in (a, b)
@@ -160,21 +159,20 @@ def mismatch(one: str, a: PyTree, other: str, b: PyTree, remedy: str = _GRADIENT
 
 _SAME_CONTAINERS: dict[frozenset[str], str] = {
     frozenset({"FrozenDict", "dict"}): (
-        "flax.core.unfreeze makes dicts of FrozenDicts, flax.core.freeze the reverse; let {one} "
-        "and {other} be the same"
+        "flax.core.unfreeze makes dicts of FrozenDicts, flax.core.freeze the reverse; use the same "
+        "containers for {one} and {other}"
     ),
     frozenset({"list", "tuple"}): (
-        "Let {one} and {other} be of the same containers; a state that was read from a file, in "
-        "which tuples may have become lists, is brought over by "
-        "adamx.restore_state(state, opt, params)"
+        "Use the same containers for {one} and {other}; convert a state that was read from a file, "
+        "in which tuples may have become lists, with adamx.restore_state(state, opt, params)"
     ),
 }
 
 
 def _unlike(a: PyTree, b: PyTree, path: Any = ()) -> Iterator[tuple[Any, PyTree, PyTree]]:
-    """Where one has a container that the other has not: the path, and what each has there."""
+    """The places where containers differ: the path, and both subtrees."""
     alone = [jax.tree_util.all_leaves([x]) for x in (a, b)]
-    if all(alone) or (path and (a is None or b is None)):  # a missing array is told by its path
+    if all(alone) or (path and (a is None or b is None)):  # missing arrays are reported by path
         return
     if any(alone) or type(a) is not type(b):
         yield path, a, b
@@ -206,12 +204,12 @@ def _container(x: Any) -> str:
 
 
 def _static(a: PyTree, b: PyTree, path: Any = ()) -> str:
-    """Trees with the same arrays in the same places differ in what their containers keep beside."""
+    """Describe a difference between static fields, for trees with arrays at the same paths."""
     inside = dict(_children(b))
     for key, child in _children(a):
         if key in inside and jax.tree.structure(child) != jax.tree.structure(inside[key]):
             return _static(child, inside[key], (*path, *key))
-    return f"{_container(a)} at {written(path)} differs in what is no array (a static field)"
+    return f"{_container(a)} at {written(path)} differs in a static field, which is no array"
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, float, int, complex)
@@ -224,13 +222,13 @@ def written(path: Any) -> str:
 
 
 def path_of(tree: Any, index: int) -> str:
-    """Where in its tree a leaf is, as the user would write it."""
+    """The path of a leaf in its tree, as the user would write it."""
     paths = jax.tree_util.tree_flatten_with_path(tree.unflatten(range(tree.num_leaves)))[0]
     return written(paths[index][0])
 
 
 def as_parameter(path: Any, leaf: Any) -> Any:
-    """A leaf of the parameters as an array, if it is one that can take a step."""
+    """A leaf of the parameters as an array; an error if it can't take a step."""
     try:
         if not hasattr(leaf, "dtype"):
             if not isinstance(leaf, (int, float, complex)):
@@ -243,7 +241,7 @@ def as_parameter(path: Any, leaf: Any) -> Any:
 
 
 def _instead_of(leaf: Any) -> str:
-    """What to do about parameters that JAX does not see as arrays."""
+    """The remedy for parameters that JAX does not treat as arrays, for an error."""
     if any(kind.__module__.startswith("flax.nnx") for kind in type(leaf).__mro__):
         return "pass the state of the module: flax.nnx.state(model, flax.nnx.Param)"
     if isinstance(leaf, (str, bytes, functools.partial)) or hasattr(leaf, "__name__"):
@@ -258,17 +256,17 @@ def _instead_of(leaf: Any) -> str:
 
 
 def check_arrays(tree: Any, gradients: list[Any]) -> None:
-    """Every gradient is an array."""
+    """Check that every gradient is an array."""
     for index, gradient in enumerate(gradients):
         if not isinstance(gradient, _ARRAYS):
             raise StageError(
-                f"its gradient is {described(gradient)}, not an array; where a parameter has no "
-                "gradient, None says so"
+                f"its gradient is {described(gradient)}, not an array; pass None for a parameter "
+                "that has no gradient"
             ).within(parameter=path_of(tree, index))
 
 
 def is_eager(*trees: PyTree) -> bool:
-    """Whether nobody is compiling this already, and nothing stands in the way of doing so."""
+    """Whether all leaves are concrete arrays, so that a computation on them can be compiled."""
     return all(
         isinstance(leaf, _ARRAYS) and not isinstance(leaf, Tracer)
         for leaf in jax.tree.leaves(trees)
@@ -276,7 +274,7 @@ def is_eager(*trees: PyTree) -> bool:
 
 
 def paths_of(tree: Any, leaves: Sequence[Any]) -> list[Leaf]:
-    """The path of every parameter, and its shape in the precision of statistics."""
+    """The path of every parameter, and its shape with the dtype of its statistics."""
     numbered = tree.unflatten(range(tree.num_leaves))
     return [
         (
@@ -288,7 +286,7 @@ def paths_of(tree: Any, leaves: Sequence[Any]) -> list[Leaf]:
 
 
 def plain(x: Any) -> Any:
-    """Dicts again, where a framework has put mappings of its own (``nnx.Optimizer`` does)."""
+    """The value with dicts in place of a framework's mappings, such as those of ``nnx``."""
     return {key: plain(part) for key, part in x.items()} if isinstance(x, Mapping) else x
 
 
@@ -303,11 +301,11 @@ def apply_updates(params: Params, updates: PyTree) -> Params:
 
     Args:
         params: a tree of arrays.
-        updates: what ``update`` returned. Where an update is ``None``, what stands there among
-            the parameters (an array or anything else) is returned unchanged.
+        updates: the updates that ``update`` returned. Where an update is ``None``, the value in
+            ``params`` (an array or any other object) is returned unchanged.
 
     Returns:
-        The new parameters, each in its own dtype; the sum is taken in the wider of the two.
+        The new parameters in their own dtypes; sums are computed in the wider of the two dtypes.
 
     Raises:
         StageError: if the trees or shapes do not match.

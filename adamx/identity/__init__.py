@@ -1,6 +1,6 @@
-"""When two functions, or two values that hold functions, behave the same.
+"""Compare functions, and values that hold functions, by their behaviour.
 
-It knows nothing of optimisers.
+This package knows nothing of optimisers.
 """
 
 from adamx.identity.reads import is_library

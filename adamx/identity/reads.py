@@ -1,8 +1,8 @@
-"""What a function reads from outside when it is called, found in its bytecode.
+"""Find in a function's bytecode which outside values it reads when it is called.
 
-A function's result depends on its arguments, and on what it reads: variables of the enclosing
-functions, globals, and the attributes of both. This module says which these are. It errs on the
-side of more: where it can't see that only an attribute is read, the whole object counts.
+A function's result depends on its arguments and on the values that it reads: variables of enclosing
+functions, globals, and the attributes of both. Where the bytecode does not show that only an
+attribute is read, the whole object counts as read.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any, NamedTuple, TypeAlias
 __all__ = ["Reads", "code_key", "is_library", "is_pure", "reads", "rebinds"]
 
 Path: TypeAlias = tuple[str, ...]
-"""A name, and the attributes that are read of it, as in ``config.model.rate``."""
+"""A name and the attributes that are read from it, as in ``config.model.rate``."""
 
 
 class Reads(NamedTuple):
     """The paths that a function reads.
 
     Attributes:
-        globals: of global names.
-        captured: of variables of the enclosing functions.
-        first: of its first argument, without its name: of ``self``, if it is a method.
-        imported: of modules that it imports when it is called.
-        recurs: whether it reads what it updates itself, so that every call may give another value.
-            An update that nothing else reads, as of a counter of calls, is no read.
+        globals: paths that start at a global name.
+        captured: paths that start at a variable of an enclosing function.
+        first: paths from its first argument (``self`` in a method), without the argument's name.
+        imported: paths that start at a module which it imports when it is called.
+        recurs: whether it reads a value that it updates itself, so that every call may return
+            another result. An update that nothing else reads (a counter of calls) does not count.
     """
 
     globals: tuple[Path, ...]
@@ -42,7 +42,7 @@ class Reads(NamedTuple):
 
 @functools.lru_cache(4096)
 def reads(code: types.CodeType) -> Reads:
-    """What a function of this code reads, and the functions inside it."""
+    """The paths that a function with this code, or a function inside it, reads."""
     first = code.co_varnames[0] if code.co_argcount else None
     found: dict[str, dict[Path, None]] = {x: {} for x in Reads._fields if x != "recurs"}
     updated: dict[str, dict[Path, None]] = {x: {} for x in found}
@@ -56,7 +56,7 @@ def reads(code: types.CodeType) -> Reads:
                 if outermost and name == first:
                     into["first"][path[1:]] = None
             elif kind == "captured":
-                # A free variable of a function inside is one of the outermost, or its own.
+                # A free variable of an inner function is free in the outermost one too, or local.
                 if name in code.co_freevars:
                     into["captured"][path] = None
                 elif name == first and (outermost or name in inner.co_freevars):
@@ -68,7 +68,7 @@ def reads(code: types.CodeType) -> Reads:
                 scan(constant)
 
     scan(code)
-    if ("super",) in found["globals"]:  # super() finds them without loading them
+    if ("super",) in found["globals"]:  # super() uses both without loading them by name
         found["first"][()] = None
         if "__class__" in code.co_freevars:
             found["captured"][("__class__",)] = None
@@ -82,7 +82,7 @@ def reads(code: types.CodeType) -> Reads:
 
 
 def _shortest(paths: dict[Path, None]) -> tuple[Path, ...]:
-    """Without those of which a beginning counts as a whole."""
+    """The paths, without those that continue another one."""
     return tuple(p for p in paths if not any(p[:n] in paths for n in range(len(p))))
 
 
@@ -100,9 +100,9 @@ _NOTHING = {"EXTENDED_ARG", "NOP", "CACHE"}
 
 
 def _paths(code: types.CodeType) -> Iterator[tuple[str, Path, bool]]:
-    """Every load of a name, with the attributes that are loaded of it at once.
+    """Every load of a name: its kind, and its path with the attributes that are loaded directly.
 
-    With each goes whether what is loaded is only updated, as in ``calls += 1``.
+    The third item says whether the loaded value is only updated, as in ``calls += 1``.
     """
     cells = {*code.co_cellvars, *code.co_freevars}
     steps = [x for x in dis.get_instructions(code) if x.opname not in _NOTHING]
@@ -122,7 +122,7 @@ def _paths(code: types.CodeType) -> Iterator[tuple[str, Path, bool]]:
                 continue
         elif kind and (attribute := _updated_attribute(steps, i)):
             yield kind, (*path, attribute), True
-        elif kind and x.opname != "STORE_ATTR":  # what an attribute is stored in is not read
+        elif kind and x.opname != "STORE_ATTR":  # to store an attribute is no read of the object
             yield kind, path, _is_updated(steps, i, path)
         kind, path = "", ()
         if x.opname in _LOADS:
@@ -138,7 +138,7 @@ def _paths(code: types.CodeType) -> Iterator[tuple[str, Path, bool]]:
                         yield "imported", (modules[name],), False
             if last in modules:
                 kind, path = "imported", (modules[last],)
-            elif last not in cells:  # else the cell itself is loaded, for a function inside
+            elif last not in cells:  # otherwise the cell itself is loaded, for an inner function
                 kind, path = "first", (last,)
     if kind and path[1:] != ("",):
         yield kind, path, False
@@ -160,7 +160,7 @@ def _stored_name(steps: list[dis.Instruction], i: int) -> str | None:
 
 
 def _is_updated(steps: list[dis.Instruction], i: int, path: Path) -> bool:
-    """Whether the value on the stack becomes only an operand of what is stored in its place."""
+    """Whether the value on the stack is used only to compute the value that replaces it."""
     operator = _operator_of(steps, i)
     stores = steps[operator + 1 : operator + 1 + len(path)]
     if operator < 0 or [x.argval for x in stores] != [*path]:
@@ -181,7 +181,10 @@ def _updated_attribute(steps: list[dis.Instruction], i: int) -> str | None:
 
 
 def _operator_of(steps: list[dis.Instruction], i: int) -> int:
-    """Where the value on the stack is the left operand, and used for nothing else before; or −1."""
+    """The index of the operator whose left operand is the value on the stack.
+
+    −1 if there is none, or if the value is used before.
+    """
     height = 1
     for j, x in enumerate(steps[i:], start=i):
         if x.opname == "BINARY_OP" and height == 2:
@@ -203,7 +206,7 @@ def rebinds(code: types.CodeType) -> frozenset[str]:
 
 @functools.lru_cache(4096)
 def code_key(code: types.CodeType) -> Hashable:
-    """Equal for codes that do the same, in whichever lines of whichever file they stand."""
+    """A key that is equal for equal code, independent of its file and lines."""
     return (
         code.co_name,
         code.co_code,
@@ -235,7 +238,7 @@ _STDLIB = sysconfig.get_path("stdlib")
 
 @functools.cache
 def is_library(module: Any) -> bool:
-    """Whether what this module defines stays as it is: Python's own, JAX, Optax and the like."""
+    """Whether this module is of Python, JAX, Optax or the like, whose functions do not change."""
     top = str(module).partition(".")[0]
     if top in sys.stdlib_module_names:
         file = getattr(sys.modules.get(top), "__file__", None)  # a user's script may be code.py
@@ -243,7 +246,7 @@ def is_library(module: Any) -> bool:
     return top in _LIBRARIES
 
 
-# What of Python's own only computes; all else may look at clocks, files, or other threads.
+# Python's modules that only compute; all others may read clocks, files, or other threads.
 _COMPUTING_MODULES = (
     "abc argparse array ast bisect builtins calendar cmath codecs collections contextlib copy "
     "copyreg csv dataclasses decimal difflib enum fractions functools graphlib hashlib heapq html "
@@ -251,14 +254,14 @@ _COMPUTING_MODULES = (
     "struct textwrap traceback types typing unicodedata warnings zlib"
 )
 _COMPUTING = frozenset(_COMPUTING_MODULES.split())
-_LOOKING = ("absl", "etils", "grain", "numpy.random", "orbax", "scipy.io")
+_IMPURE = ("absl", "etils", "grain", "numpy.random", "orbax", "scipy.io")
 
 
 @functools.cache
 def is_pure(module: Any) -> bool:
-    """Whether what this module of a library defines gives equal results for equal arguments."""
+    """Whether a library's functions in this module give equal results for equal arguments."""
     name = str(module)
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names:
         return top.lstrip("_") in _COMPUTING
-    return not any(name == x or name.startswith(f"{x}.") for x in _LOOKING)
+    return not any(name == x or name.startswith(f"{x}.") for x in _IMPURE)

@@ -1,14 +1,14 @@
-"""When two optimisers are the same: a hashable stand-in for what they are made of.
+"""Fingerprints: hashable keys that are equal for values that behave the same.
 
-JAX keys its compiled programs by ``hash`` and ``==`` of static arguments. Two schedules made by
-the same call are two closures, unequal to Python though they compute the same; comparing their
-code and all that they read makes an optimiser that is built again find the program compiled for
-the first one.
+JAX finds compiled programs by ``hash`` and ``==`` of static arguments. Two schedules made by the
+same call are two closures, which are unequal in Python although they compute the same. Fingerprints
+compare their code and the values that they read, so an optimiser that is built again finds the
+program that was compiled for the first one.
 
-Equal means equal in behaviour. So a fingerprint holds the values of the globals, attributes and
-captured variables that a function reads, and those of the functions that it calls; what can't be
-resolved equals nothing. A fingerprint is taken once, as JAX compares later optimisers with those
-it has compiled for. If the world has changed since, an optimiser equals only itself.
+A fingerprint holds the values of the globals, attributes and captured variables that a function
+reads, and those of the functions that it calls; a value that can't be resolved equals nothing. A
+fingerprint is taken once, because JAX compares later optimisers with those it has compiled for. If
+a value has changed since, an optimiser equals only itself.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ __all__ = ["ByValue", "Static", "alike", "fingerprint"]
 def fingerprint(thing: Any) -> Hashable:
     """A hashable value, equal for things that behave the same.
 
-    Numbers, strings and arrays count by type and value; containers by what they hold; functions
-    by their code, defaults, and the values of all that they read, and a function of JAX, NumPy,
-    Optax or the like by what it captured; objects and classes by their attributes; what has a
-    ``__fingerprint__`` by what that returns. What can't be resolved, as a generator, equals
-    nothing; tracers equal themselves.
+    It compares numbers, strings and arrays by type and value, containers by their contents,
+    functions by their code, defaults and the values that they read, functions of JAX, NumPy, Optax
+    and the like by their captured variables, and objects and classes by their attributes. For an
+    object with a ``__fingerprint__`` method it uses the method's result. A value that can't be
+    resolved (a generator) equals nothing; a tracer equals itself.
     """
     return _Reader().read(thing)
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two things behave the same; what can't be resolved is like itself alone."""
+    """Whether two things behave the same; a value that can't be resolved equals only itself."""
     reader = _Reader()
     key = reader.read(one)
     return key == _Reader(reader.tokens).read(other)
 
 
 class _Itself:
-    """Compares by identity; keeps its object alive so that the identity stays taken."""
+    """Compares by identity; keeps its object alive so that its id is not used again."""
 
     def __init__(self, thing: Any):
         self.thing = thing
@@ -73,35 +73,35 @@ class _Unresolved:
 
 
 class _Watch(NamedTuple):
-    """Something that may change: what it is called, and whether it is as it was."""
+    """A value that may change: its name, and a check that it has not changed."""
 
     label: str
     still: Callable[[], bool]
 
 
 class _TooLarge(Exception):
-    """More is read than is worth comparing."""
+    """The fingerprint would hold more objects than are worth comparing."""
 
 
 _MISSING: Any = object()
-_LARGEST = 2000  # functions, classes and objects in one fingerprint
+_LARGEST = 2000  # the most functions, classes and objects in one fingerprint
 _PLAIN = frozenset({bool, int, str, bytes, type(None), type(...), type(NotImplemented)})
-# Functions of modules that else only compute.
-_LOOKING = frozenset(
+# Functions that do more than compute, in modules that otherwise only compute.
+_IMPURE = frozenset(
     {"eval", "exec", "globals", "locals", "vars", "dir", "id", "__import__", "input", "open"}
     | {"load", "loadtxt", "genfromtxt", "fromfile", "fromregex", "memmap"}
 )
-_REFS = ("Ref", "ArrayRef", "MutableArray")  # JAX's arrays that may be changed, in its versions
-# Packages whose types, where they have a hash of their own, are values.
+_REFS = ("Ref", "ArrayRef", "MutableArray")  # the names of JAX's mutable arrays in its versions
+# Packages whose types are values, if they define a hash.
 _OF_VALUES = ("numpy", "jax", "jaxlib", "ml_dtypes", *sys.stdlib_module_names)
 
 
 class _Reader:
-    """Takes a fingerprint, and notes on the way what may change later.
+    """Takes a fingerprint, and collects watches on the values that may change later.
 
     Args:
-        tokens: by id, the stand-ins of what could not be resolved when the fingerprint was taken
-            before: they are as they were.
+        tokens: by id, the stand-ins for values that an earlier fingerprint could not resolve,
+            which are used again.
     """
 
     def __init__(self, tokens: Mapping[int, tuple[Any, _Unresolved]] | None = None):
@@ -119,7 +119,7 @@ class _Reader:
             return self.unresolved(thing)
 
     def of(self, thing: Any, called: bool = False, label: str = "") -> Hashable:
-        """The fingerprint of a part, which is only ``called``, or may be used in any way."""
+        """The fingerprint of a part; ``called`` says that it is only called."""
         kind = type(thing)
         if kind in _PLAIN:
             return (kind, thing)
@@ -134,7 +134,7 @@ class _Reader:
         return self.once((id(thing), called), thing, lambda: self.made_of(thing, called, label))
 
     def once(self, key: Hashable, thing: Any, read: Callable[[], Hashable]) -> Hashable:
-        """What ``read`` gives, read once; where it is met inside itself, how far out it is."""
+        """The result of ``read``, cached; inside itself, the distance to the outer occurrence."""
         if key in self._known:
             return self._known[key][1]
         depth = len(self._inside)
@@ -150,7 +150,7 @@ class _Reader:
             found = read()
         finally:
             self._inside.pop()
-        if self._outermost >= depth:  # nothing in it refers to what is outside
+        if self._outermost >= depth:  # nothing in it refers to an enclosing thing
             self._known[key] = thing, found
         self._outermost = min(self._outermost, before)
         return found
@@ -204,7 +204,7 @@ class _Reader:
         return self.an_object(thing, called, label)
 
     def kind(self, thing: Any) -> tuple[Hashable, ...]:
-        """The type of a container; a user's own counts by what it adds."""
+        """The type of a container; for a user's own type, also the container's attributes."""
         kind = type(thing)
         if is_library(kind.__module__):
             return (kind,)
@@ -214,7 +214,7 @@ class _Reader:
         )
 
     def contents(self, label: str, thing: Any, listed: Callable[[Any], list[Any]]) -> None:
-        """Watch a container: the same things must stay in it."""
+        """Watch that a container keeps the same items."""
         if isinstance(thing, (tuple, frozenset)):
             return
         held = listed(thing)
@@ -233,7 +233,7 @@ class _Reader:
         except TypeError:  # typed PRNG keys hold no plain numbers
             return _Itself(thing)
         if isinstance(thing, np.ndarray) and type(thing) is not np.ndarray:
-            return self.unresolved(thing)  # it may hold more, as the mask of a masked array
+            return self.unresolved(thing)  # it may hold more, such as the mask of a masked array
         if values.dtype == object:
             self.contents(label, thing, lambda x: x.ravel().tolist())
             return ("array", values.shape, self.of(tuple(values.ravel().tolist()), False, label))
@@ -254,13 +254,13 @@ class _Reader:
     # Functions
 
     def function(self, thing: types.FunctionType, first: Any = _MISSING) -> Hashable:
-        """A function, whose first argument may be known, as that of a method is."""
+        """A function; ``first`` is its first argument, if known, as for a method."""
         code, defaults, keywords = thing.__code__, thing.__defaults__, thing.__kwdefaults__
         module = thing.__globals__.get("__name__")
         parts = code_key(code), self.of(defaults), self.of(keywords)
         cells = dict(zip(code.co_freevars, thing.__closure__ or (), strict=True))
         if is_library(module):
-            if not is_pure(module) or code.co_name in _LOOKING:
+            if not is_pure(module) or code.co_name in _IMPURE:
                 return self.unresolved(thing)
             captured = [
                 self.captured(code, name, cell, ())
@@ -301,7 +301,7 @@ class _Reader:
         return self.along(held, path, name)
 
     def variable(self, function: types.FunctionType, path: Path) -> Hashable:
-        """What a global name stands for, and its attributes."""
+        """The value of a global name, or of its attributes on a path."""
         name, *attributes = path
         scope = function.__globals__
         held = scope.get(name, _MISSING)
@@ -315,7 +315,7 @@ class _Reader:
         return self.along(found, tuple(attributes), name)
 
     def imported(self, function: types.FunctionType, path: Path) -> Hashable:
-        """What a function imports when it is called."""
+        """A module that a function imports when it is called, or its attributes on a path."""
         name, *attributes = path
         module = sys.modules.get(name)
         if module is None:
@@ -325,7 +325,7 @@ class _Reader:
         return self.along(module, tuple(attributes), name)
 
     def along(self, thing: Any, path: Path, label: str) -> Hashable:
-        """What is found along a path of attributes; no more than that of objects and modules."""
+        """The value at the end of a path of attributes, or the object where the path breaks off."""
         if thing is _MISSING:
             return ("missing",)
         for depth, attribute in enumerate(path):
@@ -343,7 +343,7 @@ class _Reader:
             if isinstance(thing, types.ModuleType) and is_library(thing.__name__) and callable(raw):
                 return _Itself(raw) if _only_computes(raw) else self.of(raw)
             if owner is not None and isinstance(raw, _DESCRIPTORS):
-                # The rest of the path is of what it returns, which follows from what it reads.
+                # The rest of the path belongs to its result, which depends on the values it reads.
                 bound = owner if isinstance(raw, classmethod) else thing
                 inner = _inner(raw)
                 return (
@@ -355,7 +355,7 @@ class _Reader:
             if owner is not None and not isinstance(thing, type) and hasattr(raw, "__get__"):
                 return self.of(thing, label=label)  # a descriptor that may do anything
             if isinstance(thing, list) and attribute in ("append", "extend"):
-                return (attribute, _Itself(thing))  # what is in it is not read
+                return (attribute, _Itself(thing))  # the items of the list are not read
             thing = raw
         return self.of(thing, label=label)
 
@@ -373,7 +373,7 @@ class _Reader:
         wraps = is_library(kind.__module__) and hasattr(thing, "__wrapped__")  # jit, lru_cache
         if is_library(kind.__module__):
             if kind.__module__ == "logging":
-                return _Itself(thing)  # it says what happens, and changes nothing of it
+                return _Itself(thing)  # logging does not change results
             if isinstance(thing, weakref.ref):
                 self.watch("what a weak reference refers to", lambda: thing() is not None)
                 return (kind, self.of(thing(), called, label))
@@ -440,21 +440,21 @@ def _inner(descriptor: Any) -> Any:
 
 
 def _only_computes(function: Any) -> bool:
-    """Whether a function of a library is sure to give equal results for equal arguments."""
+    """Whether a library function surely gives equal results for equal arguments."""
     owner = getattr(function, "__self__", None)
     if owner is not None and not isinstance(owner, (types.ModuleType, type)):
-        return False  # it may depend on its owner, as those of numpy.random do
+        return False  # it may depend on its owner, as methods of numpy.random do
     module = getattr(function, "__module__", None) or type(function).__module__
-    return is_pure(module) and getattr(function, "__name__", "") not in _LOOKING
+    return is_pure(module) and getattr(function, "__name__", "") not in _IMPURE
 
 
 def _default(mapping: Any) -> tuple[Any, ...]:
-    """What makes the values that a mapping does not hold yet."""
+    """The function that makes a mapping's missing values, if it has one."""
     return (mapping.default_factory,) if isinstance(mapping, defaultdict) else ()
 
 
 def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
-    """Who holds the attribute (None for the thing itself), and it; None if none is sure to do."""
+    """The attribute's holder (None for the thing itself) and the attribute; None if unsure."""
     if isinstance(thing, types.ModuleType):
         held = vars(thing).get(name, _MISSING)
         if held is _MISSING and is_library(thing.__name__):
@@ -463,7 +463,7 @@ def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
     if isinstance(thing, type):
         metaclasses: Any = inspect.getmro(type(thing))
         if any(name in vars(k) for k in metaclasses if not is_library(k.__module__)):
-            return None  # the metaclass may have a say
+            return None  # the metaclass may change the lookup
         for kind in thing.__mro__:
             if name in vars(kind):
                 raw = vars(kind)[name]
@@ -488,7 +488,7 @@ def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
     if isinstance(raw, property):
         return kind, raw
     if isinstance(raw, functools.cached_property) and own is not None and name not in own:
-        with contextlib.suppress(Exception):  # it counts by its value, which stays in the object
+        with contextlib.suppress(Exception):  # compute its value, which is then in the object
             getattr(thing, name)
     if own is not None and name in own:
         return None, own[name]
@@ -496,7 +496,7 @@ def _attribute(thing: Any, name: str) -> tuple[Any, Any] | None:
 
 
 def _attributes(thing: Any) -> dict[str, Any] | None:
-    """The attributes of an object; None if it has no place for any."""
+    """The attributes of an object; None if it can't have any."""
     kind = type(thing)
     own = getattr(thing, "__dict__", None)
     slots = {
@@ -512,7 +512,7 @@ def _attributes(thing: Any) -> dict[str, Any] | None:
 
 
 def _shows_all(kind: type) -> bool:
-    """Whether its objects have nothing but attributes: no memory that only a base in C can read."""
+    """Whether its objects hold data in attributes only, and not in the memory of a base in C."""
     slots = sum(
         isinstance(raw, types.MemberDescriptorType)
         for k in kind.__mro__
@@ -524,12 +524,12 @@ def _shows_all(kind: type) -> bool:
 
 
 def _members(kind: type) -> dict[str, Any]:
-    """The members of a class that say how its objects behave."""
+    """The members of a class that determine how its objects behave."""
     return {k: x for k, x in vars(kind).items() if _counts(k, x)}
 
 
 def _counts(name: str, member: Any) -> bool:
-    """Whether a member of a class says how its objects behave."""
+    """Whether a member of a class determines how its objects behave."""
     is_special = name.startswith("__") and name.endswith("__")
     return isinstance(member, types.FunctionType) if is_special else name != "_abc_impl"
 
@@ -553,13 +553,13 @@ def _named(thing: Any) -> str:
 
 
 class ByValue:
-    """Anything, compared by its fingerprint as it was when this was made.
+    """A value that is compared by its fingerprint, which is taken when this object is made.
 
     >>> halving = lambda start: lambda t: start * 0.5**t
     >>> ByValue(halving(0.1)) == ByValue(halving(0.1)), ByValue(1.0) == ByValue(1)
     (True, False)
 
-    If what its functions read has changed since, it equals only itself.
+    If a value that its functions read has changed since, it equals only itself.
 
     >>> rates, schedule = [0.1], lambda rates: lambda t: rates[0]
     >>> old, equal = ByValue(schedule(rates)), ByValue(schedule(rates))
@@ -572,7 +572,7 @@ class ByValue:
 
     def __init__(self, value: Any):
         self.value = value
-        # Whether a program may have been compiled for it when it was stale: with other values.
+        # Whether a program may have been compiled for it with other values, while it was stale.
         self.strayed: bool = False
         reader = _Reader()
         self.key: Hashable = reader.read(value)
@@ -582,12 +582,12 @@ class ByValue:
 
     @property
     def is_open(self) -> bool:
-        """Whether it reads anything that may change."""
+        """Whether it reads values that may change."""
         return bool(self._watches or self._tokens)
 
     @property
     def is_stale(self) -> bool:
-        """Whether what it reads has changed since it was made."""
+        """Whether a value that it reads has changed since it was made."""
         for _, still in self._watches:
             if not still():
                 break
@@ -600,24 +600,24 @@ class ByValue:
         return False
 
     def changes(self) -> list[str]:
-        """The names of what has changed since it was made."""
+        """The names of the values that have changed since it was made."""
         return list(dict.fromkeys(label for label, still in self._watches if not still()))
 
     def unresolved(self) -> list[str]:
-        """The names of what can't be resolved, and so may change unnoticed."""
+        """The names of values that can't be resolved, and so may change unnoticed."""
         return [_named(thing) for thing, _ in self._tokens.values()]
 
     @functools.cached_property
     def lasts(self) -> bool:
-        """Whether a program that is compiled for it stays right.
+        """Whether a program that is compiled for it stays valid.
 
-        Not if it rests on a value that lives only while some function is being traced, or on what
-        can't be resolved, which may change unnoticed.
+        It does not if the value depends on a tracer, which lives only while a function is traced,
+        or on a value that can't be resolved, which may change unnoticed.
         """
         return not self._tokens and _lasts(self.key)
 
     def renewed(self) -> Self:
-        """The same, with the fingerprint as it is now."""
+        """The same value with a new fingerprint."""
         again = object.__new__(type(self))
         again.__dict__.update(self.__dict__)
         again.__dict__.pop("lasts", None)
@@ -642,10 +642,10 @@ class ByValue:
 
 
 class Static(NamedTuple):
-    """A pytree split for ``jax.jit``: what the program is compiled for, apart from its arrays.
+    """The static part of a pytree, for which ``jax.jit`` compiles a program.
 
     Python numbers stay in the static part, where they keep their double precision; arrays and
-    tracers are taken out, so that other values of them find the same program.
+    tracers are taken out, so that other values of them use the same program.
 
     >>> import jax.numpy as jnp
     >>> static, arrays = Static.split({"b1": 0.9, "rate": jnp.float32(0.1)})
@@ -658,14 +658,14 @@ class Static(NamedTuple):
 
     @classmethod
     def split(cls, tree: PyTree) -> tuple[Static, list[Any]]:
-        """What of the tree is compiled in, and the arrays that are arguments."""
+        """The static part of a tree, and the arrays, which are arguments of the program."""
         leaves, structure = jax.tree.flatten(tree)
         kept = tuple(_HOLE if isinstance(x, (jax.Array, np.ndarray)) else x for x in leaves)
         taken = [x for x, kept_x in zip(leaves, kept, strict=True) if kept_x is _HOLE]
         return cls(ByValue(kept), structure), taken
 
     def join(self, arrays: Iterable[Any]) -> PyTree:
-        """The tree again, with these arrays in the places of the old ones."""
+        """The tree with these arrays in place of the old ones."""
         rest = iter(arrays)
         leaves = [next(rest) if x is _HOLE else x for x in self.leaves.value]
         return jax.tree.unflatten(self.structure, leaves)

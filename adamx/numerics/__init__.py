@@ -1,4 +1,4 @@
-"""Arithmetic on which exactness rests: formats, roots and norms, random bits.
+"""Accurate arithmetic on arrays: formats, roots and norms, random bits.
 
-It knows arrays and nothing of optimisers.
+This package knows nothing of optimisers.
 """

@@ -1,4 +1,4 @@
-"""The few pieces of arithmetic on which exactness rests."""
+"""Roots, norms, quotients and sums that avoid overflow, NaN and loss of digits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _HUGE = 2.0**100
 
 
 def abs_sq(x: Values) -> Reals:
-    """|x|², real; of a complex number without the root that ``abs`` takes."""
+    """|x|², real; for complex numbers, without the root that ``abs`` takes."""
     return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x
 
 
 def summable_squares(x: Values) -> Reals:
-    """|x|² of finite elements, limited so that their sum over the array is finite."""
+    """|x|², with finite elements limited so that their sum over the array is finite."""
     return abs_sq(limited(x, x.size))
 
 
@@ -47,18 +47,18 @@ def mean(
 
 
 def plus(x: Values, number: Any, times: Any = 1) -> Values:
-    """x + number · times, where the Python number 0 costs nothing.
+    """x + number · times; x itself if ``number`` is the Python number 0.
 
-    XLA may not drop 0 · w by itself, as w could be infinite.
+    XLA does not drop 0 · w by itself, because w could be infinite.
     """
     return x if isinstance(number, float) and number == 0 else x + number * times
 
 
 def divide(u: Any, by: Array, *positive: Any) -> Array:
-    """u / by, where 0/0 is 0: a norm is zero only if everything it has seen is zero.
+    """u / by, where 0/0 is 0: a norm is zero only if all gradients so far were zero.
 
-    ``positive`` are the numbers that were added to ``by``: with a Python number > 0 among them
-    it can't be zero, and the question costs nothing.
+    ``positive`` are the numbers that were added to ``by``: if one of them is a Python number > 0,
+    ``by`` can't be zero, and the check is left out.
     """
     if any(isinstance(number, float) and number > 0 for number in positive):
         return _quotient(u, by)
@@ -72,7 +72,7 @@ def _quotient(u: Any, by: Array) -> Array:
 
 @_quotient.defjvp
 def _quotient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-    """As JAX has it, but without 1/by², which overflows where ``by`` is as small as an ε."""
+    """JAX's derivative, but without 1/by², which overflows where ``by`` is as small as an ε."""
     (_, by), (du, dby) = primals, tangents
     with jax.numpy_dtype_promotion("standard"):  # complex over real
         q = _quotient(*primals)
@@ -83,8 +83,8 @@ def _quotient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[
 def root(x: Reals) -> Reals:
     """√x, with derivative 0 at 0.
 
-    There the root's own derivative is infinite, and times the derivative 0 of x = g² it would
-    make hypergradients NaN wherever a gradient has always been zero.
+    The root's own derivative at 0 is infinite. Its product with the derivative 0 of x = g² would
+    make hypergradients NaN wherever all gradients so far were zero.
     """
     return jnp.sqrt(x)
 
@@ -95,14 +95,14 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
     return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
 
 
-_UNITS = 2.0**80, 2.0**560  # of norms that float32, and that float64 can't hold the squares of
+_UNITS = 2.0**80, 2.0**560  # units of norms whose squares overflow float32, and float64
 
 
 class Squares(NamedTuple):
     """Σ|x|² in three units, so that one of the three is finite for every finite x.
 
-    They are 1, 2¹⁶⁰ and, of float64, 2¹¹²⁰. The sums of several arrays are added part by part, as a
-    ``global_sum`` that returns it does.
+    The units are 1, 2¹⁶⁰ and, for float64, 2¹¹²⁰. Sums of several arrays are added field by field,
+    so a ``global_sum`` can return this tuple.
 
     >>> Squares.of(jnp.array([3e30, 4e30])).norm().value
     Array(5.e+30, dtype=float32)
@@ -114,7 +114,7 @@ class Squares(NamedTuple):
 
     @classmethod
     def of(cls, x: Values, axis: int | tuple[int, ...] | None = None) -> Squares:
-        """Of all elements, or along some axes, which stay with length 1."""
+        """The squares of all elements, or along some axes, which keep length 1."""
         parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
         def total(squares: Any) -> Any:
@@ -122,7 +122,7 @@ class Squares(NamedTuple):
 
         def scaled(unit: float) -> Any:
             sizes = [jnp.abs(y) * (1 / unit) for y in parts]
-            if x.size == 1:  # here XLA multiplies x·x first, which overflows; not past a maximum
+            if x.size == 1:  # XLA would compute x·x first, which overflows; a maximum prevents it
                 sizes = [jnp.maximum(size, 2.0**-100) for size in sizes]
             return total(functools.reduce(jnp.add, [size**2 for size in sizes]))
 
@@ -132,7 +132,7 @@ class Squares(NamedTuple):
 
     @classmethod
     def total(cls, parts: Iterable[Squares]) -> Squares:
-        """Of several arrays together."""
+        """The squares of several arrays together."""
         return cls(*(jnp.sum(jnp.stack(x)) for x in zip(*parts, strict=True)))
 
     def norm(self) -> Norm:
@@ -147,9 +147,9 @@ class Squares(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A norm ``size · unit``, also where the product is too large for its dtype.
+    """A norm as a pair: ``size · unit``, a product that may be too large for its dtype.
 
-    ``unit`` is a power of two, 1 for all norms of usual size.
+    ``unit`` is a power of two; it is 1 unless the sum of squares overflows.
     """
 
     size: Reals
@@ -166,7 +166,7 @@ class Norm(NamedTuple):
 
 
 def norm(x: Values, axis: int | tuple[int, ...] | None = None) -> Norm:
-    """‖x‖ of the whole array, or along some axes, which stay with length 1.
+    """‖x‖ of the whole array, or along some axes, which keep length 1.
 
     >>> norm(jnp.array([3.0, 4.0])).value
     Array(5., dtype=float32)
@@ -187,14 +187,14 @@ def shrunk(x: Values, length: Norm, most: Any) -> Values:
 
 
 def times(x: Values, factor: Any) -> Values:
-    """x · factor; where x is finite and the product is not, nearly the largest number there is.
+    """x · factor; where x is finite and the product is not, nearly the dtype's largest number.
 
     >>> times(jnp.array([1.0, jnp.inf]), 2.0), bool(times(jnp.array(3e38), 2.0) > 3.402e38)
     (Array([ 2., inf], dtype=float32), True)
     """
     if isinstance(factor, float) and abs(factor) <= 1:
         return factor * x
-    # x is limited and not the product, which XLA may then fuse with a sum, as it does elsewhere.
+    # Limit x, not the product, so that XLA may still fuse the product with a sum.
     real = jnp.finfo(x.dtype)
     largest = float(real.max) * (1 - 2 * float(real.eps))
     return factor * limited_to(x, largest / jnp.maximum(1, jnp.abs(factor)))
@@ -220,33 +220,34 @@ def sign_of(x: Values) -> Values:
 
 @jax.custom_jvp
 def _phase(x: Values) -> Values:
-    return jnp.sign(x * 0.25)  # whose modulus does not overflow
+    return jnp.sign(x * 0.25)  # the modulus of x itself could overflow
 
 
 @_phase.defjvp
 def _phase_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-    """A phase turns, for which JAX has no derivative; it has none at 0."""
+    """The derivative of a phase, which JAX lacks: a rotation; 0 where x is 0."""
     y, size = _phase(*primals), jnp.abs(primals[0])
     turned = (jnp.conj(y) * tangents[0]).imag / jnp.where(size == 0, 1, size)
     return y, y * jax.lax.complex(jnp.zeros_like(turned), turned)
 
 
 def finite(x: Any) -> Any:
-    """x, or a number as good as ∞, which times a derivative 0 is no NaN."""
+    """x, limited to a number that acts as ∞, but whose product with a derivative 0 is not NaN."""
     return min(x, _HUGE) if isinstance(x, float) else jnp.minimum(x, _HUGE)
 
 
 def log(x: Any) -> Any:
-    """log x, of a Python number in double precision; of 0, finite but as good as −∞.
+    """log x, in double precision for a Python number; for x = 0 it is finite, but acts as −∞.
 
-    A number is added that is lost in any x but 0; there it also keeps the derivative of
-    1 − x = −expm1(log x), and is large enough for that of log x to be summed over many steps.
+    A constant is added to x that changes no x except 0. At 0 it also preserves the derivative of
+    1 − x = −expm1(log x), and it is large enough that derivatives of log x can be summed over many
+    steps.
     """
     return math.log(x + _TINY) if isinstance(x, float) else jnp.log(x + _TINY)
 
 
 def expm1(x: Any) -> Any:
-    """eˣ − 1, of a Python number in double precision."""
+    """eˣ − 1, in double precision for a Python number."""
     return math.expm1(x) if isinstance(x, float) else _expm1(x)
 
 
@@ -257,12 +258,12 @@ def _expm1(x: Reals) -> Reals:
 
 @_expm1.defjvp
 def _expm1_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-    """With eˣ itself, which the value plus 1, as JAX has it, loses for x ≪ 0."""
+    """The derivative eˣ; JAX computes it as the value plus 1, which loses its digits for x ≪ 0."""
     return _expm1(*primals), tangents[0] * jnp.exp(primals[0])
 
 
 def two_sum(a: Values, b: Values) -> tuple[Values, Values]:
-    """a + b as it is rounded, and what the rounding lost, exactly (Knuth)."""
+    """a + b, rounded, and the exact rounding error (Knuth)."""
     total = a + b
     seen = total - a
     return total, (a - (total - seen)) + (b - seen)

@@ -1,4 +1,4 @@
-"""Formats of numbers: what they can hold, and how they round."""
+"""Floating-point formats: their ranges and their rounding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from adamx.numerics.types import Reals, Values
 
 
 def wider(*dtypes: Any) -> Any:
-    """The dtype that holds all of these; an explicit question, so strict promotion allows it."""
+    """The dtype that holds all of these, also under JAX's strict promotion."""
     different = {jnp.dtype(dtype) for dtype in dtypes}
-    if len(different) > 1:  # JAX promotes none of 8 bits or less; all others hold them
+    if len(different) > 1:  # JAX does not promote formats of 8 bits or less; all others hold them
         different = {x for x in different if not is_tiny(x)} or {jnp.dtype(jnp.float32)}
     with jax.numpy_dtype_promotion("standard"):
         return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, different))
@@ -29,7 +29,7 @@ def is_tiny(dtype: Any) -> bool:
 
 
 def statistics_dtype(*dtypes: Any) -> Any:
-    """Statistics are float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
+    """The dtype of statistics, float32 at least: in bfloat16 0.999 is 1, in float16 1e-8 is 0."""
     return wider(jnp.float32, *dtypes)
 
 
@@ -37,13 +37,13 @@ def limited(x: Values, terms: int = 1) -> Values:
     """x with finite elements limited, so that a sum of ``terms`` squares of them is finite.
 
     The limit is 2⁶³/√terms in float32 and 2⁵¹¹/√terms in float64, for the real and the imaginary
-    part of a complex number alike. Infinities and NaN stay as they are.
+    part of a complex number alike. Infinities and NaN do not change.
     """
     return limited_to(x, math.sqrt(largest_square(x.dtype) / max(terms, 1)))
 
 
 def largest_square(dtype: Any) -> float:
-    """The largest square that statistics are taken of, 2¹²⁶ in float32: a quarter of infinity."""
+    """The largest square in statistics: a quarter of the dtype's range, 2¹²⁶ in float32."""
     return 2.0 ** (jnp.finfo(dtype).maxexp - 2)
 
 
@@ -62,10 +62,10 @@ def limited_to(x: Values, largest: Any) -> Values:
 
 @jax.custom_jvp
 def _limited(x: Reals, largest: Any) -> Reals:
-    """The limits, by bits: positive floats are ordered as their bits are, read as integers.
+    """Limit the bits of x, read as integers, which have the same order as positive floats.
 
-    A minimum of integers costs one instruction; that of floats, which has to propagate NaN, costs
-    several.
+    A minimum of integers costs one instruction; a minimum of floats, which has to propagate NaN,
+    costs several.
     """
     integers = jnp.int32 if jnp.finfo(x.dtype).bits == 32 else jnp.int64
     infinity = np.asarray(np.inf, x.dtype).view(integers)
@@ -82,11 +82,11 @@ def _limited_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[A
 
 
 def rounded(x: Values, dtype: Any) -> Values:
-    """x as ``dtype`` would hold it. XLA may drop a cast there and back, but not this."""
+    """x rounded to ``dtype``, in the dtype of x. XLA may drop a cast there and back, not this."""
     narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
     if narrow.bits >= wide.bits:
         return x
-    if is_tiny(dtype):  # their largest numbers are where others have infinity and NaN
+    if is_tiny(dtype):  # they use other formats' codes of infinity and NaN as largest numbers
         return jax.lax.optimization_barrier(x.astype(dtype)).astype(x.dtype)
     near = jax.lax.reduce_precision(x, narrow.nexp, narrow.nmant)
     if narrow.nexp == wide.nexp:
@@ -98,7 +98,7 @@ def rounded(x: Values, dtype: Any) -> Values:
 
 
 def add(param: Values, update: Values) -> Values:
-    """θ + u in the wider dtype of the two, rounded once to the parameter's."""
+    """θ + u in the wider dtype of the two, rounded once to the parameter's dtype."""
     if param.dtype == update.dtype:
         return jax.lax.add(param, update)
     wide = wider(param.dtype, update.dtype)

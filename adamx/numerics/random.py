@@ -1,8 +1,8 @@
-"""Random bits that cost as little as an optimiser's step: hashes of a key and a position.
+"""Random bits that cost no more than an optimiser's step: hashes of a key and a position.
 
-JAX's own generator (Threefry) takes longer for one number than Adam for one parameter. What
-rounding needs is less than what it gives: bits that are uniform for every element, and independent
-from step to step. They are computed where they are used, so no array of them is written.
+JAX's own generator (Threefry) takes longer for one number than Adam takes for one parameter.
+Rounding needs less than it provides: bits that are uniform for every element and independent
+between steps. They are computed where they are used, so no array of bits is written to memory.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ _FIRST, _SECOND = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
 
 
 def key(seed: int) -> Key:
-    """A key, uint32: one of 2³², as different as can be for seeds that are close."""
+    """A key, one of 2³², from a seed; close seeds give very different keys."""
     return _mixed(jnp.asarray(seed % 2**32, jnp.uint32) * _GOLDEN)
 
 
 def after(key: Key) -> Key:
-    """The key of the next step; they repeat after 2³² steps."""
+    """The key of the next step; keys repeat after 2³² steps."""
     return key + _GOLDEN
 
 
 def of_parameter(key: Key, index: Key, stage: str) -> Key:
     """The key of one parameter in one stage."""
-    place = jnp.asarray(index) * _GOLDEN  # in JAX, where a product that overflows wraps around
+    place = jnp.asarray(index) * _GOLDEN  # in JAX, where integer overflow wraps around
     return _mixed(_mixed(key ^ np.uint32(zlib.crc32(stage.encode()))) + place)
 
 
 def bits(key: Key, shape: tuple[int, ...], label: str = "") -> UInt32[Array, "*shape"]:
-    """32 random bits for every element of an array; other ones for another label.
+    """32 random bits for every element of an array; each label gives different bits.
 
-    The leading 20 are as good as random between elements of one array; the last ones are not.
-    Another key is another place in one sequence of 2³².
+    The leading 20 bits are practically random between elements of one array; the last ones are
+    not. Each key is another place in one sequence of length 2³².
 
     >>> bits(key(0), (3,), "mu")
     Array([2554493393,  735248513, 1482058306], dtype=uint32)
     """
     start = _mixed(key ^ np.uint32(zlib.crc32(label.encode())))
     position = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    # Two rounds, and no last shift: the high bits, which rounding uses, are mixed without it.
+    # Two rounds without a final shift: the high bits, which rounding uses, do not need it.
     x = (position + start) * _GOLDEN
     x = (x ^ (x >> 16)) * _FIRST
     return (x ^ (x >> 15)) * _SECOND

@@ -1,10 +1,9 @@
-"""Names for what travels through a chain.
+"""Types for annotations.
 
-The kinds of arrays are jaxtyping's: ``Float32[Array, "*rows row"]`` is a float32 array whose last
-axis is called row. To type checkers that is an annotated ``jax.Array``, as jaxtyping itself
-declares it to them, and here it is the same at run time, with its dtype and axes for those who read
-it. So neither adamx nor those who check their programs against it need jaxtyping; a test holds the
-functions against the real one.
+The types of arrays have jaxtyping's notation: ``Float32[Array, "*rows row"]`` is a float32 array
+whose last axis is called row. For type checkers it is an annotated ``jax.Array``, as in jaxtyping
+itself. At run time it is one too, annotated with dtype and axes. So neither adamx nor users who
+type-check their programs need jaxtyping; a test checks adamx's functions with jaxtyping itself.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 else:
 
     class Kind(NamedTuple):
-        """What is annotated of an array."""
+        """The annotation of an array: its dtype and axes."""
 
         dtype: str
         axes: str
@@ -36,7 +35,7 @@ else:
             return f"{self.dtype} {self.axes!r}"
 
     class _Kinds(NamedTuple):
-        """All kinds of a dtype, by their axes."""
+        """The array types of one dtype, by their axes."""
 
         dtype: str
 
@@ -69,19 +68,19 @@ __all__ = [
 ]
 
 PyTree: TypeAlias = Any
-"""Containers of arrays, like the parameters; no type checker knows more of them."""
+"""A tree of arrays, such as the parameters; type checkers treat it as ``Any``."""
 
 Values: TypeAlias = Inexact[Array, "*shape"]
-"""Real or complex numbers; in one signature, all of one shape."""
+"""A real or complex array; in one signature, all have the same shape."""
 
 Reals: TypeAlias = Float[Array, "*shape"]
-"""Real numbers of that shape."""
+"""A real array of that shape."""
 
 Scalar: TypeAlias = Float[Array, ""]
 """One real number."""
 
 Key: TypeAlias = UInt32[Array, ""]
-"""From which random bits are hashed (:mod:`adamx.numerics.random`)."""
+"""A key from which random bits are hashed (:mod:`adamx.numerics.random`)."""
 
 State: TypeAlias = dict[str, Any]
-"""What a chain keeps: ``count``, and under every stage's name its slots and clocks."""
+"""A chain's state: ``count``, and under every stage's name its slots and clocks."""

@@ -1,4 +1,4 @@
-"""Axes that multiply: what can be changed around any chain, without its stages knowing."""
+"""Wrappers that change how any chain runs, independent of its stages and of each other."""
 
 from adamx.wrappers.codecs import Codec, bf16, fp8, int8
 from adamx.wrappers.groups import PartitionSummary, describe_partition, partition, where

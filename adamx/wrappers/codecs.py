@@ -1,11 +1,11 @@
-"""Formats in which slots are kept between steps: floats of few bits, rounded without a bias.
+"""Codecs: formats of few bits for slots between steps, with unbiased rounding.
 
-A positive float32 number, read as an integer, grows with its value, and between two powers of two
-in proportion to it. So whatever keeps the leading bits of that integer is a code of constant
-relative precision; adding random bits below them, and cutting off, rounds up with the probability
-that makes the mean right; and adding half of what is cut off rounds to the nearest. All codes here
-are made of this: of additions, shifts, comparisons and products with powers of two, with neither a
-division nor a table.
+The bits of a positive float32 number, read as an integer, grow with the number, and linearly
+between two powers of two. The leading bits of that integer are therefore a code of constant
+relative precision. Adding random bits below them before truncation rounds up with the probability
+that makes the mean exact; adding half of the last unit kept rounds to the nearest. All codes here
+use this: they need additions, shifts, comparisons and products with powers of two, but no division
+and no table.
 """
 
 from __future__ import annotations
@@ -57,22 +57,22 @@ class Codec:
     """A format for slots: two pure functions.
 
     Attributes:
-        name: what it is called in the state: an encoded array is ``{"@name": …}``.
+        name: its name in the state: an encoded array is ``{"@name": …}``.
         encode: ``(x, bits, nonnegative) -> encoded``. x is a float32 array of any shape with at
             least one axis; ``bits`` is uint32 of its shape, uniformly random in every step (or
             2³¹ everywhere, to round to the nearest); ``nonnegative`` is True for slots that hold
             squares or norms, where a positive value must not become zero. The result is a tree of
             arrays, of the same shapes and dtypes for every x of one shape. It must be unbiased:
             over the bits, the mean of ``decode(encode(x, bits, …))`` is x.
-        decode: ``encoded -> float32`` of the shape of x, finite where x was; and not finite,
-            somewhere, where x was not.
-        rounding: ``"stochastic"`` or ``"nearest"``: which bits ``encode`` is given.
-        arguments: those it was made with, to be shown and stored.
+        decode: ``encoded -> float32`` of the shape of x. The result is finite if x was finite; if
+            x was not, the result has an element that is not.
+        rounding: ``"stochastic"`` or ``"nearest"``: which bits ``encode`` gets.
+        arguments: the arguments that it was made with, for its repr and for configurations.
 
-    Codecs of equal functions are equal.
+    Codecs with equal functions are equal.
 
     Raises:
-        ValueError: for another rounding.
+        ValueError: for an unknown rounding.
 
     >>> def encode(x, bits, nonnegative):
     ...     return x.astype(jnp.float16)  # a bad one: it is biased, and 1e-8 becomes zero
@@ -126,13 +126,14 @@ class Codec:
 
 
 def bf16(*, rounding: str = "stochastic") -> Codec:
-    """bfloat16: 2 bytes an element, 7 bits after the leading one, float32's range.
+    """bfloat16: 2 bytes per element, 7 bits after the leading one, the range of float32.
 
     Args:
-        rounding: ``"stochastic"``, or ``"nearest"``, which a slowly decaying average cannot leave.
+        rounding: ``"stochastic"``, or ``"nearest"``, with which a slowly decaying average stops
+            changing.
 
     Raises:
-        ValueError: for another rounding.
+        ValueError: for an unknown rounding.
 
     >>> opt = adamx.quantize_state(adamx.adam(1e-3), adamx.bf16())
     >>> opt.init(jnp.zeros(5000))["scale_by_rms"]["nu"]["@bf16"].dtype
@@ -142,19 +143,19 @@ def bf16(*, rounding: str = "stochastic") -> Codec:
 
 
 def fp8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
-    """float8_e4m3fn, scaled by a power of two for every block: 1 byte an element, and 1 a block.
+    """float8_e4m3fn, scaled by a power of two per block: 1 byte per element and 1 per block.
 
-    Of relative precision 1/16 … 1/8 over 14 powers of two below the block's largest element, and
-    of constant spacing (2⁻¹⁷ of the power of two at that element) further down.
+    The relative precision is 1/16 … 1/8 over the 14 powers of two below the block's largest
+    element. Further down, the spacing is constant: 2⁻¹⁷ of the power of two at that element.
 
     Args:
         block_size: how many consecutive elements of the last axis share a scale; the last block of
-            a row has what is left. (If it is no power of two, rows are divided into as many blocks
-            as that needs: of a power of two elements if one fits, else as equal as can be.)
+            a row may be shorter. If it is no power of two, a row is divided into as many blocks as
+            this size gives; their length is a power of two if one fits, else as equal as possible.
         rounding: ``"stochastic"`` or ``"nearest"``.
 
     Raises:
-        ValueError: for another rounding, and a block size that is not positive.
+        ValueError: for an unknown rounding, and for a block size below 1.
 
     Source: Micikevicius et al. 2022 (arXiv 2209.05433), the format; Rouhani et al. 2023 (arXiv
     2310.10537), scales that are powers of two.
@@ -163,9 +164,9 @@ def fp8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
 
 
 def int8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
-    r"""Companded 8-bit codes with a scale for every block: 1 byte an element, and 1 a block.
+    r"""Companded 8-bit codes with a scale per block: 1 byte per element and 1 per block.
 
-    The code is a float whose precision is higher near the block's largest element, where most
+    A code is a float whose precision is higher near the block's largest element, where most
     elements are. With :math:`2^E` the power of two at that element:
 
     ===========  ======================  ==================  =====================================
@@ -177,19 +178,18 @@ def int8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
                                                              code, :math:`1.125 \cdot 2^{E-23}`
     ===========  ======================  ==================  =====================================
 
-    Averages take a sign and 7 bits of :math:`|x| + 2^{E-11}` (as μ-law telephony does), so that
-    they reach zero evenly; squares, which have no sign, 8 bits of x, and 0 is for exact zeros.
-    A square of less than :math:`10^{-7}` of its block's largest element is the one value that is
-    not kept without a bias: rounded down it would be zero, and the step m/√v infinite.
+    The code of an average is a sign and 7 bits of :math:`|x| + 2^{E-11}` (as in μ-law telephony),
+    so that its spacing is constant near zero. The code of a square, which has no sign, is 8 bits of
+    x; code 0 is reserved for exact zeros. Only squares below :math:`10^{-7}` of their block's
+    largest element are rounded with a bias: rounded down to zero, they would make the step m/√v
+    infinite.
 
     Args:
-        block_size: how many consecutive elements of the last axis share a scale; the last block of
-            a row has what is left. (If it is no power of two, rows are divided into as many blocks
-            as that needs: of a power of two elements if one fits, else as equal as can be.)
+        block_size: how many consecutive elements of the last axis share a scale; see :func:`fp8`.
         rounding: ``"stochastic"`` or ``"nearest"``.
 
     Raises:
-        ValueError: for another rounding, and a block size that is not positive.
+        ValueError: for an unknown rounding, and for a block size below 1.
 
     Source: ITU-T G.711 for companding by segments; Dettmers et al. 2021 (arXiv 2110.02861) for
     blocks of optimiser states. The codes are our own.
@@ -201,7 +201,7 @@ CODECS: dict[str, Callable[..., Codec]] = {"bf16": bf16, "fp8": fp8, "int8": int
 
 
 def codec_to_json(codec: Codec | None, write: Callable[[Any, str], Any], where: str) -> Any:
-    """A codec in a configuration: by its name and arguments, one's own as ``write`` writes it."""
+    """A codec as JSON: its name and arguments; a user's codec as ``write`` writes it."""
     if codec is None:
         return None
     row = {"codec": codec.name, **dict(codec.arguments), "rounding": codec.rounding}
@@ -209,7 +209,7 @@ def codec_to_json(codec: Codec | None, write: Callable[[Any, str], Any], where: 
 
 
 def codec_from_json(written: Any, read: Callable[[Any, str], Any], where: str) -> Codec | None:
-    """What :func:`codec_to_json` has written, or a codec's name."""
+    """The codec from the JSON of :func:`codec_to_json`, or from its name."""
     if isinstance(written, dict) and "codec" in written:
         return _made(written)
     return as_codec(read(written, where))
@@ -223,7 +223,7 @@ def _made(row: Mapping[str, Any]) -> Codec:
 
 
 def as_codec(given: Any) -> Codec | None:
-    """A codec, from itself or its name; None, which keeps slots as they are, from itself."""
+    """The codec, given itself or its name; None, which leaves slots unchanged, stays None."""
     if given is None or isinstance(given, Codec):
         return given
     if isinstance(given, str) and given in CODECS:
@@ -232,8 +232,8 @@ def as_codec(given: Any) -> Codec | None:
     if called:
         raise TypeError(f"a codec is called: {called[0]}(), not {called[0]}")
     raise ValueError(
-        f"there is no codec {as_given(given)}; there are {', '.join(map(repr, CODECS))}, what "
-        "adamx.Codec(name, encode, decode) makes, and None for slots that stay as they are"
+        f"there is no codec {as_given(given)}; there are {', '.join(map(repr, CODECS))}, a codec "
+        "made by adamx.Codec(name, encode, decode), and None for slots that are not quantized"
     )
 
 
@@ -284,10 +284,10 @@ def _count(row: int, block_size: int) -> int:
 
 
 def _length(row: int, count: int) -> int:
-    """How long the blocks of a row are, but for the last one: a power of two, where one fits."""
+    """The length of all blocks of a row but the last: a power of two, if one fits."""
     equal = -(-row // count)
     power = 1 << (equal - 1).bit_length()
-    # An element's place is shifted to find its block: a division would cost more than the rest.
+    # A shift of an element's index then gives its block; a division would cost more than the rest.
     return min(row, power) if _count(row, power) == count else equal
 
 
@@ -304,7 +304,7 @@ def _largest(x: UInt8[Array, "*rows row"], count: int) -> Exponents:
 
 
 def _fields(exponents: Exponents, row: int) -> Patterns:
-    """Every element's block's exponent."""
+    """For every element, the exponent of its block."""
     *rows, count = exponents.shape
     length = _length(row, count)
     blocks = jnp.broadcast_to(exponents[..., None], (*rows, count, length))
@@ -312,28 +312,28 @@ def _fields(exponents: Exponents, row: int) -> Patterns:
 
 
 def _exponents(x: Numbers, block_size: int, top: float, smallest: int) -> Exponents:
-    """The exponent field of each block's largest element, or the next if that is above ``top``.
+    """The exponent field of each block's largest element, or the next one if it is above ``top``.
 
-    It is 255, which stands for what is not finite, if any element is.
+    It is 255 if any element of the block is not finite.
     """
     raised = jnp.abs(x) * np.nextafter(np.float32(2 / top), np.float32(2))
-    # Exponents of the elements first: they are one byte each, should XLA write them down.
+    # Take exponents before the maximum: they need one byte each if XLA writes them to memory.
     fields = (_pattern(raised) >> _MANTISSA).astype(jnp.uint8)
     return jnp.maximum(_largest(fields, _count(x.shape[-1], block_size)), np.uint8(smallest))
 
 
 def _twice(magnitude: Numbers, fields: Patterns) -> Numbers:
-    """In units of the block's power of two, and times 2: so no inverse leaves float32."""
+    """Twice the magnitude in units of the block's power of two, whose inverse might underflow."""
     return magnitude * _number((255 - fields) << _MANTISSA)
 
 
 def _scaled(relative: Numbers, fields: Patterns) -> Numbers:
-    """Times the block's power of two; NaN where the block is not finite."""
+    """The product with the block's power of two; NaN if the block is not finite."""
     return relative * _number(jnp.where(fields == 255, _NAN, fields << _MANTISSA))
 
 
 def _sign_bit(x: Numbers) -> Patterns:
-    """The sign as the upper one of eight bits."""
+    """The sign as the highest of eight bits."""
     return jax.lax.shift_right_logical(_pattern(x), np.int32(24)) & 0x80
 
 
@@ -345,17 +345,17 @@ def _above_zero(x: Numbers, code: Patterns) -> Patterns:
     return jnp.where(x > 0, jnp.maximum(code, 1), 0)
 
 
-# int8: of ``size`` codes the upper half has 4 bits after the leading one, the lower half 3
+# int8: the upper half of ``size`` codes has 4 bits after the leading one, the lower half 3
 
 
 def _code(pattern: Patterns, bits: Bits, size: int) -> Patterns:
-    """The code of a pattern, relative to the block's exponent, rounded by 20 bits."""
+    """The code of a pattern relative to the block's exponent, rounded to drop its last 20 bits."""
     above = pattern - _middle(size)
     return ((above + jnp.maximum(above, 0) + _upper(bits, 20)) >> 20) + size // 2
 
 
 def _relative(code: Patterns, size: int) -> Numbers:
-    """The number of a code, in units of the block's power of two."""
+    """The number that a code stands for, in units of the block's power of two."""
     fine = code << 19
     lower_half = jnp.minimum(fine, size // 2 << 19)
     return _number(fine + lower_half + (_UNIT + _middle(size) - (size // 2 << 20)))
@@ -408,7 +408,8 @@ def _to_fp8(x: Numbers, bits: Bits, nonnegative: bool, *, block_size: int) -> di
     exponents = _exponents(x, block_size, top=1.75, smallest=18)
     twice = _twice(jnp.abs(x), _fields(exponents, x.shape[-1]))
     normal = _pattern(twice) - (_UNIT - 14 * _ONE)
-    # Below the normal numbers, 2⁻¹⁴, codes are even steps, as numbers from there to twice that are.
+    # Below 2⁻¹⁴, the smallest normal number, codes have the spacing of the numbers from 2⁻¹⁴ to
+    # 2⁻¹³.
     subnormal = _pattern(twice + 2**-13) - (_UNIT - 13 * _ONE)
     code = (jnp.maximum(normal, subnormal) + _upper(bits, 20)) >> 20
     code = _above_zero(x, code) if nonnegative else code | _sign_bit(x)

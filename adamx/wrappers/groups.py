@@ -1,4 +1,4 @@
-"""Groups of parameters: stages for some of them, a chain for each kind."""
+"""Groups of parameters: stages for some parameters, and a chain for each group."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ __all__ = ["PartitionSummary", "describe_partition", "partition", "where"]
 
 
 def where(selector: Selector, transformation: optax.GradientTransformation) -> Transformation:
-    """Stages for some of the parameters only; the others pass as if the stages were not there.
+    """Apply stages to some of the parameters only; the signals of the others do not change.
 
-    ``where(s, chain(a, b))`` is ``chain(where(s, a), where(s, b))``, and a selection inside a
-    selection chooses among what the outer one has chosen. Slots are kept for the chosen
-    parameters, ``None`` for the others; an Optax transformation gets and keeps
-    ``optax.MaskedNode()`` for them, as in ``optax.masked``.
-    What a stage sums over "all parameters" (a global norm) it sums over those it is for. In the
-    state and in :func:`adamx.hyperparams` the stages are called ``stage@group``.
+    ``where(s, chain(a, b))`` is ``chain(where(s, a), where(s, b))``, and a selection inside another
+    chooses among the parameters that the outer one has chosen. Slots are kept for the chosen
+    parameters, and are ``None`` for the others; an Optax transformation gets and keeps
+    ``optax.MaskedNode()`` for them, as in ``optax.masked``. A stage's sum over all parameters (a
+    global norm) is a sum over the chosen ones. In the state and in :func:`adamx.hyperparams` the
+    stages are called ``stage@group``.
 
-    The update of a parameter that is not chosen is what came in. With
-    ``where("head", adamw(1e-3))`` alone that is its gradient, which ``apply_updates`` adds, as
-    after ``optax.masked``. To train the chosen parameters only, freeze the others:
+    The update of a parameter that is not chosen does not change. With
+    ``where("head", adamw(1e-3))`` alone, this update is the gradient, which ``apply_updates`` adds,
+    as with ``optax.masked``. To train only the chosen parameters, set the other updates to zero:
     ``partition({"head": adamw(1e-3), "*": set_to_zero()})``.
 
     Args:
         selector: a pattern, a tuple of patterns one of which must match, or a predicate
             ``(path, shape) -> bool`` of the path and the ``jax.ShapeDtypeStruct`` of a parameter.
             A path is written ``encoder/layers/0/kernel``. A pattern is one segment of a path or
-            several in a row. It matches wherever they stand, and everything below them:
-            ``"kernel"``, ``"encoder"``, ``"attention/*/bias"``; ``*`` stands for any characters of
-            a segment, ``**`` for any number of segments, a slash in front for the root, ``!`` in
-            front for all others. ``"layers[0]"`` is the same as ``"layers/0"``, and a path copied
-            from an error, ``"['layers'][0]['kernel']"``, is a pattern, too.
+            several consecutive ones. It matches at any depth, and everything below:
+            ``"kernel"``, ``"encoder"``, ``"attention/*/bias"``; ``*`` matches any characters of a
+            segment, ``**`` any number of segments. A leading slash anchors a pattern at the root; a
+            leading ``!`` selects all other parameters. ``"layers[0]"`` is the same as
+            ``"layers/0"``, and a path from an error message, ``"['layers'][0]['kernel']"``, is a
+            pattern, too.
         transformation: stages, a recipe, or an Optax transformation.
 
     Raises:
-        TypeError: for something that is no selector, or a predicate that takes other arguments.
-        StageError: from ``init`` and ``update``, if a pattern (each of a tuple by itself, and
-            what stands behind an ``!``) matches no parameter, or a predicate raises or returns
-            something else than True or False.
+        TypeError: for an invalid selector, or a predicate that takes other arguments.
+        StageError: from ``init`` and ``update``, if a pattern (each one of a tuple, also behind a
+            ``!``) matches no parameter, or if a predicate raises an error or does not return True
+            or False.
 
     >>> opt = adamx.chain(
     ...     adamx.scale_by_momentum(),
@@ -66,24 +67,24 @@ def where(selector: Selector, transformation: optax.GradientTransformation) -> T
 def partition(
     transformations: Mapping[Selector, optax.GradientTransformation],
 ) -> Transformation:
-    """A chain for every group of parameters, each parameter in the first group that means it.
+    """A chain for each group of parameters; a parameter is in the first group that matches it.
 
     Args:
-        transformations: from a selector (see :func:`where`) to the group's transformation;
-            ``"*"`` as the last one is for all that are left, ``set_to_zero()`` keeps parameters as
-            they are. :func:`describe_partition` shows who gets what.
+        transformations: a dict from a selector (see :func:`where`) to the group's transformation;
+            ``"*"`` as the last selector matches all remaining parameters, and ``set_to_zero()``
+            leaves parameters unchanged. :func:`describe_partition` shows each parameter's chain.
 
-    What stands in front of a partition is for all parameters, also those that a group freezes:
-    their gradients are in the norm of ``clip_by_global_norm`` unless it is given to the others,
-    ``chain(where("!encoder", clip_by_global_norm(1.0)),
+    Stages in front of a partition apply to all parameters, including those with ``set_to_zero()``:
+    the norm of ``clip_by_global_norm`` includes their gradients unless it applies to the others
+    only, ``chain(where("!encoder", clip_by_global_norm(1.0)),
     partition({"encoder": set_to_zero(), …}))``.
 
     Raises:
-        TypeError: for something that is no selector or no transformation.
+        TypeError: for an invalid selector or transformation.
         ValueError: for a partition without groups.
-        StageError: from ``init`` and ``update``, for parameters that no selector means, for a
-            pattern that means none, and for a group that gets none because groups in front of it
-            take all that it means; of the last group, ``"*"``, nothing may be left.
+        StageError: from ``init`` and ``update``, for parameters that no selector matches, for a
+            pattern that matches no parameter, and for a group without parameters because earlier
+            groups take all that it matches. The last group, ``"*"``, may be empty.
 
     >>> opt = adamx.partition({
     ...     "embedding": adamx.sgd(0.1),
@@ -118,7 +119,7 @@ def partition(
         )
     if not transformations:
         raise ValueError(
-            "partition() of no groups would let the gradients pass as they are; name a group, or "
+            "partition() without groups would return the gradients unchanged; name a group, or "
             "give '*' a transformation for all parameters"
         )
     selectors = tuple(transformations)
@@ -135,7 +136,7 @@ def _within(chosen: Around, transformation: optax.GradientTransformation) -> Tra
 
 
 class PartitionSummary(dict[str, Transformation]):
-    """The chain of every parameter, by path; printed, each chain below those that have it."""
+    """The chain of every parameter, by path; it prints each chain below its parameters."""
 
     def __init__(self, chains: Mapping[str, Transformation], shapes: Mapping[str, tuple[int, ...]]):
         super().__init__(chains)
@@ -153,18 +154,17 @@ class PartitionSummary(dict[str, Transformation]):
 
 
 def describe_partition(opt: Transformation, params: PyTree) -> PartitionSummary:
-    """Who gets what: the chain of stages that each parameter goes through.
+    """The chain of stages that applies to each parameter.
 
     Args:
-        opt: a transformation, with :func:`where` or :func:`partition` in it.
+        opt: a transformation that contains :func:`where` or :func:`partition`.
         params: the parameters, or their ``jax.ShapeDtypeStruct``.
 
     Returns:
-        A dict from path to the parameter's own chain. Printed, it shows every chain below the
-        parameters that have it.
+        A dict from path to the parameter's own chain. It prints each chain below its parameters.
 
     Raises:
-        StageError: as ``init`` does.
+        StageError: for the selectors and parameters for which ``init`` raises one.
 
     >>> opt = adamx.chain(adamx.sgd(0.1), adamx.where("!bias", adamx.polyak_ema()))
     >>> adamx.describe_partition(opt, {"w": jnp.ones(2), "bias": jnp.ones(1)})["bias"]

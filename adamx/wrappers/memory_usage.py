@@ -1,4 +1,4 @@
-"""What a state takes, and what is in it."""
+"""The memory that a state takes, and the values of its slots."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["MemoryUsage", "MemoryUsageRow", "dequantize", "memory_usage"]
 
 @dataclasses.dataclass(frozen=True)
 class MemoryUsageRow:
-    """What is kept in one format in one slot.
+    """The arrays of one slot in one format.
 
     Attributes:
         stage: the stage's name in the state.
         slot: the slot's name; empty for the scalars of all stages together.
         kept_as: the codec's name, or the dtype.
-        elements: how many numbers that are.
-        bytes: what they take.
-        float32_bytes: what they would take in float32 (or in their own dtype, if they are kept in
-            it without a codec).
+        elements: the number of elements.
+        bytes: the memory that they take.
+        float32_bytes: the memory that they would take in float32 (without a codec, in their own
+            dtype).
     """
 
     stage: str
@@ -43,7 +43,7 @@ class MemoryUsageRow:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryUsage:
-    """What a state takes, slot by slot; printed, a table.
+    """The memory that a state takes, slot by slot; it prints a table.
 
     Attributes:
         rows: one for every slot and format, and a last one for all scalars.
@@ -53,12 +53,12 @@ class MemoryUsage:
 
     @property
     def bytes(self) -> int:
-        """What the state takes."""
+        """The memory that the state takes."""
         return sum(row.bytes for row in self.rows)
 
     @property
     def float32_bytes(self) -> int:
-        """What it would take without codecs."""
+        """The memory that it would take without codecs."""
         return sum(row.float32_bytes for row in self.rows)
 
     def __str__(self) -> str:
@@ -85,16 +85,16 @@ def _grouped(number: int) -> str:
 
 
 def memory_usage(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> MemoryUsage:
-    """What a state takes, slot by slot, beside float32.
+    """The memory that a state takes, slot by slot, compared with float32.
 
     Args:
         state: the state of a chain, or anything that holds one: an ``optax.chain``'s state, a Flax
-            ``TrainState``, an ``nnx.Optimizer``. Of shapes, too:
-            ``memory_usage(jax.eval_shape(opt.init, params))`` tells before anything is allocated.
-        codecs: your own ones that the state was stored by.
+            ``TrainState``, an ``nnx.Optimizer``. It may consist of shapes:
+            ``memory_usage(jax.eval_shape(opt.init, params))`` allocates no arrays.
+        codecs: your own codecs with which the state was quantized.
 
     Raises:
-        ValueError: if there is no chain's state in it, or it was stored by an unknown codec.
+        ValueError: if it holds no state of a chain, or was quantized with an unknown codec.
 
     >>> state = jax.eval_shape(adamx.adam(1e-3).init, jnp.zeros(1_000_000))
     >>> adamx.memory_usage(state).bytes
@@ -107,7 +107,7 @@ def memory_usage(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> MemoryUsag
         kept_as = form_of(x) if is_packed(x) else jnp.dtype(x.dtype).name
         own = sum(map(_size, jax.tree.leaves(x)))
         wide = 4 * array.size if is_packed(x) else own
-        if array.size <= 2:  # clocks are no more than that
+        if array.size <= 2:  # clocks have at most two elements
             kept = scalars.setdefault(kept_as, [0, 0, 0])
         else:
             kept = found.setdefault((stage, slot, kept_as), [0, 0, 0])
@@ -125,7 +125,7 @@ def _size(array: Any) -> int:
 
 
 def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
-    """Shape and dtype of what is encoded."""
+    """The shape and dtype of a packed array's values."""
     return jax.eval_shape(
         lambda x: unpacked(x, forms={codec.name: codec.unpack for codec in codecs}), x
     )
@@ -134,28 +134,27 @@ def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
 def dequantize(
     state: PyTree, slot: str, *, params: PyTree = None, codecs: tuple[Codec, ...] = ()
 ) -> PyTree:
-    """The values of a slot, whatever it is kept as.
+    """The values of a slot, quantized or not.
 
-    That is how single slots are read: ``dequantize(state, "slow")`` of :func:`adamx.lookahead`,
-    ``dequantize(state, "master", params=params)`` of :func:`adamx.master_weights`.
+    It reads single slots: ``dequantize(state, "slow")`` for :func:`adamx.lookahead`,
+    ``dequantize(state, "master", params=params)`` for :func:`adamx.master_weights`.
 
     Args:
         state: the state of a chain, or anything that holds one.
-        slot: the slot's name, ``"nu"``; or ``"scale_by_rms.nu"``, where several stages have it.
-            The groups of a :func:`adamx.partition` are put together, parameter by parameter;
-            ``"scale_by_rms@group.nu"`` is one of them.
-        params: the parameters. Those of which the slot keeps nothing are returned as they are;
-            without ``params`` there is None for them. Only for slots that keep one array a
-            parameter.
-        codecs: your own ones that the state was stored by.
+        slot: the slot's name, ``"nu"``; or ``"scale_by_rms.nu"``, if several stages have such a
+            slot. The groups of a :func:`adamx.partition` are merged into one tree;
+            ``"scale_by_rms@group.nu"`` is the slot of one group.
+        params: the parameters, which are returned where the slot has no value; without ``params``,
+            the result is None there. Only for slots that keep one array per parameter.
+        codecs: your own codecs with which the state was quantized.
 
     Returns:
-        A tree like the parameters, float32 (or as it is kept, where it is not encoded).
+        A tree like the parameters, in float32 (in the slot's own dtype if it is not quantized).
 
     Raises:
-        ValueError: for a slot that there is not, or that several stages have; if the state was
-            stored by an unknown codec.
-        StageError: if the state is of other parameters than ``params``.
+        ValueError: for a slot that no stage or several stages have; if the state was quantized
+            with an unknown codec.
+        StageError: if the state belongs to other parameters than ``params``.
 
     >>> opt = adamx.quantize_state(adamx.adam(1e-3), "fp8")
     >>> params = jnp.zeros(5000)
@@ -200,7 +199,7 @@ def _base(stage: str) -> str:
 
 
 def _states(tree: PyTree) -> list[dict[str, Any]]:
-    """The states of chains, wherever they are."""
+    """The states of all chains in a tree."""
     found = [x.state for x in find(tree)]
     if not found:
         raise ValueError(
@@ -210,7 +209,7 @@ def _states(tree: PyTree) -> list[dict[str, Any]]:
 
 
 def _arrays(state: PyTree) -> Iterator[tuple[str, str, Any]]:
-    """Stage, slot and array, encoded or not, of everything that is kept."""
+    """Stage, slot and array, packed or not, for every array in a state."""
     for chain in _states(state):
         for stage, entry in chain.items():
             named = entry.items() if isinstance(entry, Mapping) else [("", entry)]

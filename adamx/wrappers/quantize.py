@@ -1,4 +1,4 @@
-"""How the slots of a chain are kept between steps."""
+"""Quantize the slots of a chain between steps."""
 
 from __future__ import annotations
 
@@ -34,38 +34,39 @@ def quantize_state(
 ) -> Transformation:
     """Keep the slots of a chain in a smaller format between steps.
 
-    Where a stage runs, its slots are float32 as ever: they are decoded before its arithmetic and
-    encoded behind it, on every array by itself. With ``"int8"`` Adam's state takes 2 bytes a
-    parameter in place of 8.
+    A stage still computes in float32: the slots of each array are dequantized before the stage runs
+    on it, and quantized afterwards. With ``"int8"``, Adam's state takes 2 bytes per parameter
+    instead of 8.
 
-    Every codec rounds stochastically unless told otherwise: up or down, at random, such that the
-    mean is right. Rounded to the nearest, a decaying average of 8 or 16 bits sticks: with β₂ =
-    0.999 it should fall by 0.1 % in a step, which is less than half a code. The random bits come
-    from a key in the state, so that a training that is repeated, or resumed, takes the same steps.
+    Every codec rounds stochastically by default: up or down at random, such that the mean is exact.
+    With rounding to the nearest, a decaying average of 8 or 16 bits stops changing: with β₂ = 0.999
+    it should fall by 0.1 % in a step, which is less than half the distance between codes. The
+    random bits come from a key in the state, so training that is repeated or resumed takes the same
+    steps.
 
-    What stays as it is: arrays of fewer than ``min_size`` elements, clocks, and slots whose last
-    digits count: (averages of) parameters, and the two of centred RMSProp, whose difference is
-    taken. :func:`memory_usage` shows the format of each slot, and :func:`dequantize` the values of
-    one. An encoded array is ``{"@int8": …}`` in the state, a dict of plain arrays; its codes are
-    shaped (and sharded) like the parameter.
+    These are not quantized: arrays of fewer than ``min_size`` elements, clocks, and slots whose
+    last digits matter, which are (averages of) parameters, and the two averages of centred RMSProp,
+    whose difference is used. :func:`memory_usage` shows the format of each slot, and
+    :func:`dequantize` returns the values of one. A quantized array is ``{"@int8": …}`` in the
+    state, a dict of plain arrays; its codes are shaped (and sharded) like the parameter.
 
     Chains that are already quantized keep their own codec.
 
     Args:
-        opt: a chain or a recipe. An Optax transformation inside it can't be stored; if it keeps
-            arrays of ``min_size`` elements, ``init`` says so.
-        codec: for all slots: ``"bf16"``, ``"fp8"``, ``"int8"``, or what :func:`bf16`, :func:`fp8`,
-            :func:`int8` or :class:`Codec` make; None keeps them as they are.
-        min_size: arrays of fewer elements stay as they are.
-        seed: where the key starts.
+        opt: a chain or a recipe. The state of an Optax transformation inside it can't be quantized;
+            if it holds arrays of ``min_size`` elements, ``init`` raises an error.
+        codec: for all slots: ``"bf16"``, ``"fp8"``, ``"int8"``, or a codec made by :func:`bf16`,
+            :func:`fp8`, :func:`int8` or :class:`Codec`; None leaves them unchanged.
+        min_size: arrays of fewer elements are not quantized.
+        seed: the seed of the key.
         **slots: the codec of single slots, by name: ``mu="bf16", nu="int8"``.
 
     Raises:
-        TypeError: for something that is no transformation.
-        ValueError: for an unknown codec, for a slot that no stage of the chain has, or that can't
-            be stored, for a ``min_size`` that is not positive.
-        StageError: from ``init``, for complex slots; from ``update``, for a state that was stored
-            by another codec, and where derivatives are taken through a stored slot.
+        TypeError: if ``opt`` is not a transformation.
+        ValueError: for an unknown codec, for a slot that no stage of the chain has or that can't be
+            quantized, and for a ``min_size`` below 1.
+        StageError: from ``init``, for complex slots; from ``update``, for a state that was
+            quantized with another codec, and for derivatives through a quantized slot.
 
     >>> opt = adamx.quantize_state(adamx.adamw(1e-3), "int8")
     >>> params = {"w": jnp.ones((100, 100)), "b": jnp.ones(100)}
@@ -101,7 +102,7 @@ class Storage(Around, axis="quantize_state"):
 
     @classmethod
     def of(cls, codec: Any, slots: Mapping[str, Any], *, min_size: int, seed: int) -> Storage:
-        """From what quantize_state() is given, checked."""
+        """From the arguments of quantize_state(), checked."""
         if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
             raise ValueError(f"min_size must be a whole number ≥ 1, got {as_given(min_size)}")
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -115,8 +116,8 @@ class Storage(Around, axis="quantize_state"):
         return dict(single).get(slot, default)
 
     def check(self, stages: list[Stage]) -> None:
-        """Whether every slot that is named is there, and can be stored."""
-        found: dict[str, bool] = {}  # whether it can be stored, in one of the stages at least
+        """Check that every named slot exists and can be quantized."""
+        found: dict[str, bool] = {}  # whether a slot of this name can be quantized in some stage
         for stage in stages:
             for slot, first in stage.at(np.int32(0)).rule(jnp.float32).slots.items():
                 found[slot] = found.get(slot, False) or not _stays(first)
@@ -128,8 +129,8 @@ class Storage(Around, axis="quantize_state"):
                 )
             if codec is not None and not found[slot]:
                 raise ValueError(
-                    f"the slot {slot!r} can't be stored: it is stored already, or its last digits "
-                    "count, as those of a copy of the parameters or of centred RMSProp's averages"
+                    f"the slot {slot!r} can't be quantized: it is quantized already, or its last "
+                    "digits matter, as in a copy of the parameters or in centred RMSProp's averages"
                 )
 
     def surround(self, rule: Rule) -> Rule:
@@ -154,14 +155,14 @@ class Storage(Around, axis="quantize_state"):
         )
 
     def admit(self, name: str, kept: Any) -> None:
-        """Only what keeps small arrays."""
+        """Raise StageError if an Optax transformation keeps large arrays."""
         _, _, min_size, _ = self.value
         for x in jax.tree.leaves(kept):
             if jnp.issubdtype(x.dtype, jnp.inexact) and x.size >= min_size:
                 raise StageError(
-                    f"quantize_state() can't encode what {name} keeps ({kinds(x)}), as it is no "
-                    "stage of adamx; put quantize_state() around the others, "
-                    "chain(quantize_state(…), …), or use adamx's own"
+                    f"quantize_state() can't quantize the state of {name} ({kinds(x)}), which is "
+                    "no stage of adamx; put quantize_state() around the other stages, "
+                    "chain(quantize_state(…), …), or use a stage of adamx"
                 )
 
     def forms(self) -> Mapping[str, Callable[[Any], Any]]:
@@ -199,7 +200,7 @@ class Storage(Around, axis="quantize_state"):
 
 @dataclasses.dataclass(frozen=True)
 class _Encoded:
-    """A rule, and how its slots are kept."""
+    """A rule whose slots are encoded between steps."""
 
     rule: Rule
     codecs: Mapping[str, Codec]
@@ -218,7 +219,7 @@ class _Encoded:
 
     def start(self, slot: str) -> Slot:
         def first(param: Any) -> PyTree:
-            # XLA would fold what is computed of zeros, for minutes where arrays are large.
+            # XLA would evaluate the codes of zeros when it compiles, for minutes on large arrays.
             return self.encode(slot, jax.lax.optimization_barrier(self.rule.slots[slot](param)))
 
         return Slot(first, Slot.of(self.rule.slots[slot]).holds, form=repr(self.codecs[slot]))
@@ -231,15 +232,15 @@ class _Encoded:
         }
 
     def keep(self, slot: str, new: PyTree, old: PyTree, step: Step) -> PyTree:
-        """What follows in the state upon what is there."""
+        """The encoded slot after the step, checked against the one before."""
         codec = self.codecs[slot]
         key = step.clock["key"] if codec.rounding == "stochastic" else None
         kept = self.encode(slot, new, key)
         if kinds(kept) != kinds(old):
             raise StageError(
                 f"slot {slot!r} is {kinds(old)} in the state, and {codec!r} would make it "
-                f"{kinds(kept)}: the state was stored with other arguments (bring it over: "
-                "adamx.restore_state), or is not of the same parameters"
+                f"{kinds(kept)}: the state was quantized with other arguments (convert it with "
+                "adamx.restore_state), or belongs to other parameters"
             )
         return kept
 
@@ -257,7 +258,7 @@ class _Encoded:
 
 
 def _stays(first: Any) -> bool:
-    """Whether a slot is kept as it is: its last digits count, or it is packed already."""
+    """Whether a slot is not quantized: its last digits matter, or it is packed already."""
     slot = Slot.of(first)
     return slot.holds == "exact" or bool(slot.form)
 
@@ -272,8 +273,8 @@ def _encode(
 ) -> dict[str, PyTree]:
     if jnp.iscomplexobj(x):
         raise StageError(
-            f"slot {slot!r} is {x.dtype}, and codecs hold real numbers; leave it as it is, "
-            f"quantize_state(…, {slot}=None), or make two real parameters of the complex one"
+            f"slot {slot!r} is {x.dtype}, but codecs hold real numbers; leave it unchanged, "
+            f"quantize_state(…, {slot}=None), or split the complex parameter into two real ones"
         )
     return {f"@{codec.name}": codec.encode(_constant(x.astype(jnp.float32)), bits, nonnegative)}
 
@@ -293,7 +294,6 @@ def _constant(x: Values) -> Values:
 @_constant.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     raise StageError(
-        "a quantized slot has no derivative: rounding is constant but for jumps. Differentiate "
-        "the chain without quantize_state(), or stop the gradient of what goes in: "
-        "jax.lax.stop_gradient"
+        "a quantized slot has no derivative: rounding is piecewise constant. Differentiate the "
+        "chain without quantize_state(), or stop the gradient of its inputs: jax.lax.stop_gradient"
     )

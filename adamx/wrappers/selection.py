@@ -1,15 +1,16 @@
-"""Some of the parameters: chosen by the path at which they stand in their tree, or by a predicate.
+"""Select parameters by their path in the tree, or by a predicate.
 
-A path is written with slashes, ``encoder/layers/0/kernel``. A pattern names a run of its segments,
-wherever it stands, and everything below it: ``kernel`` is every kernel, ``encoder`` all that is in
-an encoder, ``attention/*/bias`` the biases one level below an attention. In a segment ``*`` stands
-for any characters, ``?`` for one; the segment ``**`` is any number of segments; a slash in front
-ties the run to the root; an exclamation mark in front of it all means every other parameter.
+A path is written with slashes, ``encoder/layers/0/kernel``. A pattern consists of consecutive
+segments. It matches them at any depth, and everything below them: ``kernel`` matches every kernel,
+``encoder`` everything in an encoder, ``attention/*/bias`` the biases one level below an attention.
+Within a segment, ``*`` matches any characters and ``?`` one; the segment ``**`` matches any number
+of segments. A leading slash anchors the pattern at the root; a leading exclamation mark selects all
+other parameters.
 
-Brackets are an index, as in Python: ``layers[0]/kernel`` is ``layers/0/kernel``, and a path as JAX
-writes it in messages, ``.layers[0].kernel`` or ``['layers'][0]['kernel']``, can be used as it is.
+Brackets are an index, as in Python: ``layers[0]/kernel`` is ``layers/0/kernel``. A path as JAX
+writes it in messages, ``.layers[0].kernel`` or ``['layers'][0]['kernel']``, is a pattern too.
 
-A pattern that matches nothing is an error, each pattern of a tuple by itself.
+A pattern that matches no parameter is an error; each pattern of a tuple is checked by itself.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from adamx.errors import StageError, described
 __all__ = ["Part", "Selector", "Where", "labelled", "shown"]
 
 Selector: TypeAlias = str | tuple[str, ...] | Callable[[str, jax.ShapeDtypeStruct], bool]
-"""A pattern, several of which one must match, or a predicate of a parameter's path and shape."""
+"""A pattern, a tuple of patterns (one must match), or a predicate of a path and a shape."""
 
 
 def checked(selector: Any) -> Selector:
-    """The selector, if it is one."""
+    """The selector, checked."""
     patterns = selector if isinstance(selector, (tuple, list)) else (selector,)
     if callable(selector):
         check_call(selector, "a predicate", "(path, shape) -> bool", "", None)
@@ -51,7 +52,7 @@ def checked(selector: Any) -> Selector:
 
 
 def check_call(function: Callable[..., Any], what: str, signature: str, *arguments: Any) -> None:
-    """Whether a function can be called with so many arguments."""
+    """Check that a function can be called with these arguments."""
     try:
         taken = inspect.signature(function)
     except (TypeError, ValueError):  # some that are written in C have no signature
@@ -65,12 +66,12 @@ def check_call(function: Callable[..., Any], what: str, signature: str, *argumen
 
 
 def called(function: Callable[..., Any]) -> str:
-    """A function in a message, with those inside which it was made: ``train.<lambda>``."""
+    """The name of a function in a message, with its enclosing functions: ``train.<lambda>``."""
     return getattr(function, "__qualname__", type(function).__name__).replace(".<locals>", "")
 
 
 def selects(selector: Selector, leaf: Leaf) -> bool:
-    """Whether the selector means this parameter."""
+    """Whether the selector matches this parameter."""
     path, shape = leaf
     if not callable(selector):
         return any(_matches(pattern, path) for pattern in _patterns(selector))
@@ -91,7 +92,7 @@ def selects(selector: Selector, leaf: Leaf) -> bool:
 
 
 def _patterns(selector: Selector) -> tuple[str, ...]:
-    """The patterns of which one must match; none of a predicate."""
+    """The patterns of a selector, one of which must match; none for a predicate."""
     if callable(selector):
         return ()
     return (selector,) if isinstance(selector, str) else selector
@@ -112,7 +113,7 @@ _INDEX_OR_DOT = re.compile(_BRACKETS + r"|\.(?=[^\W\d])")
 
 @functools.cache
 def _runs(pattern: str) -> tuple[tuple[str, ...], ...]:
-    """The segments that a pattern names: with brackets as they stand, and with them as indices."""
+    """The segments of a pattern: with literal brackets, and with brackets as indices."""
     written = pattern.strip("/")
     signs = _INDEX_OR_DOT if written.startswith((".", "[")) else _INDEX
     indexed = signs.sub(lambda x: f"/{x[x.lastindex]}/" if x.lastindex else "/", written)
@@ -138,7 +139,7 @@ def shown(selector: Selector) -> str:
 
 
 def labelled(selector: Selector) -> str:
-    """A short name for a group, fit for a key: of ``*/kernel`` it is ``kernel``."""
+    """A short name for a group, to be used as a key: ``kernel`` for ``*/kernel``."""
     if callable(selector):
         return origin(selector)
     patterns = (selector,) if isinstance(selector, str) else selector
@@ -151,7 +152,7 @@ def _word(pattern: str) -> str:
 
 
 class Where(Around, axis="where"):
-    """The parameters that a selector means."""
+    """The parameters that a selector matches."""
 
     required = ("where",)
     selects = True
@@ -165,7 +166,7 @@ class Where(Around, axis="where"):
         self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
     ) -> list[bool]:
         if idle is None:
-            _check_alive(self.value, leaves, inside)
+            _check_matches(self.value, leaves, inside)
         chosen = [selects(self.value, leaf) for leaf in leaves]
         if idle is None and leaves and not any(chosen) and not callable(self.value):
             raise _nothing(shown(self.value), leaves, inside)
@@ -190,7 +191,7 @@ class Where(Around, axis="where"):
 
 
 class Part(Around, axis="partition"):
-    """The parameters that one of several selectors is the first to mean."""
+    """The parameters for which one of several selectors is the first that matches."""
 
     required = ("partition", "part")
     selects = True
@@ -204,14 +205,14 @@ class Part(Around, axis="partition"):
         self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
     ) -> list[bool]:
         selectors, index = self.value
-        means = [[selects(selector, leaf) for selector in selectors] for leaf in leaves]
-        first = [row.index(True) if any(row) else None for row in means]
+        matches = [[selects(selector, leaf) for selector in selectors] for leaf in leaves]
+        first = [row.index(True) if any(row) else None for row in matches]
         for i, selector in enumerate(selectors if idle is None else ()):
-            if callable(selector) or labelled(selector) != "rest":  # there may be no rest
-                _check_alive(selector, leaves, inside)
-                mine = [found for row, found in zip(means, first, strict=True) if row[i]]
+            if callable(selector) or labelled(selector) != "rest":  # '*' may match no parameter
+                _check_matches(selector, leaves, inside)
+                mine = [found for row, found in zip(matches, first, strict=True) if row[i]]
                 if mine and i not in mine:
-                    raise _shadowed(selectors, leaves, means, first, i)
+                    raise _shadowed(selectors, leaves, matches, first, i)
         missed = [path for (path, _), found in zip(leaves, first, strict=True) if found is None]
         if not set(missed) <= set(idle or ()):
             raise _uncovered(selectors, leaves, first, inside)
@@ -260,8 +261,8 @@ def _from_json(written: Any, read: Callable[[Any, str], Any]) -> Any:
     return tuple(written) if isinstance(written, list) else read(written, "")
 
 
-def _check_alive(selector: Selector, leaves: Sequence[Leaf], inside: str) -> None:
-    """Each pattern must match something, also one of several, and one that leaves out."""
+def _check_matches(selector: Selector, leaves: Sequence[Leaf], inside: str) -> None:
+    """Check that each pattern of a selector matches a parameter, also behind a ``!``."""
     for pattern in _patterns(selector) if leaves else ():
         bare = pattern.lstrip("!")
         if not any(_matches(bare, path) for path, _ in leaves):
@@ -269,7 +270,7 @@ def _check_alive(selector: Selector, leaves: Sequence[Leaf], inside: str) -> Non
 
 
 def _near(pattern: str, leaves: Sequence[Leaf]) -> str | None:
-    """A pattern that differs in the spelling of its segments, and matches something."""
+    """A pattern with similarly spelled segments that matches a parameter."""
     there = {_folded(segment): segment for path, _ in leaves for segment in path.split("/")}
 
     def closest(segment: str) -> str:
@@ -289,7 +290,7 @@ def _near(pattern: str, leaves: Sequence[Leaf]) -> str | None:
 
 
 def _folded(segment: str) -> str:
-    """A segment without what spellings differ in: ``LayerNorm`` and ``layer_norm`` are one."""
+    """A segment without case and punctuation: ``LayerNorm`` and ``layer_norm`` are equal."""
     return re.sub(r"[\W_]+", "", segment.casefold())
 
 
@@ -312,17 +313,17 @@ def _nothing(
 def _shadowed(
     selectors: Sequence[Selector],
     leaves: Sequence[Leaf],
-    means: Sequence[Sequence[bool]],
+    matches: Sequence[Sequence[bool]],
     first: Sequence[int | None],
     index: int,
 ) -> StageError:
-    rows = zip(leaves, means, first, strict=True)
+    rows = zip(leaves, matches, first, strict=True)
     taken = [(leaf, found) for leaf, row, found in rows if row[index] and found is not None]
     before = " and ".join(shown(selectors[i]) for i in sorted({found for _, found in taken}))
     return StageError(
-        f"the group {shown(selectors[index])} gets no parameter: all that it means "
+        f"the group {shown(selectors[index])} gets no parameter: all that it matches "
         f"({_listed([leaf for leaf, _ in taken])}) are taken by {before}, in front of it. A "
-        "parameter goes to the first group that means it: put "
+        "parameter goes to the first group that matches it: put "
         f"{shown(selectors[index])} in front of {before}, or leave it out"
     )
 
@@ -339,7 +340,7 @@ def _uncovered(
     rows = [f"{shown(selector)}: {those(i)}" for i, selector in enumerate(selectors)]
     return StageError(
         f"the partition{inside} does not cover {those(None)}. It has {'; '.join(rows)}. Add "
-        "a pattern for them, or '*' as the last one for all that are left"
+        "a pattern for them, or '*' as the last pattern for all remaining parameters"
     )
 
 

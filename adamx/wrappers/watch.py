@@ -1,4 +1,4 @@
-"""Looking on while training: what is measured beside the chain, without touching it."""
+"""Record metrics inside a chain, without changing its signals."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Watch(Observer):
 
     @property
     def groups(self) -> Groups:
-        """The groups that are measured too."""
+        """The groups of parameters that have readings of their own."""
         return self.structure.value[0]
 
     @property
     def every(self) -> int:
-        """In which steps it looks."""
+        """It looks in every step whose count is a multiple of this number."""
         return self.structure.value[1]
 
     def observe(self, view: View, before: Any, looks: bool) -> Any:
@@ -57,9 +57,8 @@ class Watch(Observer):
                 "all": _readings(sums),
                 "groups": {label: _readings([sums[i] for i in own]) for label, own in groups},
             }
-            if (
-                before is not None and view.idle is not None
-            ):  # of a group there may be no parameter to see
+            # A group may have no known parameter if some have no gradient in this step.
+            if before is not None and view.idle is not None:
                 silent = {k for k, own in groups if not any(view.signals[i] for i in own)}
                 unseen = dict.fromkeys(kept["groups"], _readings([]))
                 shown = {k: x for k, x in seen["groups"].items() if k not in silent}
@@ -86,7 +85,7 @@ class Watch(Observer):
         return readings | {"numbers": numbers}
 
     def members(self, view: View) -> dict[str, list[int]]:
-        """The parameters of every group."""
+        """The indices of the parameters of every group."""
         if self.groups is None:
             return {}
         if isinstance(self.groups, Mapping):
@@ -107,7 +106,7 @@ class Watch(Observer):
             raise error.within(stage=self.name) from error.__cause__
 
     def label(self, path: str) -> str:
-        """The name of a parameter's group, from the function."""
+        """The name of a parameter's group, if groups are given by a function."""
         assert callable(self.groups)
         try:
             label = self.groups(path)
@@ -141,11 +140,12 @@ jax.tree_util.register_pytree_node(
 
 @jax.jit
 def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
-    """What the readings are made of, of one array: pairs of squares and how many, and scalars."""
+    """One array's terms of the readings: pairs (squares, number of elements), and scalars."""
 
     def squares(x: Any) -> Any:
         x = jnp.asarray(x)
-        wide = x.astype(wider(statistics_dtype(x.dtype), clock_dtype()))  # a parameter is narrow
+        # Parameters may have few bits.
+        wide = x.astype(wider(statistics_dtype(x.dtype), clock_dtype()))
         return Squares.of(wide), x.size
 
     def nonfinite(x: Values) -> Int32[Array, ""]:
@@ -158,7 +158,7 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
     if "correction" in signal.notes:
         bias = signal.notes["correction"]
     of_grad = squares(grad)
-    # A finite sum has no terms that are not: only where it is not finite is it worth counting.
+    # If the sum is finite, all its terms are; otherwise count those that are not.
     finite = jnp.isfinite(of_grad[0].plain)
     return {
         "grad_rms": of_grad,
@@ -171,7 +171,7 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
 
 
 def _readings(sums: Sequence[Mapping[str, Any] | None]) -> dict[str, Scalar | Int32[Array, ""]]:
-    """The readings of a group of parameters, of those that have a gradient in this step."""
+    """The readings of a group, from its parameters that have a gradient in this step."""
     unseen = nothing((), clock_dtype())
 
     def known(name: str) -> list[Any]:
@@ -205,11 +205,11 @@ def _readings(sums: Sequence[Mapping[str, Any] | None]) -> dict[str, Scalar | In
 
 
 def _as_kept(seen: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What was seen, in the form of what is kept: nothing where no gradient has shown it."""
+    """The new readings in the form of the old ones; :func:`nothing` for missing ones."""
     if seen["groups"].keys() != kept["groups"].keys():
         raise StageError(
-            f"the state holds readings of the groups {sorted(kept['groups'])}, and this chain has "
-            f"{sorted(seen['groups'])}. Bring it over: adamx.restore_state(state, opt, params)"
+            f"the state holds readings of the groups {sorted(kept['groups'])}, but this chain has "
+            f"{sorted(seen['groups'])}. Convert it with adamx.restore_state(state, opt, params)"
         ).within(stage="watch")
 
     def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,47 +220,47 @@ def _as_kept(seen: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
 
 
 def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
-    r"""Look on: what reaches this place of the chain is measured, and passes unchanged.
+    r"""Record metrics of the signals at this place of the chain, without changing them.
 
-    Stands last, behind the learning rate, where u is the step. :func:`metrics` reads from the
-    state what was seen in the last step:
+    Put it last, after the learning rate, where u is the step. :func:`metrics` reads the metrics of
+    the last step from the state:
 
     ==================  ==========================================================================
-    ``grad_rms``        :math:`\sqrt{\operatorname{mean} |g|^2}` of the gradient, as the chain's
-                        statistics see it; ``chain(watch(), …)`` sees it as it came in
-    ``update_rms``      the same of the update
-    ``update_ratio``    RMS(u) / RMS(θ), how much of itself the parameter changes in a step; NaN
+    ``grad_rms``        :math:`\sqrt{\operatorname{mean} |g|^2}` of the gradient from which the
+                        chain computes statistics; with ``chain(watch(), …)``, of the input
+    ``update_rms``      the same for the update
+    ``update_ratio``    RMS(u) / RMS(θ), the relative change of the parameter in a step; NaN
                         without parameters, or if they are all zero
     ``snr``             RMS of :math:`\hat m/(\sqrt{\hat v} + \epsilon)`, the signal-to-noise ratio
-                        of Section 2.1; where a stage :func:`bias_correction` stands in front
-    ``bias``            the bias that it divided out, or that is still to be corrected, of the
+                        of Section 2.1; if a :func:`bias_correction` stands in front
+    ``bias``            the bias that was divided out, or that is still to be corrected, for the
                         first parameter that has one
-    ``nonfinite``       how many elements of the gradient are NaN or infinite
-    ``learning_rate``   and every other number that comes from a schedule: its value in this step
+    ``nonfinite``       the number of elements of the gradient that are NaN or infinite
+    ``learning_rate``   its value in this step; so for every hyperparameter with a schedule
     ==================  ==========================================================================
 
     Args:
-        groups: also measure these groups of parameters: a dict from a name to a selector (see
-            :func:`where`), or a function from a path to its group's name,
+        groups: groups of parameters with metrics of their own: a dict from a name to a selector
+            (see :func:`where`), or a function from a path to its group's name,
             ``lambda path: path.split("/")[0]``.
-        every: look only in every n-th step, the first one included, and keep what was seen then;
-            numbers are read in every step.
+        every: record only in every n-th step, including the first one, and keep these metrics in
+            between; hyperparameters are read in every step.
 
-    The slots and the updates are not touched; sums are taken in float32 (or JAX's float64).
-    It keeps scalars only. What has not been seen is NaN in the metrics: all before the first step,
-    and what only parameters without a gradient could show.
+    Slots and updates do not change. Sums are computed in float32 (or JAX's float64), and only
+    scalars are kept. Metrics without a value are NaN: all before the first step, and those for
+    which no parameter has a gradient.
 
-    Looking costs a few passes over the arrays. ``update(…, observe=False)`` leaves it out of a step
-    altogether, and only keeps the numbers current: with ``observe`` a static argument of the
-    training step, two programs are compiled, and only those steps pay that are logged.
+    Recording takes a few passes over the arrays. ``update(…, observe=False)`` leaves it out of a
+    step and updates the hyperparameters only. With ``observe`` as a static argument of the training
+    step, two programs are compiled, and only the logged steps pay for recording.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 2.1, for the signal-to-noise ratio.
 
     Raises:
-        TypeError: for groups that are none.
-        ValueError: if ``every`` is less than 1, or more than the count of steps can be.
-        StageError: from ``init`` and ``update``, for a group's pattern that means no parameter,
-            and a function of groups that raises or returns no name.
+        TypeError: if ``groups`` is neither a dict of selectors nor a function.
+        ValueError: if ``every`` is less than 1, or more than the largest count of steps.
+        StageError: from ``init`` and ``update``, for a group's pattern that matches no parameter,
+            and for a function of groups that raises an error or does not return a name.
 
     >>> rate = optax.linear_schedule(0.1, 0.0, 10)
     >>> opt = adamx.chain(adamx.adam(rate), adamx.watch())
@@ -293,7 +293,7 @@ _WATCH = re.compile(r"watch(@.*?)?(_\d+)?")
 
 
 def metrics(state: PyTree) -> dict[str, Any]:
-    """What :func:`watch` saw in the last step: a flat dict of scalars, ready for any logger.
+    """The metrics that :func:`watch` recorded in the last step, as a flat dict of scalars.
 
     Args:
         state: the state of a chain with ``watch()`` in it, or anything that holds one: an
@@ -301,15 +301,15 @@ def metrics(state: PyTree) -> dict[str, Any]:
 
     Returns:
         A dict from ``grad_rms`` (of all parameters), ``kernels/grad_rms`` (of a group),
-        ``learning_rate`` (a number of the chain), … to Python numbers; to arrays under ``jit`` and
-        of a batch of states. With several ``watch`` in the state their names stand in front, as
-        in ``watch_2/grad_rms``.
+        ``learning_rate`` (a hyperparameter), … to Python numbers; to arrays under ``jit`` and for a
+        batch of states. If the state holds several ``watch``, names start with theirs, as in
+        ``watch_2/grad_rms``.
 
-    ``optax.apply_if_finite`` around the chain (and ``optax.MultiSteps`` that skips steps) throws a
-    bad step away, and what was seen of it too. Under such a gate there is ``skipped``: 1 if the
-    last step was thrown away, and then everything else is NaN, ``nonfinite`` too; else 0. After
-    too many bad steps in a row ``apply_if_finite`` takes a bad step all the same: then ``skipped``
-    is 0, and ``nonfinite`` says what was seen.
+    ``optax.apply_if_finite`` around the chain (and ``optax.MultiSteps`` that skips steps) discards
+    a bad step with its metrics. Under such a wrapper the dict has ``skipped``: 1 if the last step
+    was discarded, and then all other metrics are NaN, including ``nonfinite``; else 0. After too
+    many bad steps in a row, ``apply_if_finite`` accepts a bad step: then ``skipped`` is 0, and
+    ``nonfinite`` has its value.
 
     Raises:
         ValueError: if the state holds no ``watch``.
@@ -344,7 +344,7 @@ def metrics(state: PyTree) -> dict[str, Any]:
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a watch keeps; a framework may have left out what was empty."""
+    """All metrics in a watch's entry; a framework may have dropped empty dicts."""
     seen = dict(entry["all"])
     for label, readings in entry.get("groups", {}).items():
         seen |= {f"{label}/{key}": x for key, x in readings.items()}
@@ -352,9 +352,9 @@ def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gated(seen: Mapping[str, Any], skipped: Any, label: str) -> dict[str, Any]:
-    """The readings of a step that may have been thrown away."""
+    """The readings of a step that may have been discarded."""
     dtype = clock_dtype()
-    with jax.debug_nans(False):  # here NaN is meant
+    with jax.debug_nans(False):  # NaN is intended here
         readings = {key: jnp.where(skipped, jnp.nan, x.astype(dtype)) for key, x in seen.items()}
     return {**readings, label: jnp.asarray(skipped, dtype)}
 

@@ -1,7 +1,7 @@
-"""The form of a state: what a step finds in it is what ``init`` makes, or an error.
+"""Check that the state of a step has the form that ``init`` makes.
 
-Arrays of another shape would be broadcast, and the state would grow by it. All of this is asked
-while a step is traced, so it costs a compiled one nothing.
+Arrays of another shape would be broadcast, and the state would grow. The checks run while a step is
+traced, so they cost a compiled step nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from adamx.numerics.types import PyTree
 __all__ = ["Form", "check_clock", "check_count", "check_scalars"]
 
 _REMEDY = (
-    "The gradient and the state must be of the same parameters: a state that was made under "
-    "jax.vmap is updated under jax.vmap; one of another chain is brought over by "
+    "The gradient and the state must belong to the same parameters: update a state that was made "
+    "under jax.vmap under jax.vmap, and convert a state of another chain with "
     "adamx.restore_state(state, opt, params)"
 )
 
 
 def check_count(count: Any) -> None:
-    """The count is one whole number."""
+    """Check that the count is one integer."""
     if np.shape(count) or not jnp.issubdtype(jnp.result_type(count), jnp.integer):
         raise StageError(
             f"the state's count is {kind(count)}, where init() makes int32[]. {_REMEDY}"
@@ -38,7 +38,7 @@ def check_count(count: Any) -> None:
 
 
 def check_clock(stage: str, name: str, clock: Clock, kept: Any) -> None:
-    """A clock has the shape with which it starts. Its precision it keeps, whatever that is."""
+    """Check that a clock has the shape of its first value; it may have any precision."""
     start = _abstract(clock.start)
     if start is not None and np.shape(kept) != np.shape(start):
         raise StageError(
@@ -48,29 +48,29 @@ def check_clock(stage: str, name: str, clock: Clock, kept: Any) -> None:
 
 
 def check_scalars(stage: str, kept: PyTree) -> None:
-    """What an observer has seen are scalars."""
+    """Check that an observer's entry holds scalars."""
     if any(np.shape(x) for x in jax.tree.leaves(kept)):
-        raise StageError(f"it keeps scalars, and the state holds {kinds(kept)}. {_REMEDY}").within(
+        raise StageError(f"it keeps scalars, but the state holds {kinds(kept)}. {_REMEDY}").within(
             stage=stage
         )
 
 
 class Form:
-    """The form of a slot, which is that of its start for a parameter of this shape and dtype."""
+    """The form of a slot: that of its first value for a parameter of this shape and dtype."""
 
     def __init__(self, stage: str, slot: str, first: Callable[[Any], Any]):
         self.stage, self.slot, self.first = stage, slot, first
         self.starts: dict[Any, Any] = {}
 
     def start(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """The shapes with which the slot starts; _UNKNOWN if they rest on values."""
+        """The slot's first value as shapes; _UNKNOWN if the shapes depend on values."""
         if (shape, dtype) not in self.starts:
             param = jax.ShapeDtypeStruct(shape, dtype)
             self.starts[shape, dtype] = _start(self.first, param)
         return self.starts[shape, dtype]
 
     def check(self, param: Any, kept: Any) -> None:
-        """What is kept of a parameter is what the slot starts with."""
+        """Check that the slot of a parameter has the form of its first value."""
         shape, dtype = np.shape(param), _dtype(param)
         start = self.start(shape, dtype)
         if start is _UNKNOWN or _form(start) == _form(kept):
@@ -86,11 +86,11 @@ class Form:
         if others:
             self._fail(
                 f"is {kinds(kept) or 'empty'} in the state, as for a parameter in "
-                f"{' or '.join(others)}, and the parameter is {dtype} now. "
+                f"{' or '.join(others)}, but the parameter is {dtype} now. "
                 "adamx.apply_updates(params, updates) keeps the dtype of every parameter; "
-                "p + u, which is what equinox.apply_updates does, takes that of the step. If the "
-                "parameters were cast on purpose, take this stage out of the state, and "
-                "adamx.restore_state(state, opt, params) starts it anew"
+                "p + u, as in equinox.apply_updates, may change it to that of the step. If the "
+                "parameters were cast on purpose, remove this stage from the state; "
+                "adamx.restore_state(state, opt, params) then starts it again"
             )
         self._fail(
             f"is {kinds(kept) or 'empty'} in the state, where init() makes "
@@ -98,7 +98,7 @@ class Form:
         )
 
     def check_shape(self, gradient: Any, kept: Any) -> None:
-        """The same of a parameter that is not known: its dtype need not be the gradient's."""
+        """Check the slot of an unknown parameter, whose dtype may differ from the gradient's."""
         start = self.start(np.shape(gradient), _dtype(gradient))
         if start is _UNKNOWN:
             return
@@ -114,16 +114,16 @@ class Form:
             raise ValueError
 
     def check_nothing(self, kept: Any) -> None:
-        """Of a parameter that the stage is not for nothing is kept."""
+        """Check that the slot is empty for a parameter that the stage does not apply to."""
         if jax.tree.leaves(kept):
             self._fail(
-                f"is {kinds(kept)} in the state, and the stage is not for this parameter. Was the "
-                "state made by another chain? Bring it over: "
+                f"is {kinds(kept)} in the state, but the stage does not apply to this parameter. "
+                "Was the state made by another chain? Convert it with "
                 "adamx.restore_state(state, opt, params)"
             )
 
     def _check_packing(self, start: PyTree, kept: PyTree) -> None:
-        """Two slots that differ do so for another reason than the form in which they are packed."""
+        """Check that two slots that differ are not packed; the error names the difference."""
         if not forms_of(start) | forms_of(kept):
             return
         if jax.tree.structure(start) != jax.tree.structure(kept):
@@ -132,12 +132,12 @@ class Form:
                 for x in (kept, start)
             )
             self._fail(
-                f"is kept {held} in the state, and {wanted} by this chain. Convert the state with "
+                f"is kept {held} in the state, but {wanted} by this chain. Convert the state with "
                 "adamx.restore_state(state, opt, params)"
             )
         self._fail(
             f"is {kinds(kept)} in the state, where {Slot.of(self.first).form or 'init()'} makes "
-            f"{kinds(start)}: the state was made with other arguments, or is not of this "
+            f"{kinds(start)}: the state was made with other arguments, or belongs to another "
             f"parameter. {_REMEDY}"
         )
 
@@ -150,7 +150,7 @@ _UNKNOWN = object()
 
 def _start(first: Callable[[Any], Any], param: jax.ShapeDtypeStruct) -> PyTree:
     first = first.start if isinstance(first, Slot) else first
-    if first is zeros:  # nearly all slots are: that need not be traced
+    if first is zeros:  # most slots start with zeros, which need no tracing
         return shape_of_zeros(param)
     if isinstance(first, functools.partial) and first.func is zeros:
         return shape_of_zeros(param, *first.args, **first.keywords)
@@ -158,10 +158,10 @@ def _start(first: Callable[[Any], Any], param: jax.ShapeDtypeStruct) -> PyTree:
 
 
 def _abstract(function: Callable[..., Any], *args: Any, otherwise: Any = None) -> Any:
-    """The shapes of what a function returns, if they can be told without values."""
+    """A function's result as shapes; ``otherwise`` if the shapes depend on values."""
     try:
         return jax.eval_shape(function, *args)
-    except Exception:  # a stage of the user's own may ask anything of its parameter
+    except Exception:  # a user's stage may use its parameter in any way
         return otherwise
 
 
@@ -183,7 +183,7 @@ def _dtype(x: Any) -> Any:
 
 
 def _of_one_kind(dtype: Any) -> list[Any]:
-    """The dtypes, all real or all complex, that a parameter may have."""
+    """The dtypes of parameters that are real, or complex, like this one."""
     names = ["complex64", "complex128"]
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         names = ["bfloat16", "float16", "float32", "float64"]

@@ -1,7 +1,8 @@
-"""A step outside ``jit`` on many arrays, compiled in parts.
+"""Compile a step on many arrays in parts, outside ``jit``.
 
-XLA takes as long for a thousand equal loops as for a thousand different ones. So a step that
-compiles itself is compiled for a few arrays at a time, and the program serves all arrays alike.
+XLA compiles a thousand equal loops as slowly as a thousand different ones. So a step outside
+``jit`` is compiled for a few arrays at a time, and parts with arrays of the same kinds share one
+program.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from adamx.numerics.types import Array, State
 
 __all__ = ["MANY", "step_in_parts"]
 
-MANY = 256  # arrays, above which a step is compiled in parts
+MANY = 256  # a step on more arrays than this is compiled in parts
 _PART = 16
 
 Slots = Mapping[str, Sequence[str]]
-"""Under the name of every stage, those of its slots."""
+"""The names of every stage's slots, by the stage's name."""
 
 
 def step_in_parts(
@@ -34,19 +35,19 @@ def step_in_parts(
     params: Aligned | None,
     state: State,
 ) -> tuple[list[Array], State] | None:
-    """A step of stages that see one array each.
+    """Run a step in parts, for stages that see one array each.
 
     Args:
         step: ``(tree, gradients, params, state) -> (updates, state)`` of some arrays.
-        slots: those of the chain's stages.
-        tree: of all parameters.
-        gradients: its leaves.
-        params: the parameters beside them.
-        state: before the step.
+        slots: the names of the stages' slots.
+        tree: the tree of all parameters.
+        gradients: the leaves of the gradients.
+        params: the parameters of these gradients.
+        state: the state before the step.
 
     Returns:
-        The updates and the new state; None if something is amiss, which the step on the whole
-        tree then says.
+        The updates and the new state; None after an error, which the step on the whole tree then
+        reports.
     """
     if params is not None and params.rest:
         return None
@@ -89,7 +90,7 @@ def step_in_parts(
 
 
 def _parts(arrays: Sequence[tuple[Any, Any]]) -> Iterator[list[int]]:
-    """Parts of arrays that are alike, and of those that are left."""
+    """The indices of arrays, in parts of arrays of one kind and parts of the remaining arrays."""
     alike: dict[Any, list[int]] = collections.defaultdict(list)
     for i, pair in enumerate(arrays):
         alike[tuple(map(_kind, pair))].append(i)

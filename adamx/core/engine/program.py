@@ -1,4 +1,4 @@
-"""What a step is compiled for, and one step."""
+"""Programs, for which steps are compiled, and one step."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ __all__ = ["Program", "update"]
 
 
 class Program:
-    """A row of links, and what its steps are compiled for; equal by value.
+    """The links of a chain, compared by value, as JAX does to find compiled steps.
 
-    Programs are compiled for what the links' functions read when the links were made. If that has
-    changed since, the row is made again for this step, and the old one equals only itself from now
-    on: a caller's ``jit`` may have compiled this step under its name.
+    Steps are compiled for the values that the links' functions read when the links were made. If a
+    value has changed since, the links are made again for this step, and the old program equals only
+    itself from then on, because a caller's ``jit`` may have compiled this step for it.
     """
 
     def __init__(self, links: tuple[Link, ...]):
         self.links = links
         self.last: Program = self
-        self._compiled: list[Program] = []  # those that a caller's jit may have compiled
+        self._compiled: list[Program] = []  # programs that a caller's jit may have compiled
 
     @functools.cached_property
     def split(self) -> tuple[Static, list[Any]]:
-        """What a step is compiled for, and the arrays that it is given."""
+        """The static part of the links, for which a step is compiled, and their arrays."""
         return Static.split(self.links)
 
     @functools.cached_property
     def slots(self) -> dict[str, tuple[str, ...]] | None:
-        """Every stage's slots; None if a link sees more than one array at a time."""
+        """The names of every stage's slots; None if a link sees several arrays at a time."""
         if any(link.where or not isinstance(link, Stage) for link in self.links):
             return None
         rules: dict[str, Rule] = {}
@@ -62,21 +62,21 @@ class Program:
 
     @functools.cached_property
     def open(self) -> tuple[ByValue, ...]:
-        """The records of what may change."""
+        """The records of functions that read values which may change."""
         return tuple(x for link in self.links for x in link.records if x.is_open)
 
     @functools.cached_property
     def lasts(self) -> bool:
-        """Whether what is compiled for it stays right."""
+        """Whether a step that is compiled for it stays valid."""
         return all(record.lasts for link in self.links for record in link.records)
 
     @property
     def is_stale(self) -> bool:
-        """Whether anything that its functions read has changed since it was made."""
+        """Whether a value that its functions read has changed since it was made."""
         return any(x.is_stale for x in self.open)
 
     def now(self, *, traced: bool = False) -> Program:
-        """What runs in this step: this, or the same made again.
+        """The program of this step: this one, or a renewed one if this one is stale.
 
         Args:
             traced: whether the caller may be compiling the step.
@@ -97,7 +97,7 @@ class Program:
         return tuple(link.renewed() for link in self.links)
 
     def settled(self) -> tuple[Link, ...]:
-        """The links, if their functions give what the compiled steps use."""
+        """The links, if their functions still give the values that compiled steps use."""
         for program in (self.last, *self._compiled):
             for link in program.links:
                 link.settled()
@@ -122,7 +122,7 @@ class Program:
 def update(
     program: Program, updates: PyTree, state: State, params: PyTree, extra: dict[str, Any]
 ) -> tuple[PyTree, State]:
-    """One step."""
+    """Run one step."""
     links = program.links
     gradients, tree = jax.tree.flatten(updates)
     check_state(links, state)
@@ -143,26 +143,25 @@ def update(
         if done is not None:
             return tree.unflatten(done[0]), done[1]
     step = _compiled_step if compiles else _step
-    emitted, state = step(static, tree, looks, numbers, gradients, aligned, state, seen)
-    return tree.unflatten(emitted), state
+    outputs, state = step(static, tree, looks, numbers, gradients, aligned, state, seen)
+    return tree.unflatten(outputs), state
 
 
 def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Whether the observers look in this step, and what else update() was given."""
+    """Whether the observers look in this step, and the other extra arguments of update()."""
     if not any(isinstance(link, Observer) for link in links):
         return False, extra
     looks = extra.get("observe", True)
     if not isinstance(looks, bool):
         raise StageError(
-            f"observe must be True or False, got {as_given(looks)}: with it two programs are "
-            "compiled, one that looks and one that does not; make it a static argument of the "
-            "jitted step, or let watch(every=n) decide"
+            f"observe must be True or False, got {as_given(looks)}: two programs are compiled, one "
+            "for each value; make it a static argument of the jitted step, or use watch(every=n)"
         )
     return looks, {key: x for key, x in extra.items() if key != "observe"}
 
 
 def check_state(links: Sequence[Link], state: Any) -> None:
-    """The state is a dict with nothing in it that the chain does not know."""
+    """Check that the state is a dict that holds a count and entries of these links only."""
     if not isinstance(state, dict) or "count" not in state:
         raise StageError(
             f"the state is {type(state).__name__}, not what this chain's init() returns; the "

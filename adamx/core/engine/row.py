@@ -1,7 +1,7 @@
-"""The signals of all parameters on their way along the links.
+"""Pass the signals of all parameters along the links.
 
-A stage waits until a link comes that must see what it made of the signals: one that sums over all
-parameters, or sees whole trees. The waiting stages then run as one block.
+A stage waits until a later link needs the signals behind it: a stage with a global sum, or a link
+that uses whole trees. The waiting stages then run as one block.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["Row", "only", "reshape_places"]
 
 
 def only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> list[Any]:
-    """The leaves, with None (or what else is absent) for those that are not chosen."""
+    """The leaves, with ``absent`` in place of those that are not chosen."""
     if here is None:
         return list(leaves)
     return [leaf if chosen else absent for leaf, chosen in zip(leaves, here, strict=True)]
 
 
 def reshape_places(places: list[Any], rule: Rule, here: list[bool] | None) -> None:
-    """Give stand-ins of the signal the shape it has behind a rule, where the rule runs."""
+    """Update the signals' shapes to those behind a rule, for parameters on which it runs."""
     for i, place in enumerate(places if rule.reshape is not None else ()):
         if place is not None and (here is None or here[i]):
             assert rule.reshape is not None
@@ -48,15 +48,15 @@ def reshape_places(places: list[Any], rule: Rule, here: list[bool] | None) -> No
 
 
 class _Waiting(NamedTuple):
-    """A stage that waits to run on every parameter it is for."""
+    """A stage that waits to run on the parameters that it applies to."""
 
     ready: Ready
-    kept: dict[str, list[Any]]  # what its slots hold of each parameter
-    slots: list[Slots | None]  # of each parameter; None where it does not run
+    kept: dict[str, list[Any]]  # by slot, its values for all parameters
+    slots: list[Slots | None]  # the slots of each parameter; None where the stage does not run
 
 
 class Row:
-    """The signals of all parameters on their way along the chain."""
+    """The signals of all parameters in one step, and the new state."""
 
     def __init__(
         self,
@@ -69,15 +69,17 @@ class Row:
         extra: Mapping[str, Any] = MappingProxyType({}),
         glances: bool = False,
     ):
-        """Args:
-        links: those of the chain.
-        tree: of the gradients, ``gradients`` its leaves.
-        gradients: None is that of a parameter without one.
-        params: the parameters beside them.
-        state: before the step.
-        looks: whether observers look.
-        extra: what else update() was given, for transformations of Optax.
-        glances: whether only stages and observers run, for what they would keep.
+        """Start a step.
+
+        Args:
+            links: the links of the chain.
+            tree: the tree of the gradients, None for a parameter without a gradient.
+            gradients: the leaves of this tree.
+            params: the parameters of these gradients.
+            state: the state before the step.
+            looks: whether observers look.
+            extra: the extra arguments of update(), for Optax transformations.
+            glances: whether to run stages and observers only, for the shapes of their new state.
         """
         check_count(state["count"])
         self.state, self.looks, self.extra, self.glances = state, looks, extra, glances
@@ -86,16 +88,16 @@ class Row:
         self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
         self.chosen = choose(links, lambda: self.leaves, lambda: self.idle)
         thetas = [None] * len(self.gradients) if self.params is None else self.params
-        # (gradient, parameter) of each leaf at first; a Signal once a stage has run. None of a
-        # parameter without a gradient: it takes no step, and what its slots hold stays, unless
-        # the stage's rule runs there too.
+        # For each leaf at first (gradient, parameter), then a Signal once a stage has run. None for
+        # a parameter without a gradient: it takes no step, and its slots do not change unless the
+        # stage's rule runs without a gradient.
         self.signals: list[Any] = [
             None if is_missing(pair[0]) else pair
             for pair in zip(self.gradients, thetas, strict=True)
         ]
         self.waiting: list[_Waiting] = []
         self.after: State = {}
-        # What slots are shaped like: the signal at the place of the next stage.
+        # The shapes of the signals at the place of the next stage, from which its slots start.
         self.places: list[Any] = list(self.gradients if self.params is None else self.params)
 
     @functools.cached_property
@@ -107,7 +109,7 @@ class Row:
     @functools.cached_property
     def idle(self) -> frozenset[str] | None:
         """The paths of parameters that are known to have no gradient; None if all have one."""
-        if self.glances:  # what is None among the parameters is none
+        if self.glances:  # then a None among the gradients is no parameter
             return None
         places = jax.tree.leaves(self.tree.unflatten(self.gradients), is_leaf=lambda x: x is None)
         if not any(x is None or is_missing(x) for x in places):
@@ -116,7 +118,7 @@ class Row:
         return frozenset(path for (path, _), gradient in pairs if is_missing(gradient))
 
     def slots(self) -> list[PyTree]:
-        """What the stages keep of the parameters."""
+        """The slots of all stages in the state."""
         found = []
         for name, link in self.named.items():
             kept = self.state.get(name)
@@ -126,12 +128,12 @@ class Row:
         return found
 
     def links(self) -> Iterator[tuple[str, Link, list[bool] | None]]:
-        """Every link's name, the link, and which parameters it is for."""
+        """Every link's name, the link, and which parameters it applies to."""
         for (name, link), here in zip(self.named.items(), self.chosen, strict=True):
             yield name, link, here
 
     def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
-        """Tick the stage's clocks and let it wait; what needs a sum over all waits no longer."""
+        """Tick a stage's clocks and let it wait; compute its global sum behind earlier stages."""
         stage = stage.at(self.state["count"])
         rule = stage.rule(hyper.clock_dtype())
         entry = self.entry(name, rule)
@@ -160,7 +162,7 @@ class Row:
         reshape_places(self.places, rule, here)
 
     def show(self, name: str, link: Observer, here: list[bool] | None) -> None:
-        """Let an observer look, or not."""
+        """Run an observer."""
         if self.looks:
             self.advance()
         before = self.kept(name)
@@ -189,21 +191,21 @@ class Row:
         )
 
     def kept(self, name: str) -> Any:
-        """What a link that is no stage keeps."""
+        """The entry in the state of a link that is no stage."""
         if name not in self.state:
             raise self.incomplete(name, [name])
         return self.state[name]
 
     def entry(self, name: str, rule: Rule) -> dict[str, Any]:
-        """What a stage keeps, complete."""
+        """A stage's entry in the state, checked to be complete."""
         kept = self.state.get(name, {})
         needed = [*rule.slots, *rule.clocks]
         missing = [key for key in needed if not isinstance(kept, dict) or key not in kept]
         if missing and all(x in rule.clocks and rule.clocks[x].scope != "step" for x in missing):
             slots = ", ".join(repr(key) for key in needed if key not in missing)
             raise StageError(
-                f"the state has no key from which to round at random (slots {slots}): the chain "
-                "that made it did not round its slots. Convert it with "
+                f"the state has no key for stochastic rounding (slots {slots}): the chain that "
+                "made it did not round its slots. Convert it with "
                 "adamx.restore_state(state, opt, params)"
             ).within(stage=name)
         if missing:
@@ -222,7 +224,7 @@ class Row:
     def per_leaf(
         self, name: str, rule: Rule, entry: dict[str, Any], here: list[bool] | None
     ) -> tuple[dict[str, list[Any]], list[Slots | None]]:
-        """What the slots hold of each parameter; and the same of those on which the stage runs."""
+        """By slot its values for all parameters; and the slots of those on which a stage runs."""
         mine = [True] * len(self.gradients) if here is None else here
         columns: dict[str, list[Any]] = {}
         for slot, first in rule.slots.items():
@@ -254,13 +256,13 @@ class Row:
         ]
 
     def held(self, kept: dict[str, list[Any]], i: int, here: list[bool] | None) -> Slots | None:
-        """What the slots hold of a parameter without a gradient; None if they hold nothing."""
+        """The slots of a parameter without a gradient; None if they are empty."""
         is_mine = is_missing(self.gradients[i]) and (here is None or here[i])
         slots = {slot: column[i] for slot, column in kept.items()}
         return slots if is_mine and jax.tree.leaves(slots) else None
 
     def advance(self, *, last: bool = False) -> None:
-        """Run the waiting stages, each on the parameters it is for."""
+        """Run the waiting stages, each on the parameters that it applies to."""
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
         leaves: dict[tuple[int, ...], list[int]] = {}
         for i, signal in enumerate(self.signals):
@@ -284,11 +286,11 @@ class Row:
         self.waiting = []
 
     def slots_of(self, i: int, mine: tuple[int, ...]) -> list[Slots]:
-        """What the waiting stages keep of one parameter, those that run on it."""
+        """The slots of one parameter, for the waiting stages that run on it."""
         return [slots for k in mine if (slots := self.waiting[k].slots[i]) is not None]
 
     def entering(self, i: int) -> Any:
-        """A parameter's signal; without a gradient, a gradient of zero and the parameter."""
+        """A parameter's signal; if it has no gradient, zeros and the parameter."""
         if self.signals[i] is not None:
             return self.signals[i]
         shape = self.gradients[i]
@@ -296,7 +298,7 @@ class Row:
 
     def pass_through(self, name: str, link: Foreign, here: list[bool] | None) -> None:
         """Let an Optax transformation rewrite the updates."""
-        if self.glances:  # it may need more than a glance can give
+        if self.glances:  # it may need extra arguments, which are missing here
             return
         self.advance()
         before, thetas = self.kept(name), None
@@ -304,8 +306,8 @@ class Row:
             seen = zip(self.params, self.signals, strict=True)
             own = [None if signal is None else theta for theta, signal in seen]
             thetas = self.tree.unflatten(only(here, own, ABSENT))
-        emitted = [None if signal is None else signal.output for signal in self.signals]
-        updates = self.tree.unflatten(only(here, emitted, ABSENT))
+        outputs = [None if signal is None else signal.output for signal in self.signals]
+        updates = self.tree.unflatten(only(here, outputs, ABSENT))
         lacking = any(signal is None for signal in self.signals)
         with link.noted(name):
             try:
@@ -331,7 +333,7 @@ class Row:
         return [signal for signal in self.signals if signal is not None], self.after
 
     def at_leaf(self, i: int, function: Any, *args: Any) -> Any:
-        """Call, and let an error say at which parameter it happened."""
+        """Call a function, and add the parameter's path to its errors."""
         try:
             return function(*args)
         except StageError as error:
@@ -345,8 +347,8 @@ def _readings(rule: Rule, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _needs_every_gradient(name: str) -> StageError:
     return StageError(
-        "it is no stage of adamx, and can't take a step in which a parameter has no gradient (None "
-        "among the gradients); pass zeros in place of None, or use a stage of adamx"
+        "it is no stage of adamx, and can't run in a step in which a parameter has no gradient "
+        "(None among the gradients); pass zeros in place of None, or use a stage of adamx"
     ).within(stage=name)
 
 

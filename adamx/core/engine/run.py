@@ -1,8 +1,8 @@
-"""How a block of stages runs on arrays: the one seam for other ways of execution.
+"""Run a block of stages on arrays; the only place that decides how.
 
-Consecutive stages are composed into one function of one array. :func:`run` gets them, as a block,
-and the arrays, and chooses a policy by the block's reach and by the backend. Stages, recipes and
-axes never know which one ran: all policies give what :func:`each` gives.
+A block composes consecutive stages into one function of one array. :func:`run` gets a block and the
+arrays, and chooses a policy by the block's reach and by the backend. Stages, recipes and axes do
+not depend on the policy: all policies return the results of :func:`each`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Ready(NamedTuple):
     stage: Stage
     step: Step
     rule: Rule
-    """In the precision of clocks."""
+    """The rule in the precision of clocks."""
 
 
 class Block(NamedTuple):
@@ -46,13 +46,13 @@ class Block(NamedTuple):
     numbers: list[Any]
     steps: list[Step]
     reach: Reach
-    """How far its elements look within the array: as far as any of its stages."""
+    """The widest reach of its stages."""
     draws: bool
-    """Whether a parameter's number matters, from which its random bits follow."""
+    """Whether a stage draws random bits, which depend on the parameter's number."""
 
     @classmethod
     def of(cls, ready: Sequence[Ready], *, is_last: bool) -> Block:
-        """The block of these stages; if it is the last one, it gives updates and no signals."""
+        """The block of these stages; if it is the last one, it returns updates, not signals."""
         static, numbers = Static.split([x.stage for x in ready])
         return cls(
             static,
@@ -66,7 +66,7 @@ class Block(NamedTuple):
 
 
 class Entering(NamedTuple):
-    """What enters a block: one parameter's signal, or its gradient and itself, and its slots."""
+    """A block's input for one parameter: signal, or gradient and parameter; and the slots."""
 
     number: int
     signal: Any
@@ -74,11 +74,11 @@ class Entering(NamedTuple):
 
 
 Locate = Callable[..., Any]
-"""``(index, function, *args)``: calls, and lets an error say at which parameter it happened."""
+"""``(index, function, *args)``: calls the function, and adds the parameter's path to errors."""
 
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
-    """The block on each of these arrays: what leaves it, and the new slots of its stages."""
+    """Run the block on each array; for each, its output and the new slots of its stages."""
     return each(block, leaves, locate)
 
 
@@ -106,7 +106,7 @@ def _advance(
     slots: list[Slots],
     index: Any,
 ) -> tuple[Any, list[Slots]]:
-    """Consecutive stages on one array, the ``index``-th if one of them wants to know."""
+    """Run stages on one array; ``index`` is its number, or None if no stage draws random bits."""
     if not isinstance(signal, Signal):
         signal = Signal.enter(*signal)
     done = []
@@ -140,7 +140,7 @@ def _advance(
 
 
 def global_sum(ready: Ready, leaves: Sequence[Entering], locate: Locate) -> Any:
-    """What a stage sums over all parameters, in the precision of clocks."""
+    """A stage's sum over all parameters, in the precision of clocks."""
     static, numbers = Static.split(ready.stage)
     of_each = [
         locate(
@@ -156,7 +156,7 @@ def global_sum(ready: Ready, leaves: Sequence[Entering], locate: Locate) -> Any:
 def _summand(
     static: Static, name: str, numbers: list[Any], step: Step, signal: Signal, slots: Slots
 ) -> Any:
-    """What one array adds to a stage's sum over all parameters."""
+    """One array's term in a stage's sum over all parameters."""
     rule, step = _at_precision(static.join(numbers), step, signal)
     assert rule.global_sum is not None
     try:
@@ -173,24 +173,24 @@ def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Rule, Step]
 
 
 def _seen(signal: Signal, rule: Rule) -> Signal:
-    """The signal as the rule sees it: statistics are taken of what has a finite square.
+    """The signal for a rule: limited, so that squares are finite, if it computes statistics.
 
-    Slots that are exact hold parameters and what they lack, and no statistics.
+    Exact slots hold parameters and their rounding errors, and no statistics.
     """
     takes_statistics = any(Slot.of(slot).holds != "exact" for slot in rule.slots.values())
     return signal.limited() if takes_statistics else signal
 
 
 def _promotion(signal: Signal) -> Any:
-    """Squares and norms of complex arrays are real: there, real times complex is meant."""
+    """Allow products of real and complex arrays: norms of complex arrays are real."""
     if jnp.iscomplexobj(signal.update):
         return jax.numpy_dtype_promotion("standard")
     return contextlib.nullcontext()
 
 
 def reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> StageError:
-    """A stage has changed the shape of the gradient or of the update."""
+    """The error for a stage that changed the shape of the gradient or of the update."""
     return StageError(
-        f"it turned an array of shape {before} into one of {after}; a stage returns a gradient and "
-        "an update of the shape that it was given"
+        f"it turned an array of shape {before} into one of {after}; a stage must return a gradient "
+        "and an update of the shape that it got"
     )

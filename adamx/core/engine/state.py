@@ -25,7 +25,7 @@ __all__ = ["Beginning", "init"]
 
 
 def init(links: Sequence[Link], params: PyTree) -> State:
-    """The count, and under each link's name what it keeps."""
+    """The state before the first step: the count, and by name the entry of each link."""
     links = joined(links)
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [as_parameter(path, leaf) for path, leaf in paths]
@@ -42,12 +42,12 @@ def init(links: Sequence[Link], params: PyTree) -> State:
 
 
 class Beginning:
-    """The state as it comes about, from link to link.
+    """The state before the first step, under construction.
 
     Attributes:
         count: the count before the first step.
-        state: what the links so far keep.
-        observers: the names of links that keep what they will have seen.
+        state: the entries of the links so far.
+        observers: the names of observers, whose entries are added last.
     """
 
     def __init__(self, tree: Any, leaves: list[Any]):
@@ -56,12 +56,12 @@ class Beginning:
         self.count = self.put(jnp.zeros((), jnp.int32))
         self.state: State = {"count": self.count}
         self.observers: list[str] = []
-        # What a slot starts from: the signal at its place, which is shaped like the parameter
-        # unless a stage in front has given it another shape.
+        # A slot starts from the signal at its stage's place, which is shaped like the parameter
+        # unless an earlier stage has changed the shape.
         self.places: list[Any] = list(leaves)
 
     def of_rule(self, name: str, rule: Rule, here: list[bool] | None) -> None:
-        """The slots and clocks of a stage."""
+        """Add the slots and clocks of a stage."""
         kept = {
             slot: self.tree.unflatten(
                 None if place is None else self.started(first, place, i, name)
@@ -75,11 +75,11 @@ class Beginning:
         reshape_places(self.places, rule, here)
 
     def params(self, here: list[bool] | None, absent: Any) -> PyTree:
-        """The parameters, with ``absent`` in place of those that a link is not for."""
+        """The parameters, with ``absent`` in place of those that a link does not apply to."""
         return self.tree.unflatten(only(here, self.leaves, absent))
 
     def started(self, first: Any, place: Any, index: int, stage: str) -> Any:
-        """A slot's first value; where it is the parameter, a copy: that may be donated."""
+        """A slot's first value; never the parameter itself, which may be donated."""
         try:
             slot = first(place)
         except StageError as error:
@@ -89,7 +89,7 @@ class Beginning:
 
 
 def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
-    """What stages and observers would keep after a step along the parameters."""
+    """The state after a step in which the parameters serve as gradients, for its shapes."""
     row = Row(links, tree, leaves, Aligned(leaves, []), state, looks=True, glances=True)
     for name, link, here in row.links():
         link.run(row, name, here)
@@ -97,7 +97,7 @@ def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -
 
 
 def _varying(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
-    """Inside ``shard_map``: the state, differing between devices wherever it will after a step."""
+    """Inside ``shard_map``, the state, marked to vary along the axes it varies along later."""
     axes = jax.tree.map(axes_of, state)
 
     def step(state: State) -> None:
@@ -115,7 +115,7 @@ def _varying(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) 
 
 
 def _beside(leaves: list[Any]) -> Callable[[Array], Array]:
-    """Puts a scalar on the devices of the parameters, where the first step would move it."""
+    """A function that puts a scalar on the parameters' devices, as the first step would."""
     for leaf in leaves:
         known = not isinstance(leaf, Tracer) and getattr(leaf, "committed", True)
         sharding = getattr(leaf, "sharding", None) if known else None

@@ -1,7 +1,7 @@
-"""Inside ``jax.shard_map``, a value's type names the mesh axes along which devices differ in it.
+"""Inside ``jax.shard_map``, a value's type names the mesh axes along which it differs.
 
-JAX demands equal types where values meet: in the branches of a ``cond``, and in the carry of a
-``scan`` before and after a step. Outside ``shard_map`` nothing varies, and nothing is done here.
+JAX requires equal types in the branches of a ``cond``, and for the carry of a ``scan`` before and
+after a step. Outside ``shard_map`` no value varies, and these functions change nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def axes_of(tree: PyTree) -> frozenset[str]:
 
 
 def varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
-    """The same values, as values that may differ along these axes too."""
+    """The same values, marked to differ along these axes too."""
     return jax.tree.map(lambda x: _cast(x, tuple(sorted(axes - _axes(x)))), tree)
 
 
