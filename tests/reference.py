@@ -135,8 +135,8 @@ def adamax(grads, learning_rate, b1, b2, eps):
     return -_column(learning_rate, grads) * step
 
 
-def lp_norm(grads, p, b2, eps, bias_correction=True):
-    """The gradient over its decaying L^p norm: a direction (no momentum, no rate, no minus).
+def lp_norm(grads, p, b2, eps, bias_correction=True, of=None):
+    """The gradient, or ``of`` in its place, over its decaying L^p norm: a direction, not a step.
 
     v ← β₂ᵖ v + (1−β₂ᵖ) |g|ᵖ;   w = 1 − Πβ₂ᵖ
     u = g / ((v/w)^(1/p) + ε),   or without the bias correction   u = g / (v^(1/p) + ε w^(1/p)).
@@ -153,7 +153,8 @@ def lp_norm(grads, p, b2, eps, bias_correction=True):
         log_norm[t] = np.logaddexp(log_decay[t] + log_norm[t - 1], log_norm[t])
     w = weight(b2, p) ** (1 / p)
     scale = np.exp(log_norm / p) + _column(eps, grads) * w
-    return _ratio(w * grads, scale) if bias_correction else _ratio(grads, scale)
+    of = grads if of is None else _wide(of)
+    return _ratio(w * of, scale) if bias_correction else _ratio(of, scale)
 
 
 def adamw(grads, params0, learning_rate, b1, b2, eps, weight_decay):

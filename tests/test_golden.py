@@ -11,13 +11,17 @@ import optax
 import pytest
 
 import adamx
-from catalog import x64
+from catalog import RECIPES, ROWS, x64
 from make_calls import equal_calls
+
+pytestmark = pytest.mark.optimised
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "cases.json").read_text())
 CASES = {case["id"]: case for case in RECORD["cases"]}
 NAMES = list(RECORD["problem"]["shapes"])
+# Followed here, and in the tests of that name.
+RECORDED = ("cases", "moments", "shapes", "structure")
 CALLS = json.loads((GOLDEN / "calls.json").read_text(encoding="utf-8"))
 NUMBERS = CALLS["numbers"]
 F64 = jnp.float64
@@ -111,6 +115,7 @@ def compare(ours, file, id_, rtol):
         assert np.all(np.abs(ours[name] - truth).max(axis=0) <= allowed), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id_", FOLLOWED)
 def test_follows_the_recorded_trajectory(id_):
     check(CASES[id_], jnp.float32, rtol=1e-5)
@@ -124,6 +129,13 @@ def test_follows_it_to_the_last_digits_in_double_precision(id_):
 
 def test_the_cases_that_are_not_followed_are_the_known_ones():
     assert set(CASES) - set(FOLLOWED) == {"optax_rmsprop_default", "optax_rmsprop_centered_default"}
+
+
+def test_every_recording_is_that_of_a_row_and_every_recipe_has_one():
+    files = [json.loads((GOLDEN / f"{name}.json").read_text("utf-8")) for name in RECORDED]
+    recorded = {case["authority"] for file in files for case in file["cases"]}
+    assert recorded == {program for row in ROWS.values() for program in row.golden}
+    assert [name for name, row in RECIPES.items() if not row.golden] == []
 
 
 @pytest.mark.parametrize("row", equal_calls(), ids=lambda row: row["adamx"])
