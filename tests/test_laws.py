@@ -12,7 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 import adamx
 import reference
-from catalog import OPTIMISERS, run
+from catalog import OPTIMISERS, REPRESENTATIVES, run, slow_but
+
+pytestmark = pytest.mark.optimised
 
 RATE = 1e-3
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=40)
@@ -220,16 +222,6 @@ def test_an_lp_norm_is_scale_free_too(grads, factor):
     )
 
 
-DECAYED = {"adamw", "nadamw", "stableadamw", "adan", "lars"}  # decay moves parameters
-
-
-@pytest.mark.parametrize("name", sorted(set(OPTIMISERS) - DECAYED))
-def test_zero_gradients_move_nothing(name):
-    grads = {"a": np.zeros((5, 3), np.float32)}
-    params = {"a": np.ones(3, np.float32)}
-    assert np.all(run(OPTIMISERS[name](RATE), grads, params)["a"] == 0)
-
-
 # Law 4: the state keeps its form.
 
 
@@ -254,7 +246,7 @@ trees = st.recursive(
 RATES = {"float": 0.1, "array": jnp.float32(0.1), "schedule": lambda t: 0.1 / (t + 1)}
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", slow_but(["adam", "adafactor", "averaged"], REPRESENTATIVES))
 @hypothesis.settings(max_examples=5)
 @hypothesis.given(params=trees)
 def test_the_state_keeps_its_form(name, params):

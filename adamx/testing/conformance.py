@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation, apply_updates, chain, hyperparams
+from adamx.core.slots import Slot
 from adamx.core.stage import Stage, widest
 from adamx.explain import explain
 from adamx.testing.equations import Evaluator
@@ -434,6 +435,7 @@ def _(case: _Case) -> None:
         form, name = jnp.finfo(dtype), jnp.dtype(dtype).name
         smallest = float(form.tiny) * float(form.eps)
         _close(f"the updates of {name} parameters", updates, expected, float(form.eps), smallest)
+        _rests(case.opt, params, f"{name} parameters")
 
 
 @_promise("double", "float64 parameters take the same steps in double precision")
@@ -454,6 +456,15 @@ def _(case: _Case) -> None:
     params, gradients = _times(jnp.complex64(1 + 2j), case.narrowed(jnp.complex64))
     updates, _ = case.opt.update(_at(0, gradients), case.opt.init(params), params)
     _finite("the updates of complex64 parameters", updates)
+    _rests(case.opt, params, "complex64 parameters")
+
+
+def _rests(opt: Transformation, params: Any, of: str) -> None:
+    """Zero gradients give finite updates."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    _finite(
+        f"the updates of zero gradients of {of}", opt.update(zeros, opt.init(params), params)[0]
+    )
 
 
 _SHAPES = {"scalar": (), "empty": (0, 3), "tensor": (2, 1, 3, 2)}
@@ -521,6 +532,16 @@ def _(case: _Case) -> None:
     updates, _, state = case.program(*case.narrowed(by=0.0))
     _finite("the updates", updates)
     _finite("the state", state)
+
+
+@_promise("visible", "a NaN in a gradient shows in the updates")
+def _(case: _Case) -> None:
+    params, gradients = case.narrowed()
+    broken = jax.tree.map(lambda x: x.at[(1, *(0 for _ in x.shape[1:]))].set(jnp.nan), gradients)
+    updates, *_ = case.program(params, broken)
+    for where, x, _ in _pairs(updates, updates, "the updates"):
+        if x.size and not np.any(np.isnan(x)):
+            raise AssertionError(f"{where}: expected NaN somewhere, got finite numbers")
 
 
 @_promise("size", "gradients of size 1e-15 and 1e15 give finite updates")
@@ -679,12 +700,29 @@ def _(case: _Case) -> None:
         raise _DoesNotApply("it has no slots")
     if not case.all_stages:
         raise _DoesNotApply("the state of an Optax transformation can't be quantized")
+    for where, slot in _nonnegative(case):
+        if np.any(np.asarray(slot) < 0):
+            raise AssertionError(
+                f"{where} holds 'nonnegative', expected no negative elements, got {np.min(slot)}"
+            )
     opt = quantize_state(case.opt, "bf16", min_size=1)
     params, gradients = case.narrowed()
     _keeps(opt, params, _at(0, gradients), "of quantized slots")
     updates, *_ = _compiled(functools.partial(_run, opt))(params, gradients)
     _finite("the updates", updates)
     _close("the first update", _at(0, updates), _at(0, case.plain[0]), 1e-2)
+
+
+def _nonnegative(case: _Case) -> list[tuple[str, Any]]:
+    """The arrays after a run of slots that hold squares or norms, and their places."""
+    state, arrays = case.plain[2], []
+    for stage in case.stages:
+        for name, start in stage.at(_zero()).rule(jnp.float32).slots.items():
+            if Slot.of(start).holds == "nonnegative":
+                for key in (key for key in state if key.removesuffix("_2") == stage.name):
+                    found = jax.tree.leaves(state[key][name])
+                    arrays += [(f"the slot {name!r} of {key}", x) for x in found]
+    return arrays
 
 
 @_promise("derivatives", "derivatives by its hyperparameters equal finite differences")
@@ -697,23 +735,26 @@ def _(case: _Case) -> None:
         leaves, tree = jax.tree.flatten(opt)
         weights = jax.tree.map(np.cos, case.params)
 
-        def loss(opt: Any) -> Any:
-            last = _run(opt, case.params, case.gradients)[1]
+        def loss(opt: Any, gradients: Any) -> Any:
+            last = _run(opt, case.params, gradients)[1]
             products = jax.tree.map(lambda x, w: jnp.sum(x * w), last, weights)
             return sum(jax.tree.leaves(products))
 
         both = _compiled(jax.value_and_grad(loss))
-        slopes = jax.tree.leaves(both(opt)[1])
-        for i, (slope, x) in enumerate(zip(slopes, leaves, strict=True)):
+        here, slopes = both(opt, case.gradients)
+        for i, (slope, x) in enumerate(zip(jax.tree.leaves(slopes), leaves, strict=True)):
             size = 1e-4 * max(abs(x), 1e-2)
             near = [tree.unflatten([*leaves[:i], x + k * size, *leaves[i + 1 :]]) for k in (1, 2)]
-            one, two = (float(both(opt)[0]) for opt in near)
-            expected = (4 * one - two - 3 * float(both(opt)[0])) / (2 * size)
+            one, two = (float(both(opt, case.gradients)[0]) for opt in near)
+            expected = (4 * one - two - 3 * float(here)) / (2 * size)
             if not np.isclose(slope, expected, rtol=1e-3, atol=1e-6):
                 raise AssertionError(
                     f"the derivative by hyperparameter {i} ({x:g}): expected {expected}, got "
                     f"{float(slope)}"
                 )
+        for where, zeroed in (("some", lambda x: np.where(x > 0, x, 0)), ("all", np.zeros_like)):
+            slopes = both(opt, jax.tree.map(zeroed, case.gradients))[1]
+            _finite(f"the derivatives where {where} gradients are zero", slopes)
 
 
 @_promise("oracle", "in double precision, the updates equal those of the oracle")
