@@ -14,7 +14,7 @@ import pytest
 import adamx
 from adamx.core import Real, stage
 from adamx.tools.config import from_config, to_config
-from catalog import OPTIMISERS, x64
+from catalog import RECIPES, ROWS, VARIANTS, x64
 
 
 def through_json(opt, known=None):
@@ -31,6 +31,10 @@ def assert_comes_back(opt, known=None):
 def rate_of(opt):
     """What is written for the rate of a chain that is nothing else."""
     return to_config(opt)["chain"][0]["learning_rate"]
+
+
+def heads(shape):
+    return (0, 2)
 
 
 # Every optimiser, every kind of number
@@ -50,9 +54,22 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_every_optimiser_comes_back_equal(name, kind):
-    assert_comes_back(OPTIMISERS[name](KINDS[kind]))
+def test_every_kind_of_number_comes_back_equal(kind):
+    """In stages, beside structure, and in groups."""
+    number = KINDS[kind]
+    assert_comes_back(adamx.adamw(number))
+    assert_comes_back(adamx.schedule_free_adamw(number, warmup_steps=3))
+    assert_comes_back(adamx.partition({"kernel": adamx.lion(number), "*": adamx.sgd(number)}))
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *VARIANTS])
+def test_every_optimiser_comes_back_equal(name):
+    """Of single stages, `check_stage` asks it."""
+    row, own = ROWS[name], {"heads": heads}
+    structure = {"blocks": heads} if callable(row.structure.get("blocks")) else {}
+    assert_comes_back(row.make(**structure), own)
+    rate = "learning_rate" if "learning_rate" in row.numbers else next(iter(row.numbers))
+    assert_comes_back(row.make(**structure, **{rate: jnp.float32(0.1)}), own)
 
 
 def test_what_comes_back_takes_the_same_steps():
@@ -186,12 +203,12 @@ def test_a_schedule_that_has_run_comes_back():
     assert_comes_back(opt)
 
 
-@pytest.mark.parametrize("draws", range(20))
-def test_scales_between_boundaries_come_back_exactly(draws):
+def test_scales_between_boundaries_come_back_exactly():
     """An older Optax keeps only their cumulated product."""
-    scales = np.random.default_rng(draws).uniform(0.01, 3, 30).tolist()
-    steps = dict(zip(range(1, 31), scales, strict=True))
-    assert_comes_back(adamx.sgd(optax.piecewise_interpolate_schedule("linear", 0.3, steps)))
+    for draws in range(20):
+        scales = np.random.default_rng(draws).uniform(0.01, 3, 30).tolist()
+        steps = dict(zip(range(1, 31), scales, strict=True))
+        assert_comes_back(adamx.sgd(optax.piecewise_interpolate_schedule("linear", 0.3, steps)))
 
 
 def test_a_schedule_is_written_by_name_and_arguments():

@@ -18,8 +18,7 @@ OPTIMISERS = {
     "adam": lambda: adamx.adam(1e-2),
     "clipped, decayed, averaged": lambda: adamx.chain(
         adamx.clip_by_global_norm(0.1),
-        adamx.adam(1e-2),
-        adamx.add_decayed_weights(1e-3),
+        adamx.adamw(1e-2, weight_decay=1e-3),
         optax.scale(0.5),
         adamx.polyak_ema(0.9),
     ),

@@ -21,22 +21,14 @@ import adamx
 from adamx import StageError
 from adamx.core import spellings
 from adamx.core.signature import Signature
+from helpers import each_once, says
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
 W, B = PARAMS["w"], PARAMS["b"]
 ADAM = adamx.adam(0.1)
 
 
-def says(*parts):
-    """A pattern for messages with all these parts, in any order."""
-    return re.compile("".join(f"(?=.*{re.escape(part)})" for part in parts), re.DOTALL)
-
-
-@pytest.fixture(autouse=True)
-def _lenient():
-    """JAX as users have it, which broadcasts and promotes where it can."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("lenient")
 
 
 # Hyperparameters -------------------------------------------------------------------------------
@@ -82,45 +74,41 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("bad", "shown"),
-    [
-        (1.0, "1.0"),
-        (1, "1"),
-        (-0.1, "-0.1"),
-        (math.nan, "nan"),
-        (math.inf, "inf"),
-        (np.float32(1.0), "1.0"),
-        (np.array([0.9, 1.5]), "[0.9 1.5]"),
-        (jnp.array(1.0), "1.0"),
-        (jnp.array([0.9, -1.0]), "[ 0.9 -1. ]"),
-        (jnp.bfloat16(0.999), "1"),
-        (jnp.array(2), "2"),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("name", DECAYS)
-def test_decay_out_of_its_domain(name, bad, shown):
-    make, where = DECAYS[name]
+NO_DECAYS = [
+    (1.0, "1.0"),
+    (1, "1"),
+    (-0.1, "-0.1"),
+    (math.nan, "nan"),
+    (math.inf, "inf"),
+    (np.float32(1.0), "1.0"),
+    (np.array([0.9, 1.5]), "[0.9 1.5]"),
+    (jnp.array(1.0), "1.0"),
+    (jnp.array([0.9, -1.0]), "[ 0.9 -1. ]"),
+    (jnp.bfloat16(0.999), "1"),
+    (jnp.array(2), "2"),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), each_once(list(DECAYS), NO_DECAYS))
+def test_decay_out_of_its_domain(name, given):
+    (make, where), (bad, shown) = DECAYS[name], given
     with pytest.raises(ValueError, match=says(where, "a decay rate in [0, 1)", f"got {shown}")):
         make(bad)
 
 
-@pytest.mark.parametrize(
-    ("bad", "shown"),
-    [
-        (-1e-3, "-0.001"),
-        (math.nan, "nan"),
-        (math.inf, "inf"),
-        (np.float32(-1.0), "-1.0"),
-        (jnp.array([1.0, -1.0]), "[ 1. -1.]"),
-        (jnp.array(-1), "-1"),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("name", NOT_NEGATIVE)
-def test_negative_or_not_finite(name, bad, shown):
-    make, where = NOT_NEGATIVE[name]
+NEGATIVE = [
+    (-1e-3, "-0.001"),
+    (math.nan, "nan"),
+    (math.inf, "inf"),
+    (np.float32(-1.0), "-1.0"),
+    (jnp.array([1.0, -1.0]), "[ 1. -1.]"),
+    (jnp.array(-1), "-1"),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), each_once(list(NOT_NEGATIVE), NEGATIVE))
+def test_negative_or_not_finite(name, given):
+    (make, where), (bad, shown) = NOT_NEGATIVE[name], given
     with pytest.raises(ValueError, match=says(where, "finite and ≥ 0", f"got {shown}")):
         make(bad)
 
@@ -143,12 +131,12 @@ def test_other_domains(name, bad, domain):
         make(bad)
 
 
+NO_NUMBERS = [True, np.True_, jnp.array(True), "0.1", 0.1j, jnp.array(0.1j), [0.1], (), float]
+
+
 @pytest.mark.parametrize(
-    "bad",
-    [True, np.True_, jnp.array(True), "0.1", 0.1j, jnp.array(0.1j), [0.1], (), float],
-    ids=repr,
+    ("name", "bad"), each_once([*DECAYS, *NOT_NEGATIVE, *OTHERS], NO_NUMBERS), ids=repr
 )
-@pytest.mark.parametrize("name", [*DECAYS, *NOT_NEGATIVE, *OTHERS])
 def test_no_number_at_all(name, bad):
     make, where = (DECAYS | NOT_NEGATIVE | OTHERS)[name]
     kinds = "a number, a real array or a schedule (count -> value)"
@@ -158,7 +146,7 @@ def test_no_number_at_all(name, bad):
         make(bad)
 
 
-@pytest.mark.parametrize("name", sorted(DECAYS.keys() - {"sgd momentum", "rmsprop momentum"}))
+@pytest.mark.parametrize("name", ["adam b1", "adadelta rho", "polyak"])
 def test_none_is_no_number(name):
     make, where = DECAYS[name]
     with pytest.raises(TypeError, match=says(where, "got None of type NoneType")):
@@ -328,8 +316,7 @@ BRANCHING = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("how", BRANCHING)
+@pytest.mark.parametrize(("how", "jit"), each_once(list(BRANCHING), [False, True]))
 def test_schedule_that_branches_on_the_count(how, jit):
     opt, state = adamx.sgd(BRANCHING[how]), {"count": jnp.zeros((), jnp.int32)}
     said = says(
@@ -342,7 +329,7 @@ def test_schedule_that_branches_on_the_count(how, jit):
     assert type(caught.value.__cause__).__module__.startswith("jax")
 
 
-@pytest.mark.parametrize("how", BRANCHING)
+@pytest.mark.parametrize("how", ["if", "numpy table", "mask"])
 def test_schedule_that_branches_on_the_count_in_init(how):
     """Outside jit the count is known there; under it the error is that of the step."""
     opt = adamx.sgd(BRANCHING[how])
@@ -480,7 +467,7 @@ def test_parameters_that_cannot_take_a_step(params, parts):
 
 
 NEEDS_PARAMETERS = {
-    "add_decayed_weights": lambda: adamx.chain(ADAM, adamx.add_decayed_weights(0.1)),
+    "add_decayed_weights": lambda: adamx.chain(adamx.add_decayed_weights(0.1), ADAM),
     "polyak_ema": lambda: adamx.chain(ADAM, adamx.polyak_ema(0.9)),
 }
 
@@ -531,9 +518,8 @@ BAD_TREES = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("with_params", [False, True])
-@pytest.mark.parametrize("name", BAD_TREES)
+@pytest.mark.parametrize(("name", "jit"), each_once(list(BAD_TREES), [False, True]))
 def test_gradients_of_another_tree(name, with_params, jit):
     grads, with_them, without = BAD_TREES[name]
     known = ["trees of the same parameters", "with respect to the parameters"]
@@ -610,9 +596,8 @@ BAD_LEAVES = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("with_params", [False, True])
-@pytest.mark.parametrize("name", BAD_LEAVES)
+@pytest.mark.parametrize(("name", "jit"), each_once(list(BAD_LEAVES), [False, True]))
 def test_gradient_of_another_shape_or_dtype(name, with_params, jit):
     grad, with_them, without = BAD_LEAVES[name]
     update = jax.jit(ADAM.update) if jit else ADAM.update
@@ -783,8 +768,7 @@ BAD_STATES = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("name", BAD_STATES)
+@pytest.mark.parametrize(("name", "jit"), each_once(list(BAD_STATES), [False, True]))
 def test_state_of_another_chain(name, jit):
     make, parts = BAD_STATES[name]
     with pytest.raises(StageError, match=says(*parts)):
@@ -884,13 +868,14 @@ RECIPES = {
     "l-infinity norm": lambda: adamx.chain(
         adamx.scale_by_lp_norm(math.inf), adamx.bias_correction()
     ),
-    "decayed": lambda: adamx.chain(adamx.adam(0.1), adamx.add_decayed_weights(0.1)),
+    "decayed": lambda: adamx.chain(adamx.add_decayed_weights(0.1), adamx.adam(0.1)),
     "averaged": lambda: adamx.chain(adamx.adam(0.1), adamx.polyak_ema(0.9)),
 }
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "bad"), each_once(list(RECIPES), [math.nan, math.inf, -math.inf])
+)
 def test_gradient_that_is_not_finite_shows_and_stays_where_it_is(recipe, bad):
     opt, theta = RECIPES[recipe](), jnp.array([1.0, -2.0, 3.0])
     _, state = opt.update(theta, opt.init(theta), theta)
@@ -947,5 +932,5 @@ def test_an_array_out_of_its_domain_says_how_much_of_it_and_where():
     rates = np.ones((3, 4))
     rates[1, 2] = rates[2, 0] = -0.5
     shown = "got an array float64[3,4], in which 2 of 12 are not: the first is -0.5 at [1, 2]"
-    with pytest.raises(ValueError, match=says("scale_by_learning_rate", "≥ 0", shown)):
+    with pytest.raises(ValueError, match=says("sgd: learning_rate", "≥ 0", shown)):
         adamx.sgd(rates)

@@ -51,8 +51,7 @@ OPTIMISERS = {
     "own schedule": lambda: adamx.adam(lambda t: 1e-2 / (t + 1), b1=lambda t: 1 - 1 / (t + 2)),
     "clipped, decayed, averaged": lambda: adamx.chain(
         optax.clip_by_global_norm(0.1),
-        adamx.adam(1e-2),
-        adamx.add_decayed_weights(1e-3),
+        adamx.adamw(1e-2, weight_decay=1e-3),
         adamx.polyak_ema(0.9),
     ),
 }

@@ -31,6 +31,8 @@ import adamx
 from adamx import StageError
 from adamx.core import Real, stage
 from adamx.identity import ByValue, fingerprint
+from catalog import slow_but
+from helpers import each_once
 
 W = jnp.ones(2)
 LR = 0.5
@@ -629,6 +631,27 @@ WORLDS = {
 }
 
 
+# The ways in which the records differ: what is read where, what is called, what can't be resolved.
+QUICK = {
+    "global",
+    "NumPy array in place",
+    "attribute of an attribute",
+    "helper's global",
+    "captured variable",
+    "method redefined",
+    "equinox module's class",
+    "file by its path",
+}
+
+
+def worlds(steps):
+    """Every world with one kind of step, every kind of step with many worlds."""
+    return [
+        pytest.param(name, step, marks=() if name in QUICK else pytest.mark.slow)
+        for name, step in each_once(list(WORLDS), steps)
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _world(monkeypatch, tmp_path):
     monkeypatch.setitem(FILE, "file", str(tmp_path / "rate.txt"))
@@ -637,8 +660,7 @@ def _world(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "cell_helpers", module(lr=0.1))
 
 
-@pytest.mark.parametrize("make_step", THREE)
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize(("name", "make_step"), worlds(THREE))
 def test_an_optimiser_made_after_a_change_steps_with_the_new_value(name, make_step):
     source, world, change = WORLDS[name]
     f, scope = made(source, **world())
@@ -650,8 +672,7 @@ def test_an_optimiser_made_after_a_change_steps_with_the_new_value(name, make_st
         np.testing.assert_allclose(size(adamx.sgd(f)), rate, rtol=1e-6)
 
 
-@pytest.mark.parametrize("make_step", TWO)
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize(("name", "make_step"), worlds(TWO))
 def test_a_change_between_making_and_tracing_does_not_mix_two_optimisers(name, make_step):
     """The program that is traced with the new value is not found by one of the old value."""
     source, world, change = WORLDS[name]
@@ -665,7 +686,7 @@ def test_a_change_between_making_and_tracing_does_not_mix_two_optimisers(name, m
     np.testing.assert_allclose(size(also_early), 0.1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("name", slow_but(QUICK, WORLDS))
 def test_outside_jit_a_step_uses_the_value_as_it_is(name):
     source, world, change = WORLDS[name]
     f, scope = made(source, **world())
@@ -798,7 +819,7 @@ def test_an_error_of_numbers_is_true_of_an_old_jitted_step_after_a_new_one_outsi
         adamx.hyperparams(tx, state)
 
 
-@pytest.mark.parametrize("name", sorted(WORLDS.keys() - UNSEEN))
+@pytest.mark.parametrize("name", slow_but(QUICK - UNSEEN, sorted(WORLDS.keys() - UNSEEN)))
 def test_numbers_never_show_another_value_than_the_step_uses(name):
     source, world, change = WORLDS[name]
     f, scope = made(source, **world())

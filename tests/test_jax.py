@@ -20,24 +20,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 import reference
 from adamx.core import Rule
-from adamx.core.engine.parts import MANY
-from catalog import OPTIMISERS
+from adamx.core.engine import program
+from catalog import OPTIMISERS, REPRESENTATIVES, x64
+from helpers import each_once
 
+# What each stage does under these, `check_stage` asks; here are chains of all kinds of links.
 RECIPES = {
     "sgd": lambda: adamx.sgd(0.1),
-    "nesterov": lambda: adamx.sgd(0.1, momentum=0.9, nesterov=True),
-    "adagrad": lambda: adamx.adagrad(0.1),
-    "adadelta": lambda: adamx.adadelta(),
-    "rmsprop": lambda: adamx.rmsprop(0.01, momentum=0.9),
-    "centered rmsprop": lambda: adamx.rmsprop(0.01, centered=True),
     "adam": lambda: adamx.adam(0.1),
-    "compensated adam": lambda: adamx.adam(0.1, compensated=True),
-    "adamax": lambda: adamx.adamax(0.1),
+    "centered rmsprop": lambda: adamx.rmsprop(0.01, centered=True),
     "lp norm": lambda: adamx.chain(adamx.scale_by_lp_norm(3.0), adamx.bias_correction()),
     "everything": lambda: adamx.chain(
         adamx.clip_by_global_norm(1.0),
-        adamx.adam(0.1),
-        adamx.add_decayed_weights(0.01),
+        adamx.adamw(0.1, weight_decay=0.1),
         optax.trace(0.5),
         adamx.polyak_ema(0.9),
     ),
@@ -111,13 +106,6 @@ def cast(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
-def enable_x64():
-    """Double precision; the name has moved in JAX."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return jax.experimental.enable_x64()
-
-
 def counting(function):
     """The function, jitted, and a list that grows whenever it is traced."""
     traces = []
@@ -133,7 +121,7 @@ def counting(function):
 # Under JAX's transforms ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["adam", "everything"])
 def test_jit_and_scan_do_what_the_plain_loop_does(recipe):
     opt = RECIPES[recipe]()
     assert_same(loop(opt, update=jax.jit(opt.update)), plain(recipe))
@@ -178,7 +166,7 @@ WATCHED = {
 }
 
 
-@pytest.mark.parametrize("name", [*OPTIMISERS, *WATCHED, *STORED])
+@pytest.mark.parametrize("name", [*REPRESENTATIVES, *WATCHED, *STORED])
 def test_nothing_is_nan_where_all_is_finite(name):
     """JAX looks for NaN in whatever is computed: in init, in steps, also of zeros."""
     opt = STORED[name]() if name in STORED else (OPTIMISERS | WATCHED)[name](0.05)
@@ -193,7 +181,7 @@ def test_nothing_is_nan_where_all_is_finite(name):
     assert all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("name", ["adam", "adamax", *WATCHED, *STORED])
+@pytest.mark.parametrize("name", ["adam", "watch every 2nd", "fp8", "int8 nearest"])
 def test_nothing_is_nan_without_any_compilation(name):
     """So JAX goes through a step in which it has found a NaN, to tell where it came from."""
     opt = STORED[name]() if name in STORED else (OPTIMISERS | WATCHED)[name](0.05)
@@ -374,15 +362,14 @@ DTYPES = ["float32", "bfloat16", "float16", "complex64"]
 def mixed(number):
     """Stages of every kind with this number in all places."""
     return adamx.chain(
-        adamx.rmsprop(number(0.25), number(0.5), momentum=number(0.5)),
-        adamx.adam(number(0.25), number(0.5), number(0.5), number(0.5)),
-        adamx.add_decayed_weights(number(0.5)),
+        adamx.scale_by_stddev(number(0.5), number(0.5)),
+        adamx.scale_by_heavy_ball(number(0.5)),
+        adamx.adamw(number(0.25), number(0.5), number(0.5), weight_decay=number(0.5)),
         adamx.polyak_ema(number(0.5)),
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), each_once(list(KINDS), DTYPES))
 def test_float_array_or_schedule_and_init_or_update_keep_one_state(kind, dtype):
     params = cast(PARAMS, dtype)
     opt = mixed(KINDS[kind])
@@ -394,9 +381,9 @@ def test_float_array_or_schedule_and_init_or_update_keep_one_state(kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["compensated adam", "everything"])
 def test_state_of_every_recipe_is_stable_and_single_precision_at_least(recipe, dtype):
-    opt = RECIPES[recipe]()
+    opt = RECIPES.get(recipe, lambda: adamx.adam(0.1, compensated=True))()
     params = cast(PARAMS, dtype)
     first = jax.eval_shape(opt.init, params)
     _, after = jax.eval_shape(opt.update, params, first, params)
@@ -416,10 +403,9 @@ def test_float_to_schedule_continues_from_the_same_state():
     assert int(state["count"]) == STEPS
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_no_alias_with_parameters(recipe):
+def test_no_alias_with_parameters():
     """Every buffer is its own, so that parameters and state can be donated."""
-    opt = RECIPES[recipe]()
+    opt = RECIPES["everything"]()
     params = jax.tree.map(jnp.copy, PARAMS)
     state = opt.init(params)
     updates, after = opt.update(jax.tree.map(jnp.copy, PARAMS), state, params)
@@ -427,9 +413,8 @@ def test_no_alias_with_parameters(recipe):
     assert len(set(buffers)) == len(buffers)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_donated_parameters_and_state(recipe):
-    opt = RECIPES[recipe]()
+def test_donated_parameters_and_state():
+    opt = RECIPES["everything"]()
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, grads):
@@ -442,7 +427,7 @@ def test_donated_parameters_and_state(recipe):
         old = params, state
         params, state = step(params, state, at(t, gradients()))
         assert all(x.is_deleted() for x in jax.tree.leaves(old))
-    assert_same((params, state), plain(recipe)[1:])
+    assert_same((params, state), plain("everything")[1:])
 
 
 def test_parameters_given_away_after_init_leave_the_state_usable():
@@ -477,7 +462,7 @@ def test_v_decays_for_bfloat16(dtype):
     np.testing.assert_allclose(nu, 0.001 * 0.999**100, rtol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"everything"}))
+@pytest.mark.parametrize("recipe", ["adam", "centered rmsprop"])
 def test_narrow_parameters_step_as_wide_ones_do_but_for_one_rounding(recipe):
     """The statistics see what float32 gradients of the same values would show them."""
     dtype = "bfloat16"
@@ -490,8 +475,9 @@ def test_narrow_parameters_step_as_wide_ones_do_but_for_one_rounding(recipe):
     assert_same(state, wide_state)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "complex64"])
-@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"everything"}))
+@pytest.mark.parametrize(
+    ("recipe", "dtype"), [("adam", "float16"), ("lp norm", "float16"), ("adam", "complex64")]
+)
 def test_float16_zero_gradient_is_finite(recipe, dtype):
     """In float16 ε = 1e-8 is 0; wherever the gradient has always been zero the step is zero."""
     theta = jnp.array([1.0, -2.0], dtype)
@@ -530,7 +516,7 @@ WIDER = [
 
 
 @pytest.mark.parametrize(("gradient", "parameter", "update"), WIDER)
-@pytest.mark.parametrize("recipe", ["sgd", "adam"])
+@pytest.mark.parametrize("recipe", ["adam"])
 def test_update_has_the_wider_dtype_and_the_parameter_keeps_its_own(
     recipe, gradient, parameter, update
 ):
@@ -578,7 +564,7 @@ def test_complex_parameters_step_as_in_optax(name):
 
 
 def test_float64_is_the_oracle():
-    with enable_x64():
+    with x64():
         theta = jnp.array([1.0, -2.0, 0.5])
         assert theta.dtype == jnp.float64
         grads = gradients(theta)
@@ -594,7 +580,7 @@ def test_float64_is_the_oracle():
 @pytest.mark.parametrize("recipe", ["adam", "centered rmsprop", "everything"])
 def test_tree_of_mixed_dtypes_under_x64(recipe):
     """Every leaf has its own precision, and gives its numbers without looking at the others."""
-    with enable_x64():
+    with x64():
         theta = np.linspace(-1.0, 1.0, 3)
         params = {
             "double": jnp.asarray(theta),
@@ -635,7 +621,7 @@ TREES = {
 
 @pytest.mark.parametrize("tree", TREES)
 def test_any_tree_steps_leaf_by_leaf(tree):
-    opt = adamx.chain(adamx.adam(0.1), adamx.add_decayed_weights(0.1), adamx.polyak_ema(0.9))
+    opt = adamx.chain(adamx.adamw(0.1, weight_decay=0.1), adamx.polyak_ema(0.9))
     params = TREES[tree]
     grads = gradients(params)
     updates, new, state = loop(opt, params, grads)
@@ -663,13 +649,13 @@ def test_gradient_of_none_leaves_the_parameter_out():
     """A parameter without gradient may be anything, as in a model with functions in it."""
     params = {"w": jnp.ones(2), "f": jax.nn.relu, "n": 3}
     grads = {"w": jnp.ones(2), "f": None, "n": None}
-    opt = adamx.chain(adamx.adam(0.1), adamx.add_decayed_weights(0.1))
+    opt = adamx.adamw(0.1, weight_decay=0.1)
     state = opt.init(grads)
     updates, _ = opt.update(grads, state, params)
     assert updates["f"] is updates["n"] is None
     new = adamx.apply_updates(params, updates)
     assert new["f"] is jax.nn.relu and new["n"] == 3
-    np.testing.assert_allclose(new["w"], 1 - 0.1 + 0.1, rtol=1e-6)
+    np.testing.assert_allclose(new["w"], 1 - 0.1 * (1 + 0.1), rtol=1e-6)
 
 
 # Pickling --------------------------------------------------------------------------------------
@@ -681,6 +667,7 @@ def module_level_schedule(count):
 
 PICKLED = RECIPES | {
     "array": lambda: adamx.adam(jnp.array(0.1), b1=np.array(0.8)),
+    "compensated": lambda: adamx.adam(0.1, compensated=True),
     "schedule": lambda: adamx.adam(module_level_schedule),
 }
 
@@ -711,6 +698,7 @@ needs_four_devices = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_with_four_devices():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -799,7 +787,7 @@ def test_device_sharding_of_parameters_is_that_of_slots_made_under_jit():
 
 # Inside shard_map, where JAX checks along which axes of the mesh values differ
 
-SHARDED = OPTIMISERS | {
+SHARDED = {name: OPTIMISERS[name] for name in REPRESENTATIVES} | {
     "watch": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch({"matrix": "w"})),
     "watch every 2nd": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch(every=2)),
     "int8": lambda rate: adamx.quantize_state(adamx.adam(rate), "int8", min_size=2),
@@ -842,7 +830,7 @@ def test_device_shards_of_parameters_train_in_shard_map(name):
 
     grads_over = PartitionSpec(None, "x")
     sharded = in_shards(train, (over, grads_over), (over, over, PartitionSpec()))
-    if name not in ("adam", "lion", "lookahead", "watch every 2nd", "constant start"):
+    if name not in ("adam", "lion", "lookahead_of_adam", "watch every 2nd", "constant start"):
         sharded.lower(ROWS, SLOPES)
         return
     found = sharded(ROWS, SLOPES)
@@ -870,7 +858,7 @@ def test_device_parameters_on_all_devices_train_in_shard_map(name):
 
     sharded = in_shards(train, (everywhere, PartitionSpec("x")), everywhere)
     factors = jnp.linspace(0.5, 2.0, 8)
-    if name not in ("prodigy", "clipped", "lookahead", "watch", "int8", "optax"):
+    if name not in ("prodigy", "clipped", "lookahead_of_adam", "watch", "int8", "optax"):
         sharded.lower(ROWS, factors)
         return
     found, state = sharded(ROWS, factors)
@@ -906,14 +894,21 @@ def test_device_readings_of_shards_are_their_own(every):
 # Many arrays outside jit ------------------------------------------------------------------------
 
 
-def many():
-    """More parameters than are compiled in one program, of several shapes."""
+@pytest.fixture
+def many(monkeypatch):
+    """More parameters than are compiled in one program (of which there may be fewer here).
+
+    Of several shapes, and of one of them more than are compiled together.
+    """
+    monkeypatch.setattr(program, "MANY", 40)
     rng = np.random.default_rng(0)
     shapes = [(2, 3), (4,), (), (3, 2, 1), (5, 5)]
-    return {
-        f"layer{i}": {"x": jnp.asarray(rng.standard_normal(shapes[i % 5 if i < 280 else 4]))}
-        for i in range(290)
+    params = {
+        f"layer{i}": {"x": jnp.asarray(rng.standard_normal(shapes[i % 5 if i < 25 else 4]))}
+        for i in range(45)
     }
+    assert len(jax.tree.leaves(params)) > program.MANY
+    return params
 
 
 @pytest.mark.parametrize(
@@ -928,9 +923,8 @@ def many():
     ],
     ids=["scheduled", "factored", "no slots", "together", "some", "random bits"],
 )
-def test_a_step_of_many_arrays_outside_jit_is_that_inside(opt):
-    params = many()
-    assert len(jax.tree.leaves(params)) > MANY
+def test_a_step_of_many_arrays_outside_jit_is_that_inside(opt, many):
+    params = many
     inside = outside = opt.init(params)
     for _ in range(2):
         expected, inside = jax.jit(opt.update)(params, inside, params)
@@ -941,8 +935,8 @@ def test_a_step_of_many_arrays_outside_jit_is_that_inside(opt):
         np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7)
 
 
-def test_many_arrays_without_parameters_or_with_missing_gradients():
-    params, opt = many(), adamx.adam(0.1)
+def test_many_arrays_without_parameters_or_with_missing_gradients(many):
+    params, opt = many, adamx.adam(0.1)
     state = opt.init(params)
     alone, _ = opt.update(params, state)
     lacking = {**params, "layer7": {"x": None}}
@@ -952,8 +946,8 @@ def test_many_arrays_without_parameters_or_with_missing_gradients():
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
-def test_an_error_in_one_of_many_arrays_names_it():
-    params, opt = many(), adamx.adam(0.1)
-    bad = {**params, "layer201": {"x": jnp.ones(7)}}
-    with pytest.raises(adamx.StageError, match=r"\['layer201'\]\['x'\].*shape \(7,\)"):
+def test_an_error_in_one_of_many_arrays_names_it(many):
+    params, opt = many, adamx.adam(0.1)
+    bad = {**params, "layer31": {"x": jnp.ones(7)}}
+    with pytest.raises(adamx.StageError, match=r"\['layer31'\]\['x'\].*shape \(7,\)"):
         opt.update(bad, opt.init(params), params)

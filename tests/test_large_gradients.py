@@ -13,7 +13,9 @@ from adamx.core import NonNegative, Squares, norm, shrunk, stage
 from adamx.numerics.formats import limited
 from adamx.testing import check_stage
 from adamx.testing.conformance import _PROMISES
-from catalog import OPTIMISERS, x64
+from catalog import OPTIMISERS, REPRESENTATIVES, slow_but, x64
+
+pytestmark = pytest.mark.optimised
 
 RATE, STEPS = 1e-2, 12
 LARGEST = float(np.finfo(np.float32).max)
@@ -60,7 +62,7 @@ def assert_finite(tree):
         assert np.all(np.isfinite(x)), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", slow_but(["adam", "prodigy"], REPRESENTATIVES))
 def test_every_optimiser_takes_finite_steps(name):
     runs = [with_one(1e20), with_one(LARGEST), with_all(1e20), with_all(LARGEST)]
     grads = {k: np.concatenate([run[k] for run in runs]) for k in SHAPES}
@@ -120,8 +122,9 @@ def test_a_stored_block_stays_finite(codec):
     assert_finite({slot: adamx.dequantize(state, slot) for slot in ("mu", "nu")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=lambda x: jnp.dtype(x).name)
-@pytest.mark.parametrize("name", ["sgd_momentum", "adam", "adafactor", "lamb", "lookahead"])
+@pytest.mark.parametrize("name", ["sgd_momentum", "adam", "adafactor", "lamb", "lookahead_of_adam"])
 def test_the_largest_of_a_narrow_dtype(name, dtype):
     grads = with_all(float(jnp.finfo(dtype).max))
     assert_finite(at_rest(OPTIMISERS[name](1.0), grads, dtype))

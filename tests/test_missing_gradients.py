@@ -10,9 +10,12 @@ import pytest
 
 import adamx
 from adamx import StageError
-from catalog import OPTIMISERS
+from catalog import OPTIMISERS, REPRESENTATIVES
+from helpers import each_once
 
 RANDOM = np.random.default_rng(0)
+pytestmark = pytest.mark.optimised
+
 PARAMS = {
     "a": jnp.asarray(RANDOM.normal(size=(3, 4)), jnp.float32),
     "b": jnp.asarray(RANDOM.normal(size=(3, 4)), jnp.float32),
@@ -47,7 +50,8 @@ def of(state, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "jit"), [*((name, True) for name in OPTIMISERS), ("adam", False), ("clipped", False)]
+    ("name", "jit"),
+    [*((name, True) for name in REPRESENTATIVES), ("adam", False), ("clipped", False)],
 )
 def test_it_takes_no_step_and_its_slots_stay(name, jit):
     opt = OPTIMISERS[name](0.05)
@@ -293,11 +297,13 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("with_params", [False, True])
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("groups", FROZEN)
-def test_a_group_that_keeps_nothing_may_have_no_gradient(groups, whole, with_params, jit):
+# Every pair of whole, with_params and jit.
+PAIRS = [(False, False, False), (True, True, False), (True, False, True), (False, True, True)]
+
+
+@pytest.mark.parametrize(("groups", "how"), each_once(list(FROZEN), PAIRS))
+def test_a_group_that_keeps_nothing_may_have_no_gradient(groups, how):
+    whole, with_params, jit = how
     params = {"absent": jnp.ones(1), "enc": {"k": jnp.ones(2)}, "head": jnp.ones(3)}
     if groups != "tuple":
         params.pop("absent")
@@ -367,8 +373,7 @@ AVERAGED = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("name", AVERAGED)
+@pytest.mark.parametrize(("name", "jit"), each_once(list(AVERAGED), [True, False]))
 def test_the_average_of_a_parameter_that_stays_goes_on(name, jit):
     opt, params = AVERAGED[name](), PARAMS
     state = opt.init(params)
@@ -442,6 +447,7 @@ def test_master_weights_stay():
     np.testing.assert_array_equal(params["a"], jnp.asarray(master).astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [False, True])
 def test_an_average_goes_on_inside_shard_map(jit):
     opt = adamx.chain(adamx.adam(1e-2), adamx.polyak_ema(0.5))

@@ -72,7 +72,7 @@ RECIPES = {
     "sgd": lambda: adamx.sgd(0.1),
     "adam": lambda: adamx.adam(0.1),
     "rmsprop, decayed": lambda: adamx.chain(
-        adamx.rmsprop(0.05, momentum=0.9), adamx.add_decayed_weights(1e-3)
+        adamx.add_decayed_weights(1e-3), adamx.rmsprop(0.05, momentum=0.9)
     ),
     "clipped adamax, averaged": lambda: adamx.chain(
         adamx.clip_by_global_norm(1.0),

@@ -1,7 +1,5 @@
 """A state of another form than init makes is an error: nothing is broadcast, nothing cast."""
 
-import re
-
 import chex
 import equinox as eqx
 import jax
@@ -13,21 +11,12 @@ import pytest
 import adamx
 from adamx import StageError
 from adamx.core import Clock, Rule, stage
-from catalog import OPTIMISERS, x64
+from catalog import OPTIMISERS, REPRESENTATIVES, x64
+from helpers import says
+
+pytestmark = pytest.mark.usefixtures("lenient")
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
-
-
-def says(*parts):
-    """A pattern for messages with all these parts, in any order."""
-    return re.compile("".join(f"(?=.*{re.escape(part)})" for part in parts), re.DOTALL)
-
-
-@pytest.fixture(autouse=True)
-def _lenient():
-    """JAX as users have it, which broadcasts and promotes where it can."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def batched(opt, params):
@@ -56,7 +45,7 @@ def test_a_state_made_under_vmap_and_used_without_it(jit, with_params):
         update(theta, state, theta if with_params else None)
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_every_optimiser_refuses_it_and_takes_it_under_vmap(name):
     opt = OPTIMISERS[name](0.05)
     state = batched(opt, PARAMS)

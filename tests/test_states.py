@@ -364,7 +364,7 @@ def overwritten(tree):
 ADAMS = {
     "plain": adamx.adam(0.1),
     "stored": adamx.quantize_state(adamx.adam(0.1), "int8", min_size=4),
-    "with Optax's": adamx.chain(optax.trace(0.5), adamx.lookahead(2), adamx.adam(0.1)),
+    "with Optax's": adamx.chain(optax.trace(0.5), adamx.adam(0.1), adamx.lookahead(2)),
 }
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adamx
 from adamx.core import Rule, stage
-from catalog import OPTIMISERS, x64
+from catalog import OPTIMISERS, REPRESENTATIVES, slow_but, x64
 
 CODECS = ["bf16", "fp8", "int8"]
 STEPS, SHAPE = 12, (6, 70)  # rows of two blocks
@@ -88,7 +88,7 @@ DISTANCE = {"bf16": 0.005, "fp8": 0.08, "int8": 0.05}
 DISTANCE_OF_SIGNS = {"bf16": 0.03, "fp8": 0.1, "int8": 0.08}
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", slow_but(["adam", "prodigy"], REPRESENTATIVES))
 def test_every_optimiser_trains_with_every_codec_as_it_does_in_float32(name):
     """The way from the start differs by a few per cent: about as much as a code is wide."""
     plain = OPTIMISERS[name](1e-2)
@@ -123,7 +123,7 @@ def test_every_optimiser_trains_with_every_codec_as_it_does_in_float32(name):
 def test_what_is_exact_stays_as_it_is():
     for name, slots in {
         "averaged": {"ema"},
-        "lookahead": {"slow"},
+        "lookahead_of_adam": {"slow"},
         "schedule_free_adamw": {"z"},
         "prodigy": {"params0"},
         "adam_compensated": {"nu_lost"},
@@ -151,6 +151,7 @@ def test_squares_have_codes_without_a_sign(name):
 # Rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_an_average_decays_in_the_mean_where_rounded_to_the_nearest_it_sticks(codec):
     """Without gradients vₜ = β₂ᵗ v₀, exactly in the mean; a step is less than half a code."""
@@ -335,6 +336,7 @@ def test_transformations_of_optax_pass_if_they_keep_little():
         adamx.quantize_state(optax.adam(1e-2), "int8", min_size=1).init(PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_standard_promotion")
 @pytest.mark.parametrize("codec", CODECS)
 def test_optax_wraps_it(codec):
@@ -732,6 +734,7 @@ needs_four_devices = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_with_four_devices():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

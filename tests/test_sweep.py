@@ -123,6 +123,7 @@ def on_digits():
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 100])
 def test_a_perceptron_on_digits_learns_as_it_does_alone(on_digits, chunk):
     members = [adamx.adam(rate) for rate in (1e-4, 1e-3, 1e-2)]
@@ -836,6 +837,7 @@ def test_what_gives_no_learning_rate_is_refused(arguments, error, said):
 # The benchmark
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     pytest.importorskip("sklearn")
