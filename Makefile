@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo paper docs test lint format package test-oldest test-newest newest clean
+.PHONY: help demo paper docs test test-all test-compatible lint format package test-oldest \
+  test-newest newest clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -20,8 +21,17 @@ paper: $(VENV)/.demo ## reproduce the paper's experiments (ARGS="--quick"; data 
 docs: $(VENV)/.docs ## build the documentation site, out/docs/index.html; warnings are errors
 	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs out/docs $(ARGS)
 
-test: $(VENV)/.test ## run the tests and the documentation's examples (ARGS="-k adam")
+test: $(VENV)/.test ## run the tests for everyday work, and all examples (ARGS="-k adam")
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test ## run every test, and all examples in docstrings
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+# The tests that depend on the versions of Python, JAX, Optax and Flax.
+COMPATIBLE = $(patsubst %,tests/test_%.py,core laws optax flax equinox config state_form)
+
+test-compatible: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 $(COMPATIBLE) $(ARGS)
 
 lint: $(VENV)/.dev ## check formatting, style and types
 	$(VENV)/bin/ruff format --check .
@@ -41,12 +51,12 @@ package: $(VENV)/.dev ## build the package, and try it where nothing else is ins
 	  out/package/bin/python tests/installed.py && \
 	  out/package/bin/python -m pip uninstall --quiet --yes adamx || exit 1; done
 
-test-oldest: ## run the tests on the oldest supported Python and JAX
-	$(MAKE) test VENV=.venv-oldest PYTHON="$(or $(call find_python,11),$(PYTHON))"
+test-oldest: ## run the tests that depend on versions, on the oldest Python and JAX
+	$(MAKE) test-compatible VENV=.venv-oldest PYTHON="$(or $(call find_python,11),$(PYTHON))"
 
-test-newest: ## run the tests on the newest Python found here, with the newest JAX for it
+test-newest: ## the same on the newest Python found here, with the newest JAX for it
 	@test -n "$(NEWEST)" || { echo "Found no Python newer than $(PYTHON)."; exit 1; }
-	$(MAKE) test VENV=.venv-newest PYTHON="$(NEWEST)"
+	$(MAKE) test-compatible VENV=.venv-newest PYTHON="$(NEWEST)"
 
 newest: # print the Python of test-newest, or nothing where none is newer than $(PYTHON)
 	@echo $(NEWEST)
@@ -64,7 +74,8 @@ NEWEST = $(call find_python,$(shell \
 
 # The file $(VENV)/.<extra> says that adamx is installed there with this extra.
 $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PINS) -e ".[$*]"
+	@echo "Installing adamx[$*] into $(VENV): once, and again when pyproject.toml changes."
+	$(VENV)/bin/python -m pip install --disable-pip-version-check $(PINS) -e ".[$*]"
 	@touch $@
 
 $(VENV)/bin/python:

@@ -6,7 +6,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _programs_are_given_back():
-    """Each compiled program maps memory; of maps Linux grants 65,530, and beyond XLA crashes."""
+def _compiled_programs(request):
+    """A module's programs are compiled quickly, unless it tests their last digits.
+
+    And they are given back: each maps memory; of maps Linux grants 65,530, and beyond XLA crashes.
+    """
+    exact = any(mark.name == "optimised" for mark in request.node.iter_markers())
+    jax.config.update("jax_disable_most_optimizations", not exact)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
+
+
+@pytest.fixture
+def lenient():
+    """JAX as users have it, which broadcasts and promotes where it can."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -11,6 +11,8 @@ import reference
 from examples import benchmarks
 from examples.benchmarks import accuracy, cost, parameters, watch
 
+pytestmark = pytest.mark.slow
+
 STEPS = 120
 
 
@@ -103,8 +105,7 @@ def test_costs_are_measured(costs):
     assert rows["update"] == ["adamx, 2×8", "optax, 2×8"]
     for row in (*costs["step"], *costs["compensated"], *costs["build"], *costs["update"]):
         low, high = row["quartiles"]
-        assert 0 < low <= row["ratio"] <= high
-        assert min(row["first"], row["second"]) > 0
+        assert low <= row["ratio"] <= high
     assert costs["step"][0]["pairs"] == 2
     bars = [costs[name][0]["bar"] for name in ("step", "build", "update")]
     assert bars == [cost.STEP_BAR, cost.TRACE_BAR, cost.EAGER_BAR]

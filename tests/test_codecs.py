@@ -14,6 +14,8 @@ import pytest
 import adamx
 from adamx.numerics import random
 
+pytestmark = pytest.mark.optimised
+
 SQUARES = [False, True]
 KINDS = [(name, nonnegative) for name in ("bf16", "fp8", "int8") for nonnegative in SQUARES]
 BLOCKWISE = [kind for kind in KINDS if kind[0] != "bf16"]
@@ -319,6 +321,7 @@ SHAPES = [(1,), (131,), (3, 1), (2, 3, 4, 5), (2, 1, 2, 65)]
 SIZES = (1, 4, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BLOCKWISE)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_coded_block_by_block_and_padding_is_not_seen(kind, shape):

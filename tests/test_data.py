@@ -13,6 +13,8 @@ pytest.importorskip("sklearn")
 
 from examples import data
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 NAMES = ("mnist", "cifar10", "imdb")
 TEXTS = ["Good, GOOD film!<br /><br />Isn't it?", "bad film", "it is a low-budget film"]

@@ -13,6 +13,9 @@ for needed in ("flax", "matplotlib", "rich", "sklearn"):
     pytest.importorskip(needed)
 
 from examples import data, digits  # noqa: E402
+from helpers import is_drawn  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 
 def idx(array, element_type=8):
@@ -160,7 +163,7 @@ def test_demo_trains_every_optimiser_and_draws_them(tmp_path, monkeypatch, capsy
     printed = capsys.readouterr().out
     for name, row in scores.items():
         assert any(name in line and f"{row.train_loss:.2e}" in line for line in printed.split("\n"))
-    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(tmp_path / "digits.png")
 
 
 def test_demo_refuses_a_senseless_number_of_epochs(capsys):

@@ -14,6 +14,9 @@ for needed in ("flax", "matplotlib", "rich", "sklearn"):
 
 from examples import benchmarks  # noqa: E402
 from examples.benchmarks import faithfulness, published  # noqa: E402
+from helpers import is_drawn  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 CODES = {
     "int8, stochastic": adamx.int8(),
@@ -29,7 +32,7 @@ def measured(tmp_path_factory):
         patch.setattr(faithfulness, "OURS", CODES)
         patch.setattr(faithfulness, "PUBLISHED", {})
         rows = faithfulness.main(["--tiny", "--out", str(out), "--json", str(out / "it.json")])
-    assert (out / "faithfulness.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(out / "faithfulness.png")
     stored = json.loads((out / "it.json").read_text("utf-8"))
     assert stored["versions"] == benchmarks.versions()
     for part in ("falls", "biases", "trainings"):

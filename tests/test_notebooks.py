@@ -9,6 +9,8 @@ import sys
 import pytest
 from flax import nnx
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted(
     (pathlib.Path(__file__).parent.parent / "examples" / "notebooks").glob("*.ipynb"),
     key=lambda path: path.name,

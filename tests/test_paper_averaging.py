@@ -18,6 +18,9 @@ from examples.paper import averaging  # noqa: E402
 from examples.paper.averaging import EMA, ITERATE, MEAN, RAW  # noqa: E402
 from examples.paper.lab import Lab, Outcome, Size  # noqa: E402
 from examples.paper.training import Grid  # noqa: E402
+from helpers import is_drawn  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 PIXELS, CLASSES = 6, 3
 
@@ -96,7 +99,7 @@ def test_run_is_reported_and_redrawn_from_what_is_stored(dataset, tmp_path, monk
     assert [row["parameters"] for row in outcome.rows] == [ITERATE, MEAN, EMA] * 2
 
     lab.report(outcome, averaging.draw)
-    assert (lab.folder / "averaging.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(lab.folder / "averaging.png")
     written = json.loads((lab.folder / "averaging.json").read_text(), parse_constant=pytest.fail)
     stored = Outcome(**{key: written[key] for key in ("title", "setting", "rows", "curves")})
     along, _, across, _ = averaging.draw(stored)["averaging.png"].axes

@@ -16,6 +16,9 @@ from examples import data  # noqa: E402
 from examples.paper import cnn  # noqa: E402
 from examples.paper.lab import Lab, Size  # noqa: E402
 from examples.paper.training import Grid  # noqa: E402
+from helpers import is_drawn  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 SIZE, CLASSES = 8, 2
 
@@ -121,4 +124,4 @@ def test_a_run_gives_falling_losses_strict_json_and_a_picture(dataset, tmp_path,
     lab.report(outcome, cnn.draw)
     stored = json.loads((tmp_path / "cnn/cnn.json").read_text())
     assert list(stored["curves"]) == list(outcome.curves)
-    assert (tmp_path / "cnn/cnn.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(tmp_path / "cnn/cnn.png")

@@ -16,6 +16,9 @@ from examples import data  # noqa: E402
 from examples.paper import imdb  # noqa: E402
 from examples.paper.lab import Lab, Size  # noqa: E402
 from examples.paper.training import Grid  # noqa: E402
+from helpers import is_drawn  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 WORDS = 12
 RATES = {"AdaGrad": [0.0, 0.1, 1e3], "SGDNesterov": [0.0, 1.0, 1e3], "Adam": [0.0, 0.1, 1e3]}
@@ -129,4 +132,4 @@ def test_run_learns_from_the_words_that_tell(reviews, tmp_path, monkeypatch):
     assert stored["curves"][imdb.PLAIN]["Adam"] == pytest.approx(
         outcome.curves[imdb.PLAIN]["Adam"].tolist()
     )
-    assert (tmp_path / "imdb/imdb.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(tmp_path / "imdb/imdb.png")

@@ -16,6 +16,9 @@ import reference  # noqa: E402
 from examples import data  # noqa: E402
 from examples.paper import logistic, steps  # noqa: E402
 from examples.paper.lab import Lab, Size  # noqa: E402
+from helpers import is_drawn  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +151,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(digits, monkeypatch, tm
     lab.report(outcome, steps.draw)
     folder = tmp_path / "steps"
     stored = json.loads((folder / "steps.json").read_text(), parse_constant=pytest.fail)
-    assert (folder / "steps.png").stat().st_size > 10_000
+    assert is_drawn(folder / "steps.png")
     verdicts = {claim["claim"]: claim["holds"] for claim in stored["claims"]}
     assert verdicts["rescaled gradients c·g give the same steps"] is True
     assert verdicts["an upper bound of |Δ|, (1−β₁) > √(1−β₂): β₂ = 0.999"] is False

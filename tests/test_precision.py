@@ -15,6 +15,8 @@ import adamx
 from adamx.core import StageError
 from catalog import run, x64
 
+pytestmark = pytest.mark.optimised
+
 STAGES = {
     "stochastic_rounding": adamx.stochastic_rounding,
     "kahan_summation": adamx.kahan_summation,
@@ -346,6 +348,7 @@ PARAMS = {
 }
 
 
+@pytest.mark.slow
 @every_stage
 @pytest.mark.parametrize("gradients", ["alike", "float32", "bfloat16"])
 def test_a_tree_of_several_dtypes_is_trained_with_donated_buffers(name, gradients):
@@ -445,6 +448,7 @@ def test_schedule_free_follows_float32(name):
         np.testing.assert_allclose(x, expected, atol=2 * digit / 0.9)
 
 
+@pytest.mark.slow
 @every_stage
 def test_optax_accumulates_and_guards_around_them(name):
     theta, grads = jnp.ones(8, jnp.bfloat16), jnp.full((4, 8), 1e-2)

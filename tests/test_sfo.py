@@ -11,6 +11,8 @@ pytest.importorskip("rich")
 from examples.paper import sfo
 from examples.paper.sfo import SFO, curved, least_curvature, within
 
+pytestmark = pytest.mark.slow
+
 PARTS, PARAMETERS = 6, 24
 
 

@@ -10,6 +10,8 @@ pytest.importorskip("rich")
 from examples import benchmarks
 from examples.benchmarks import storage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):

@@ -11,6 +11,9 @@ for needed in ("flax", "matplotlib", "rich", "sklearn"):
 import jax  # noqa: E402
 
 from examples import data, tune  # noqa: E402
+from helpers import is_drawn  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_tuning_improves_on_its_start_and_draws_the_way(digits, tmp_path, monkey
         assert any(
             row.name in line and f"{row.mean.test_loss:.3f}" in line for line in printed.split("\n")
         )
-    assert (tmp_path / "tune.png").read_bytes().startswith(b"\x89PNG")
+    assert is_drawn(tmp_path / "tune.png")
 
 
 def test_the_example_refuses_a_senseless_number_of_steps(capsys):
