@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
 import logging
 import os
 import pkgutil
-import pydoc
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,18 @@ def public() -> dict[str, Any]:
     }
 
 
+def located(name: str) -> Any:
+    """The object with this full name. (``adamx.explain`` is a function and also a module.)"""
+    parts = name.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        if (module := sys.modules.get(".".join(parts[:i]))) is not None:
+            return functools.reduce(lambda x, part: getattr(x, part, None), parts[i:], module)
+    return sys.modules.get(name)
+
+
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn, which fails the build, of public names that no page documents."""
-    described = [pydoc.locate(name) for name in env.get_domain("py").data["objects"]]
+    described = [located(name) for name in env.get_domain("py").data["objects"]]
     for name, thing in public().items():
         if not any(thing is other for other in described):
             getLogger(__name__).warning("%s is public, but on no page of docs/api", name)

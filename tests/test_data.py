@@ -120,7 +120,7 @@ def test_damaged_file_is_refused_with_its_name(folder, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_files_and_library_both_ways_are_told(folder, monkeypatch, name):
-    expected = rf"ADAMX_DATA_DIR names \(now: {folder}\).*pip install 'adamx\[data\]'"
+    expected = rf"ADAMX_DATA_DIR \(now: {folder}\).*pip install 'adamx\[data\]'"
     with pytest.raises(FileNotFoundError, match=expected):
         getattr(data, name)()
     monkeypatch.delenv("ADAMX_DATA_DIR")
@@ -242,7 +242,7 @@ def test_shakespeare_that_is_no_text_is_refused_with_the_files_name(folder, cont
 
 
 def test_without_shakespeare_its_place_and_its_source_are_told(folder, monkeypatch):
-    told = rf"shakespeare/input.txt .*karpathy/char-rnn.* ADAMX_DATA_DIR names \(now: {folder}\)"
+    told = rf"shakespeare/input.txt .*karpathy/char-rnn.* ADAMX_DATA_DIR \(now: {folder}\)"
     with pytest.raises(FileNotFoundError, match=told):
         data.shakespeare()
     monkeypatch.delenv("ADAMX_DATA_DIR")

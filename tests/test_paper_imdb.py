@@ -124,8 +124,8 @@ def test_run_learns_from_the_words_that_tell(reviews, tmp_path, monkeypatch):
             assert len(curve) == 3
             assert np.isfinite(curve).all() and curve[-1] < curve[0] < 1
     assert [row["method"] for row in outcome.rows] == [*imdb.METHODS, *imdb.METHODS]
-    assert outcome.setting["words of praise"].startswith("good")
-    assert outcome.setting["words of blame"].startswith("bad")
+    assert outcome.setting["most positive words"].startswith("good")
+    assert outcome.setting["most negative words"].startswith("bad")
 
     lab.report(outcome, imdb.draw)
     stored = json.loads((tmp_path / "imdb/imdb.json").read_text())

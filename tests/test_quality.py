@@ -61,7 +61,7 @@ def test_every_format_is_trained_and_nothing_twice(options, tmp_path, monkeypatc
 
     printed = capsys.readouterr().out
     assert "noise: 3 steps of 8 of 30 examples, 2 seeds." in printed
-    assert f"| int8, nearest | {rows[1].bytes_per_parameter:17.2f} |" in printed
+    assert f"| int8, nearest | {rows[1].bytes_per_parameter:19.2f} |" in printed
 
     trained = []
 
@@ -191,7 +191,7 @@ def test_a_loss_within_the_spread_of_float32s_seeds_holds():
 def test_one_seed_is_no_spread(capsys):
     with pytest.raises(SystemExit):
         quality.main(["--seeds", "1"])
-    assert "a spread needs at least 2 seeds" in capsys.readouterr().err
+    assert "a standard deviation needs at least 2 seeds" in capsys.readouterr().err
 
 
 def test_the_tasks_train_on_what_they_do_not_test(monkeypatch):

@@ -189,7 +189,7 @@ def test_at_the_minimum_it_stays():
 def test_what_it_cannot_start_from_is_said():
     with pytest.raises(ValueError, match="ravel_pytree"):
         SFO(np.zeros((2, 2)), 3)
-    with pytest.raises(ValueError, match="at least one subfunction, got 0"):
+    with pytest.raises(ValueError, match="subfunctions must be at least 1, got 0"):
         SFO(np.zeros(2), 0)
-    with pytest.raises(ValueError, match="not finite where SFO stands"):
+    with pytest.raises(ValueError, match="not finite at the current point"):
         SFO(np.zeros(2), 3).step(lambda x, i: (np.nan, x))

@@ -27,7 +27,7 @@ __all__ = ["RestoreReport", "RestoreRow", "Restored", "restore_state"]
 
 @dataclasses.dataclass(frozen=True)
 class RestoreRow:
-    """What :func:`restore_state` did with one slot or clock.
+    """What :func:`adamx.restore_state` did with one slot or clock.
 
     Attributes:
         stage: the stage's name in the state, or ``count``.
