@@ -12,6 +12,7 @@ from catalog import run
 
 GRADS = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
 START = np.float32([1.0, -2.0, 3.0])
+DOWNHILL = np.float32([[1.0, -2.0, 3.0]] * 8) + 0.1 * GRADS  # so that Prodigy's distance grows
 
 
 def test_the_rate_of_schedule_free_is_replaced_once():
@@ -31,20 +32,31 @@ def test_schedule_free_weighs_its_iterates_with_the_rate_of_the_chain():
     np.testing.assert_allclose(moved.sum(0), [0.5 * -3 + 0.5 * -13 / 5], rtol=1e-6)
 
 
+def assert_same_and_sensitive(changed, told, untouched):
+    """Two optimisers that take the same steps, and one that takes others."""
+    ours = run(changed, DOWNHILL, START)
+    np.testing.assert_array_equal(ours, run(told, DOWNHILL, START))
+    assert np.abs(ours - run(untouched, DOWNHILL, START)).max() > 1e-3 * np.abs(ours).max()
+
+
 def test_the_decay_of_prodigys_estimate_follows_that_of_its_second_moment():
     """β₃ is √β₂ as long as it is not given."""
-    changed = adamx.prodigy(b2=0.999, d0=1e-2).replace(b2=0.9)
-    told = adamx.prodigy(b2=0.9, b3=0.9**0.5, d0=1e-2)
-    np.testing.assert_array_equal(run(changed, GRADS, START), run(told, GRADS, START))
-    kept = adamx.prodigy(b2=0.999, b3=0.99, d0=1e-2).replace(b2=0.9)
-    told = adamx.prodigy(b2=0.9, b3=0.99, d0=1e-2)
-    np.testing.assert_array_equal(run(kept, GRADS, START), run(told, GRADS, START))
+    assert_same_and_sensitive(
+        adamx.prodigy(b2=0.999, d0=1e-2).replace(b2=0.9),
+        adamx.prodigy(b2=0.9, b3=0.9**0.5, d0=1e-2),
+        adamx.prodigy(b2=0.9, b3=0.999**0.5, d0=1e-2),
+    )
+    assert_same_and_sensitive(
+        adamx.prodigy(b2=0.999, b3=0.99, d0=1e-2).replace(b2=0.9),
+        adamx.prodigy(b2=0.9, b3=0.99, d0=1e-2),
+        adamx.prodigy(b2=0.9, d0=1e-2),
+    )
 
 
 def test_prodigys_correction_follows_the_decay_rates():
     changed = adamx.prodigy(d0=1e-2, use_bias_correction=True).replace(b1=0.5, b2=0.9)
     told = adamx.prodigy(1.0, 0.5, 0.9, d0=1e-2, use_bias_correction=True)
-    np.testing.assert_array_equal(run(changed, GRADS, START), run(told, GRADS, START))
+    assert_same_and_sensitive(changed, told, adamx.prodigy(1.0, 0.5, 0.9, d0=1e-2))
 
 
 def test_the_variance_is_reduced_with_the_momentum_of_the_chain():

@@ -56,7 +56,7 @@ def test_every_stage_and_recipe_is_exported():
 
 def test_every_name_is_documented():
     pages = "\n".join(path.read_text("utf-8") for path in (DOCS / "api").glob("*.rst"))
-    described = set(re.findall(r"auto\w+:: (?:adamx\.(?:tools\.)?)?(\w+)$", pages, re.MULTILINE))
+    described = set(re.findall(r"auto\w+:: (?:adamx\.(?:\w+\.)?)?(\w+)$", pages, re.MULTILINE))
     assert sorted(set(adamx.__all__) - described) == []
     for name in adamx.__all__:
         assert inspect.getdoc(getattr(adamx, name))
