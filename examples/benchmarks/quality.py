@@ -393,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
     """Train, print the tables, save the results; return the rows of every task."""
     options = parse(arguments)
     versions = benchmarks.versions()
-    console = Console(width=140, highlight=False)
+    console = Console(width=150, highlight=False)
     console.print(benchmarks.headline(versions), soft_wrap=True)
     results: dict[str, list[Row]] = {}
     for name in options.task:
