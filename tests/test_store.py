@@ -134,7 +134,7 @@ def test_what_is_exact_stays_as_it_is():
         kept = {row.slot for row in rows if row.elements >= PARAMS.size and row.kept_as != "int8"}
         assert kept == slots
         for slot in slots:
-            with pytest.raises(ValueError, match=rf"the slot '{slot}' can't be stored"):
+            with pytest.raises(ValueError, match=rf"the slot '{slot}' can't be quantized"):
                 adamx.quantize_state(opt, **{slot: "int8"})
 
 
