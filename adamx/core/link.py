@@ -76,7 +76,7 @@ class Around(ByValue):
         """Raise StageError if it can't wrap an Optax transformation with the state ``kept``."""
 
     def forms(self) -> Mapping[str, Callable[[Any], Any]]:
-        """Functions that unpack the arrays it packs (:func:`is_packed`), by the form's name."""
+        """Functions that unpack the arrays it packs (``is_packed``), by the form's name."""
         return {}
 
     @property

@@ -1,4 +1,4 @@
-"""The family: each optimiser a docstring with its equations and a chain of stages."""
+"""The recipes. Each is a docstring with equations, and a chain of stages."""
 
 from adamx.recipes import (
     adaptive,

@@ -1,4 +1,4 @@
-"""Adam's forerunners: a learning rate for every coordinate."""
+"""Predecessors of Adam with a step size for every coordinate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def adagrad(
     *,
     initial_accumulator_value: NonNegative = 0.0,
 ) -> Transformation:
-    r"""AdaGrad: steps shrink with the sum of all squared gradients.
+    r"""AdaGrad: divide the gradient by the root of the sum of all squared gradients.
 
     .. math::
         s_t = s_{t-1} + |g_t|^2, \qquad
@@ -66,11 +66,11 @@ def adadelta(
     Args:
         learning_rate: α ≥ 0; the paper has none, so that 1 is the default.
         rho: ρ in [0, 1).
-        eps: ε ≥ 0, inside both roots. The first steps are of the size √ε: the paper found
-            little effect of 1e-8 … 1e-2, but slow starts are this number.
+        eps: ε ≥ 0, inside both roots. It sets the size of the first steps, √ε. The paper found
+            little effect of 1e-8 … 1e-2, but a small ε makes a training start slowly.
 
-    Equals torch.optim.Adadelta and optax.adadelta (for real parameters; of complex ones the
-    modulus is squared here, torch takes real and imaginary parts as two coordinates).
+    Equals torch.optim.Adadelta and optax.adadelta for real parameters. For complex parameters,
+    adamx squares the modulus; torch treats real and imaginary parts as two coordinates.
 
     Source: Zeiler 2012 (arXiv 1212.5701), Algorithm 1.
 
@@ -91,7 +91,7 @@ def rmsprop(
     nesterov: bool = False,
     centered: bool = False,
 ) -> Transformation:
-    r"""RMSProp: divide the gradient by a running root mean square of its recent size.
+    r"""RMSProp: divide the gradient by its decaying root mean square.
 
     .. math::
         v_t = \rho v_{t-1} + (1-\rho) |g_t|^2, \quad
@@ -107,13 +107,13 @@ def rmsprop(
         learning_rate: α ≥ 0.
         decay: ρ in [0, 1); torch has 0.99.
         eps: ε ≥ 0, added to the root.
-        momentum: μ in [0, 1) of a heavy ball behind the division; None for none.
-        nesterov: Nesterov's form of it.
+        momentum: μ in [0, 1) of a heavy ball after the division; None for no momentum.
+        nesterov: use Nesterov's form of the momentum.
         centered: divide by the standard deviation, √(v − |m|²) + ε, instead.
 
-    Equals torch.optim.RMSprop with ``alpha=decay``. optax.rmsprop has ε inside the root unless
-    ``eps_in_sqrt=False``, and the learning rate inside the momentum (the same unless it is
-    scheduled).
+    Equals torch.optim.RMSprop with ``alpha=decay``. optax.rmsprop adds ε inside the root unless
+    ``eps_in_sqrt=False``. Its momentum contains the learning rate, which makes a difference only
+    for a scheduled learning rate.
 
     Source: Tieleman & Hinton 2012, lecture 6.5; Graves 2013 (arXiv 1308.0850) with momentum,
     centered.
@@ -126,7 +126,7 @@ def rmsprop(
     Array([-0.2,  0.2], dtype=float32)
     """
     if nesterov and momentum is None:
-        raise ValueError("rmsprop: nesterov=True needs a momentum; pass momentum=0.9, say")
+        raise ValueError("rmsprop: nesterov=True needs a momentum; for example, pass momentum=0.9")
     spread = scale_by_stddev(decay, eps) if centered else scale_by_rms(decay, 0.0, eps_hat=eps)
     ball = chain() if momentum is None else scale_by_heavy_ball(momentum, nesterov)
     return chain(spread, ball, scale_by_learning_rate(learning_rate))

@@ -50,13 +50,14 @@ def adam(
         eps: ε ≥ 0, added to √v̂.
         eps_root: ε ≥ 0, added to v̂ inside the root.
         eps_hat: ε̂ ≥ 0, added to √v before the correction.
-        compensated: keep v in eight more bits (two more bytes a parameter), for β₂ so close to 1
-            that its roundings add up; see :func:`scale_by_rms`.
+        compensated: keep v with eight more bits (two more bytes per parameter), for β₂ so close to
+            1 that rounding errors of v accumulate; see :func:`scale_by_rms`.
 
-    Equals torch.optim.Adam and optax.adam with the same numbers, but for their rounding: they
-    compute 1 − βᵗ from a float32 power or a drifting double. Statistics are float32 for bfloat16
-    and float16 parameters (torch and Optax keep the parameter's dtype). Of complex parameters
-    |g|² is the squared modulus (as in Optax; torch takes the parts as two coordinates).
+    Equals torch.optim.Adam and optax.adam with the same hyperparameters, except for their rounding
+    errors: they compute 1 − βᵗ from a float32 power or a double with accumulated errors. Statistics
+    are float32 for bfloat16 and float16 parameters; torch and Optax use the parameter's dtype. For
+    complex parameters, |g|² is the squared modulus, as in Optax; torch treats real and imaginary
+    parts as two coordinates.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1.
 
@@ -90,7 +91,7 @@ def adamax(
         learning_rate: α ≥ 0; the paper's default is 0.002.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
-        eps: ε ≥ 0, added to |g|. The paper has none: 0, where 0/0 is 0.
+        eps: ε ≥ 0, added to |g|. The paper has no ε; with 0, 0/0 is 0.
 
     Equals torch.optim.Adamax and optax.adamax.
 
@@ -126,11 +127,11 @@ def adamw(
         \theta_t = \theta_{t-1}
         - \alpha \left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} + \lambda \theta_{t-1}\right)
 
-    with the averages of :func:`adam`, from which the decay is kept apart. As L2 regularisation
-    it would be part of g, and be divided by √v̂: ``chain(add_decayed_weights(λ), adam(…))``.
+    with the averages of :func:`adam`, which do not include the decay. L2 regularisation, in
+    contrast, adds λθ to g, so that it is divided by √v̂: ``chain(add_decayed_weights(λ), adam(…))``.
 
     Args:
-        learning_rate: α ≥ 0; it scales the decay as well.
+        learning_rate: α ≥ 0; it multiplies the decay, too.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
@@ -140,8 +141,8 @@ def adamw(
         eps_hat: ε̂ ≥ 0, added to √v before the correction.
         compensated: keep v in eight more bits; see :func:`scale_by_rms`.
 
-    Equals torch.optim.AdamW and optax.adamw with the same numbers. In the paper a schedule η
-    multiplies both terms, and α only the first: its λ is αλ here.
+    Equals torch.optim.AdamW and optax.adamw with the same hyperparameters. In the paper, a schedule
+    η multiplies both terms and α only the first one, so the paper's λ is αλ here.
 
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
 

@@ -1,4 +1,4 @@
-"""Steps that look at how the gradient changes."""
+"""Recipes that use the change of the gradient between steps: Adan and MARS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def adan(
     *,
     proximal: bool = True,
 ) -> Transformation:
-    r"""Adan: Adam with Nesterov's momentum, estimated from the differences of gradients.
+    r"""Adan: Adam with Nesterov momentum, estimated from differences of gradients.
 
     .. math::
         d_t &= g_t - g_{t-1}, \qquad d_1 = 0 \\
@@ -42,17 +42,17 @@ def adan(
 
     Args:
         learning_rate: α ≥ 0; the authors' default is 1e-3.
-        b1: β₁ in [0, 1), the share that is kept: the paper's 1 − β₁.
-        b2: β₂ in [0, 1), likewise.
-        b3: β₃ in [0, 1), likewise.
+        b1: β₁ in [0, 1), the weight of the old average; the paper calls it 1 − β₁.
+        b2: β₂ in [0, 1), in the same convention.
+        b3: β₃ in [0, 1), in the same convention.
         eps: ε ≥ 0, added to √v̂.
         weight_decay: λ ≥ 0.
-        proximal: decay the parameter that the step leads to; False for AdamW's decay, which the
-            authors' code calls ``no_prox``.
+        proximal: use proximal weight decay. False for AdamW's decay, which the authors' code calls
+            ``no_prox``.
 
-    Equals the authors' Adan, which corrects the averages (the paper starts them with the first
-    gradient instead). optax.adan extrapolates with 1 − β₂ in the place of β₂, 0.08 for 0.92: it
-    takes the paper's formula without turning the β around.
+    Equals the authors' Adan, which corrects the averages; the paper instead starts them with the
+    first gradient. optax.adan extrapolates with 1 − β₂ = 0.08 instead of β₂ = 0.92, because it uses
+    the paper's formula with the opposite convention for β.
 
     Source: Xie et al. 2022 (arXiv 2208.06677), Algorithm 1.
 
@@ -66,7 +66,7 @@ def adan(
         else chain(add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate))
     )
     return chain(
-        scale_by_extrapolated_momentum(b1, b2),  # in the place of Adam's momentum
+        scale_by_extrapolated_momentum(b1, b2),  # replaces Adam's momentum
         scale_by_rms(b3, eps),
         bias_correction(),
         step,
@@ -84,30 +84,30 @@ def mars(
     gamma: NonNegative = 0.025,
     max_norm: Positive = 1.0,
 ) -> Transformation:
-    r"""MARS-AdamW: AdamW of a variance-reduced gradient.
+    r"""MARS-AdamW: AdamW with variance-reduced gradients.
 
     .. math::
         c_t &= g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad g_0 = 0 \\
         \tilde c_t &= c_t \min(1, 1 / \lVert c_t \rVert) \\
         \theta_t &= \text{AdamW's step with } \tilde c_t \text{ for its gradient}
 
-    :func:`reduce_variance` stands in front of any other recipe as well:
+    :func:`reduce_variance` can be used before any other recipe, too:
     ``chain(reduce_variance(b1), clip_by_norm(1.0), lion(rate, b1, b2))``.
 
     Args:
         learning_rate: α ≥ 0; the authors' default is 3e-3.
-        b1: β₁ in [0, 1), of the momentum and in the correction.
+        b1: β₁ in [0, 1), used by the momentum and by the variance reduction.
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
-        weight_decay: λ ≥ 0, multiplied with α.
-        gamma: γ ≥ 0; 0 for AdamW with clipping.
-        max_norm: the norm to which each array's c is clipped.
+        weight_decay: λ ≥ 0, multiplied by α.
+        gamma: γ ≥ 0; with 0 it is AdamW with clipping.
+        max_norm: the largest norm of the variance-reduced gradient c of each array.
 
-    Equals the authors' MARS with ``optimize_1d=True``, the approximate form (the gradient before
-    is that of the batch before). By default they treat vectors with an AdamW of its own. Theirs
-    keeps ``p.grad`` itself as the gradient before: where gradients are zeroed in place, its
-    difference is always 0. The paper's first difference is 0, theirs is g₁; clipping hides that
-    in arrays whose first gradient is long.
+    Equals the authors' MARS with ``optimize_1d=True`` in its approximate form, which uses the
+    gradient of the previous batch. By default, the authors' code uses a separate AdamW for vectors.
+    It keeps a reference to ``p.grad`` as the previous gradient; if gradients are zeroed in place,
+    its difference is always 0. In the paper the first difference is 0; in the authors' code it is
+    g₁. Clipping hides this in arrays whose first gradient is large.
 
     Source: Yuan et al. 2024 (arXiv 2411.10438), Algorithm 2.
 

@@ -27,7 +27,7 @@ __all__ = ["adafactor", "adam_mini"]
 
 
 def relative_step(t: Any) -> Any:
-    """ρₜ = min(0.01, 1/√t), for the count t − 1 of past updates."""
+    """ρₜ = min(0.01, 1/√t); the argument is the count t − 1 of past updates."""
     return jnp.minimum(1e-2, jax.lax.rsqrt(jnp.asarray(t + 1, clock_dtype())))
 
 
@@ -44,7 +44,7 @@ def adafactor(
     min_scale: NonNegative = 1e-3,
     min_dim_size_to_factor: int = 128,
 ) -> Transformation:
-    r"""Adafactor: the second moment of a matrix as a row and a column, and relative steps.
+    r"""Adafactor: factored second moments of matrices, and relative steps.
 
     .. math::
         \beta_t &= 1 - t^{-0.8}, \qquad
@@ -55,25 +55,24 @@ def adafactor(
         \theta_t &= \theta_{t-1} - \rho_t \max(\epsilon_2, \text{RMS}(\theta_{t-1}))\, \hat u_t,
         \qquad \rho_t = \min(10^{-2}, 1/\sqrt t)
 
-    Which arrays are factored, along which axes, and what is done with the others:
-    :func:`scale_by_factored_rms`.
+    :func:`scale_by_factored_rms` describes which arrays are factored, along which axes.
 
     Args:
         learning_rate: ρ ≥ 0, by default the paper's schedule.
         decay_rate: the exponent 0.8.
         eps: ε ≥ 0, added to |g|² (the paper's ε₁).
-        b1: β₁ in [0, 1) of an average of the steps themselves, without correction; None, the
-            paper's default, for none. It costs what factoring saved.
+        b1: β₁ in [0, 1) of an uncorrected average of the steps; None, the paper's default, for no
+            average. The average needs as much memory as factoring saves.
         b2_cap: the largest β, in [0, 1].
         clipping_threshold: d > 0; None for no clipping.
-        multiply_by_parameter_scale: take steps relative to the parameters' size.
-        min_scale: ε₂ ≥ 0, the least size they are taken to have.
+        multiply_by_parameter_scale: multiply steps by the size of the parameters.
+        min_scale: ε₂ ≥ 0, a lower bound for this size.
         min_dim_size_to_factor: arrays with fewer than two axes of this length are not factored
             (1 factors every matrix, as the paper does).
 
-    Equals optax.adafactor, but for ``learning_rate=None`` there, which is 1 here. Optax computes
-    β in float32, which rounds 1 − β away for large t. Weight decay, which the paper has not, is
-    in Optax a multiple of θ without ρ: ``chain(adafactor(), optax.add_decayed_weights(-λ))``.
+    Equals optax.adafactor; its ``learning_rate=None`` corresponds to 1 here. Optax computes β in
+    float32, in which 1 − β becomes 0 for large t. The paper has no weight decay. Optax's weight
+    decay does not include ρ: ``chain(adafactor(), optax.add_decayed_weights(-λ))``.
 
     Source: Shazeer & Stern 2018 (arXiv 1804.04235), Algorithms 4-6; Zhai et al. 2022 (arXiv
     2106.04560) for ``b2_cap=0.999, b1=0.9``.
@@ -88,7 +87,7 @@ def adafactor(
     clip = chain() if clipping_threshold is None else clip_by_block_rms(clipping_threshold)
     relative = scale_by_param_block_rms(min_scale) if multiply_by_parameter_scale else chain()
     return chain(
-        scale_by_factored_rms(  # Adam: momentum in front, and a full v
+        scale_by_factored_rms(  # Adam: momentum before, and a full v
             decay_rate, eps, b2_cap=b2_cap, min_dim_size_to_factor=min_dim_size_to_factor
         ),
         clip,
@@ -108,7 +107,7 @@ def adam_mini(
     *,
     blocks: str | Callable[[tuple[int, ...]], Sequence[int]] = "tensor",
 ) -> Transformation:
-    r"""Adam-mini: Adam with one second moment for a block of coordinates.
+    r"""Adam-mini: Adam with one second moment per block of coordinates.
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad
@@ -116,10 +115,11 @@ def adam_mini(
         \theta_t &= \theta_{t-1} - \alpha \left( \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
         + \lambda \theta_{t-1} \right)
 
-    The blocks are meant to be those of the Hessian. The paper's for a Transformer: embedding and
-    output by token, queries and keys by head, values, projections and MLPs by output neuron, all
-    others whole (its package: biases by element). A chain has one rule of blocks for all its
-    parameters, which may depend on their shape. To choose by name, give each group its own chain::
+    The blocks should correspond to the blocks of the Hessian. For a Transformer, the paper uses one
+    block per token for embedding and output, one per head for queries and keys, one per output
+    neuron for values, projections and MLPs, and one per array for all others (the authors' package:
+    one per element for biases). A chain has one rule of blocks for all its parameters, which may
+    depend on their shape. To choose blocks by name, give each group its own chain::
 
         by_head = lambda shape: (0, 2)  # kernels [embedding, head, head_dim]
         adamx.partition({
@@ -135,13 +135,13 @@ def adam_mini(
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
         weight_decay: λ ≥ 0, decoupled.
-        blocks: which elements share one v: ``"tensor"``, ``"row"``, ``"column"``, or a function
-            from a shape to the axes that share; see :func:`scale_by_block_rms`.
+        blocks: the elements that share one v: ``"tensor"``, ``"row"``, ``"column"``, or a function
+            from a shape to the shared axes; see :func:`scale_by_block_rms`.
 
-    Equals the authors' adam-mini on blocks that correspond. Kernels of torch.nn.Linear are
-    ``[out, in]``, there a neuron is a row. The package groups heads by reshaping: here such a
-    kernel has an axis for the heads. It decays no weights in whose names "norm", "ln" or "bias"
-    occurs.
+    Equals the authors' adam-mini for corresponding blocks. Kernels of torch.nn.Linear are
+    ``[out, in]``, so a neuron is a row. The package groups heads by reshaping; here, such a kernel
+    needs an axis for the heads. The package does not decay weights whose names contain "norm", "ln"
+    or "bias".
 
     Source: Zhang et al. 2024 (arXiv 2406.16793), Algorithm 1.
 

@@ -21,11 +21,11 @@ def sgd(
 
     Args:
         learning_rate: α ≥ 0.
-        momentum: μ in [0, 1); None for plain descent, which keeps no state.
-        nesterov: Nesterov's momentum, in the form of Sutskever et al. 2013.
+        momentum: μ in [0, 1); None for gradient descent without momentum, which has no state.
+        nesterov: use Nesterov momentum in the form of Sutskever et al. 2013.
 
-    Equals torch.optim.SGD (dampening 0) and optax.sgd, also under a schedule: the learning rate
-    stands outside the velocity. (Sutskever has it inside; the same for a constant rate.)
+    Equals torch.optim.SGD (dampening 0) and optax.sgd. The velocity does not contain the learning
+    rate. (In Sutskever et al. it does, which makes a difference only for a scheduled rate.)
 
     Source: Robbins & Monro 1951; Polyak 1964; Sutskever et al. 2013.
 
@@ -38,7 +38,7 @@ def sgd(
     """
     if momentum is None:
         if nesterov:
-            raise ValueError("sgd: nesterov=True needs a momentum; pass momentum=0.9, say")
+            raise ValueError("sgd: nesterov=True needs a momentum; for example, pass momentum=0.9")
         return scale_by_learning_rate(learning_rate)
     return chain(
         scale_by_heavy_ball(momentum, nesterov),

@@ -1,4 +1,4 @@
-"""Layer-wise steps: the norm of a whole array beside that of its parameters."""
+"""Recipes with layer-wise step sizes, from norms of whole arrays."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def lamb(
     eps: NonNegative = 1e-6,
     weight_decay: NonNegative = 0.0,
 ) -> Transformation:
-    r"""LAMB: AdamW whose step is, array by array, in proportion to the parameters.
+    r"""LAMB: AdamW whose step for each array is proportional to the norm of its parameters.
 
     .. math::
         r_t = \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} + \lambda \theta_{t-1}, \qquad
         \theta_t = \theta_{t-1} - \alpha \frac{\lVert \theta_{t-1} \rVert}{\lVert r_t \rVert} r_t
 
-    The ratio is 1 where one of the norms is 0.
+    The ratio is 1 if one of the norms is 0.
 
     Args:
         learning_rate: α ≥ 0.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
-        weight_decay: λ ≥ 0; inside the norm.
+        weight_decay: λ ≥ 0; the norm of the update includes it.
 
     Equals optax.lamb. Keras' Lamb has ε = 1e-7.
 
@@ -69,7 +69,7 @@ def lars(
     eps: NonNegative = 0.0,
     nesterov: bool = False,
 ) -> Transformation:
-    r"""LARS: gradient descent with momentum, and a rate for every array.
+    r"""LARS: gradient descent with momentum, and a step size for every array.
 
     .. math::
         r_t &= \eta \frac{\lVert \theta_{t-1} \rVert}{\lVert g_t \rVert
@@ -77,8 +77,8 @@ def lars(
         b_t &= \mu b_{t-1} + \alpha r_t (g_t + \lambda \theta_{t-1}), \qquad
         \theta_t = \theta_{t-1} - b_t
 
-    The ratio r is 1 where one of the norms is 0. The learning rate stands inside the velocity,
-    as in the paper (and other than in :func:`sgd`): the same unless it is scheduled.
+    The ratio r is 1 if one of the norms is 0. As in the paper, and unlike in :func:`sgd`, the
+    velocity contains the learning rate. This makes a difference only for a scheduled rate.
 
     Args:
         learning_rate: α ≥ 0.
@@ -88,9 +88,9 @@ def lars(
         eps: ε ≥ 0.
         nesterov: Nesterov's momentum; not in the paper.
 
-    Equals optax.lars without weight decay. With it, Optax has the norm of the sum g + λθ in the
-    denominator in the place of the sum of the norms: ``chain(add_decayed_weights(λ),
-    trust_ratio(η), scale_by_learning_rate(α), scale_by_heavy_ball(μ))``.
+    Equals optax.lars without weight decay. With weight decay, Optax's denominator is the norm of
+    the sum g + λθ instead of the sum of the norms: ``chain(add_decayed_weights(λ), trust_ratio(η),
+    scale_by_learning_rate(α), scale_by_heavy_ball(μ))``.
 
     Source: You, Gitman & Ginsburg 2017 (arXiv 1708.03888), Algorithm 1.
 
@@ -100,7 +100,9 @@ def lars(
     Array([0. , 0.5], dtype=float32)
     """
     return chain(
-        trust_ratio(trust_coefficient, eps, weight_decay=weight_decay),  # in Adam's second's place
+        trust_ratio(
+            trust_coefficient, eps, weight_decay=weight_decay
+        ),  # replaces Adam's second moment
         scale_by_learning_rate(learning_rate),
         scale_by_heavy_ball(momentum, nesterov),
     )
@@ -114,7 +116,7 @@ def novograd(
     eps: NonNegative = 1e-8,
     weight_decay: NonNegative = 0.0,
 ) -> Transformation:
-    r"""NovoGrad: the momentum of gradients that were divided by their array's norm.
+    r"""NovoGrad: a momentum of gradients that are divided by the RMS norm of their array.
 
     .. math::
         v_t &= \beta_2 v_{t-1} + (1-\beta_2) \lVert g_t \rVert^2, \qquad
@@ -122,18 +124,18 @@ def novograd(
         m_t &= \beta_1 m_{t-1} + \frac{g_t}{\sqrt{v_t} + \epsilon} + \lambda \theta_{t-1},
         \qquad \theta_t = \theta_{t-1} - \alpha m_t
 
-    The momentum is a sum, so the step is up to 1/(1 − β₁) times α. The second moment starts as
-    the first that is not 0.
+    The momentum is a sum, so the step is up to 1/(1 − β₁) times α. The second moment starts with
+    the first nonzero squared norm.
 
     Args:
         learning_rate: α ≥ 0.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v.
-        weight_decay: λ ≥ 0; inside the momentum.
+        weight_decay: λ ≥ 0; the momentum includes it.
 
-    Equals optax.novograd with the same numbers (there b1 = 0.9, b2 = 0.25, eps = 1e-6), unless
-    the very first gradient of an array is zero: its v then stays as far below the norm as an
+    Equals optax.novograd with the same hyperparameters (its defaults are b1 = 0.9, b2 = 0.25,
+    eps = 1e-6), unless the first gradient of an array is zero. Then Optax's v is too small, like an
     average that starts at zero.
 
     Source: Ginsburg et al. 2019 (arXiv 1905.11286), Algorithm 1; defaults of the authors' code
@@ -145,7 +147,7 @@ def novograd(
     Array([-0.06,  0.08], dtype=float32)
     """
     return chain(
-        scale_by_norm(b2, eps),  # one number for all of Adam's second moments; in front
+        scale_by_norm(b2, eps),  # one second moment per array, before the momentum
         add_decayed_weights(weight_decay),
         scale_by_heavy_ball(b1),
         scale_by_learning_rate(learning_rate),

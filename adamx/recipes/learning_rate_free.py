@@ -1,4 +1,4 @@
-"""Prodigy: Adam that finds its learning rate."""
+"""Prodigy: Adam with an estimated learning rate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prodigy(
     use_bias_correction: bool = False,
     safeguard_warmup: bool = False,
 ) -> Transformation:
-    r"""Prodigy: Adam in units of the distance to the solution, estimated along the way.
+    r"""Prodigy: Adam whose step size is the estimated distance to the solution.
 
     .. math::
         r_t &= \beta_3 r_{t-1} + \eta_t d_{t-1}^2 \langle g_t, \theta_0 - \theta_{t-1} \rangle,
@@ -56,19 +56,19 @@ def prodigy(
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         b3: β₃ in [0, 1); √β₂ if None.
-        eps: ε ≥ 0, times d, added to √v.
+        eps: ε ≥ 0, multiplied by d and added to √v.
         weight_decay: λ ≥ 0, decoupled.
-        d0: d₀ > 0, the first estimate, which should be too small.
-        d_coef: c > 0, the number to tune: 0.5 for smaller steps, 2 for larger ones.
-        growth_rate: γ > 1, the most by which d grows in a step; 1.02 is a kind of warm-up.
-        use_bias_correction: correct the averages' start at zero.
-        safeguard_warmup: for schedules that start near 0: leave η out of s.
+        d0: d₀ > 0, the initial estimate, which should be too small.
+        d_coef: c > 0, the hyperparameter to tune: 0.5 for smaller steps, 2 for larger ones.
+        growth_rate: γ > 1, the largest factor by which d grows in a step; 1.02 acts as a warm-up.
+        use_bias_correction: correct the averages for their start at zero.
+        safeguard_warmup: omit η from s; use it for schedules that start near 0.
 
-    Equals prodigyopt.Prodigy (with ``decouple``; put ``add_decayed_weights`` in front for the
-    other), whose factors of d it has: the old one in the averages and the step, the new one at ε.
-    Steps with α = 0 are steps here, while prodigyopt skips them; and so are, for the bias
-    correction, first steps whose gradients are all zero. optax.contrib.prodigy always corrects
-    the bias and knows no growth rate.
+    Equals prodigyopt.Prodigy with ``decouple``; for its other weight decay, put
+    ``add_decayed_weights`` before the recipe. As there, the averages and the step contain the old
+    d, and ε is multiplied by the new d. There are two differences. Steps with α = 0 count as steps
+    here, but prodigyopt skips them. First steps whose gradients are all zero count for the bias
+    correction here. optax.contrib.prodigy always corrects the bias and has no growth rate.
 
     Source: Mishchenko & Defazio 2024 (arXiv 2306.06101), Section 5; konstmish/prodigy.
 

@@ -1,4 +1,4 @@
-"""Recipes: how one is made, and found by name in configuration files and command lines."""
+"""The decorator for recipes, and functions that find recipes by name."""
 
 from __future__ import annotations
 

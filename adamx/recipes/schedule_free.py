@@ -44,9 +44,9 @@ def schedule_free_adamw(
         c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^p \\
         y_t &= (1-\beta_1) z_t + \beta_1 x_t
 
-    The parameters are y. Evaluate (and keep as the result)
-    ``schedule_free_eval_params(state, params)``, which gives x. Only z and v are kept: as much as
-    Adam keeps.
+    The parameters are y. For evaluation and as the result of the training, use x =
+    ``schedule_free_eval_params(state, params)``. The state contains only z and v, as much as Adam's
+    state.
 
     Args:
         learning_rate: γ ≥ 0; a schedule need not decay. The authors' default is 0.0025.
@@ -56,12 +56,12 @@ def schedule_free_adamw(
         weight_decay: λ ≥ 0, decoupled, at y.
         warmup_steps: the length of a linear warm-up, 0 for none.
         r: r ≥ 0, the power of t in the weights of the average.
-        weight_lr_power: p ≥ 0, the power of the largest γ so far in them.
+        weight_lr_power: p ≥ 0, the power of the largest γ so far in these weights.
 
-    Equals schedulefree.AdamWScheduleFree in train mode (the parameters there in eval mode are x
-    here). Algorithm 1 of the paper multiplies γ by √(1−β₂ᵗ) instead of dividing v, which moves ε
-    and, through γ in the weights, the average; package and recipe divide v.
-    optax.contrib.schedule_free_adamw warms up from 0 over one step more, and has no r.
+    Equals schedulefree.AdamWScheduleFree in train mode; its parameters in eval mode are x here.
+    Algorithm 1 of the paper multiplies γ by √(1−β₂ᵗ) instead of correcting v. This changes the
+    effect of ε and, through γ, the weights of the average. The package and this recipe correct v.
+    optax.contrib.schedule_free_adamw warms up from 0 over one more step, and has no r.
 
     Source: Defazio et al. 2024 (arXiv 2405.15682), Algorithm 1; facebookresearch/schedule_free.
 
@@ -79,12 +79,12 @@ def schedule_free_adamw(
         bias_correction(),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(rate),
-        schedule_free(b1=b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, in front
+        schedule_free(b1=b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, before
     )
 
 
 def warmed_up(learning_rate: Any, steps: Any) -> Hyper:
-    """The learning rate behind a linear warm-up; the numbers in it remain data."""
+    """The learning rate with a linear warm-up; its hyperparameters remain leaves."""
     if isinstance(steps, (int, float)) and steps == 0:
         return learning_rate
     if callable(learning_rate) or callable(steps):

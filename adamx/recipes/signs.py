@@ -1,4 +1,4 @@
-"""Steps that know signs: of the momentum, of the gradient, or where the two agree."""
+"""Recipes that use the signs of the momentum or the gradient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def signum(learning_rate: NonNegative, b1: Decay = 0.9) -> Transformation:
         learning_rate: α ≥ 0.
         b1: β₁ in [0, 1).
 
-    Equals optax.signum with ``beta=b1``. Of a complex number the sign is u/|u|.
+    Equals optax.signum with ``beta=b1``. The sign of a complex number u is u/|u|.
 
     Source: Bernstein et al. 2018 (arXiv 1802.04434), Algorithm 2.
 
@@ -52,7 +52,7 @@ def signum(learning_rate: NonNegative, b1: Decay = 0.9) -> Transformation:
 def lion(
     learning_rate: NonNegative, b1: Decay = 0.9, b2: Decay = 0.99, weight_decay: NonNegative = 0.0
 ) -> Transformation:
-    r"""Lion: the sign of a momentum that sees more of the gradient than it remembers.
+    r"""Lion: the sign of a momentum in which the gradient has more weight than in its memory.
 
     .. math::
         c_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t \\
@@ -62,13 +62,13 @@ def lion(
     With β₁ = β₂ it is :func:`signum` with decoupled weight decay.
 
     Args:
-        learning_rate: α ≥ 0; the authors' default is 1e-4, a third to a tenth of AdamW's.
+        learning_rate: α ≥ 0; the authors' default is 1e-4. Use a third to a tenth of AdamW's rate.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
-        weight_decay: λ ≥ 0, multiplied with α: three to ten times AdamW's.
+        weight_decay: λ ≥ 0, multiplied by α. Use three to ten times AdamW's weight decay.
 
-    Equals lion-pytorch, and optax.lion with this ``weight_decay`` (there 1e-3 by default). Of a
-    complex number the sign is u/|u|.
+    Equals lion-pytorch, and optax.lion with this ``weight_decay`` (its default is 1e-3). The sign
+    of a complex number u is u/|u|.
 
     Source: Chen et al. 2023 (arXiv 2302.06675), Algorithm 2.
 
@@ -96,7 +96,7 @@ def cautious_adamw(
     floor: Positive = 1e-3,
     eps_hat: NonNegative = 0.0,
 ) -> Transformation:
-    r"""C-AdamW: AdamW that moves only where its step agrees with the gradient.
+    r"""C-AdamW: AdamW without the coordinates whose step disagrees with the gradient.
 
     .. math::
         u_t = \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}, \quad
@@ -109,8 +109,8 @@ def cautious_adamw(
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂, as the paper has it.
-        weight_decay: λ ≥ 0, multiplied with α; it is not masked.
-        floor: c > 0, the least share of coordinates that is made up for.
+        weight_decay: λ ≥ 0, multiplied by α; it is not masked.
+        floor: c > 0, a lower bound for the fraction of remaining coordinates; see :func:`cautious`.
         eps_hat: ε̂ ≥ 0, added to √v before the correction, as the authors' code has it.
 
     Equals C-Optim's AdamW (not its ``foreach`` path) with ``eps=0, eps_hat=ε``.
@@ -142,7 +142,7 @@ def grams(
     *,
     eps_hat: NonNegative = 0.0,
 ) -> Transformation:
-    r"""Grams: Adam says how far, the gradient which way.
+    r"""Grams: steps with the size of Adam's and the sign of the gradient.
 
     .. math::
         u_t = \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}, \qquad

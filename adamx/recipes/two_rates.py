@@ -37,16 +37,16 @@ def ademamix(
         \theta_t &= \theta_{t-1} - \eta \left(
         \frac{\hat m_t + \alpha n_t}{\sqrt{\hat v_t} + \epsilon} + \lambda \theta_{t-1} \right)
 
-    The slow momentum is not corrected: it fills up from zero. With α = 0 this is AdamW. The
-    warm-ups are those of the paper, who recommend T = all the steps of a training; for others,
-    ``alpha`` and ``b3`` may be schedules.
+    The slow momentum is not corrected; it grows from zero. With α = 0, this is AdamW. The warm-ups
+    follow the paper, which recommends the number of steps of the training for T. For other
+    warm-ups, pass schedules as ``alpha`` and ``b3``.
 
     Args:
         learning_rate: η ≥ 0; the authors' default is 1e-3.
-        b1: β₁ in [0, 1), of the fast momentum.
+        b1: β₁ in [0, 1), the decay rate of the fast momentum.
         b2: β₂ in [0, 1).
-        b3: β₃ in [0, 1), of the slow one.
-        alpha: α ≥ 0. The authors' PyTorch code has 2, their JAX code (and optax.contrib) 5; the
+        b3: β₃ in [0, 1), the decay rate of the slow momentum.
+        alpha: α ≥ 0. The authors' PyTorch code uses 2, their JAX code (and optax.contrib) 5; the
             paper recommends 4 to 10.
         eps: ε ≥ 0, added to √v̂.
         weight_decay: λ ≥ 0, multiplied with η.
@@ -55,10 +55,10 @@ def ademamix(
             :math:`1/\log\beta_3(t)` goes from :math:`1/\log\beta_1` to :math:`1/\log\beta_3`;
             0 for none.
 
-    Equals the authors' PyTorch code and, without warm-ups, optax.contrib.ademamix. During its
-    warm-up of β₃ that code adds 1e-8 inside the logarithm, which shortens a half-life of 7000
-    steps by 1e-4 of itself; the authors' JAX code counts steps from 0, here (as in the paper)
-    they count from 1.
+    Equals the authors' PyTorch code and, without warm-ups, optax.contrib.ademamix. During the
+    warm-up of β₃, the PyTorch code adds 1e-8 inside the logarithm, which shortens a half-life of
+    7000 steps by a factor of 1 − 1e-4. The authors' JAX code counts steps from 0; this recipe
+    counts from 1, as in the paper.
 
     Source: Pagliardini, Ablin & Grangier 2024 (arXiv 2409.03137), Algorithm 1 and Appendix A.1.
 
@@ -68,7 +68,7 @@ def ademamix(
     Array([-0.1,  0.1], dtype=float32)
     """
     return chain(
-        # In the place of Adam's momentum.
+        # Replaces Adam's momentum.
         scale_by_mixed_momentum(b1, b3, alpha, alpha_warmup=alpha_warmup, b3_warmup=b3_warmup),
         scale_by_rms(b2, eps),
         bias_correction(),

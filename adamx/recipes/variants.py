@@ -1,4 +1,4 @@
-"""Adam's descendants: other second moments, other momenta, other orders of the same stages."""
+"""Variants of Adam with other second moments, other momenta, or another order of stages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def amsgrad(
     *,
     eps_hat: NonNegative = 0.0,
 ) -> Transformation:
-    r"""AMSGrad: Adam whose denominator never shrinks.
+    r"""AMSGrad: Adam with a denominator that never decreases.
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, & \hat m_t &= m_t / (1 - \beta_1^t) \\
@@ -62,7 +62,7 @@ def amsgrad(
         eps_root: ε ≥ 0, added inside the corrected root.
         eps_hat: ε̂ ≥ 0, added to √n before the correction.
 
-    Equals torch.optim.Adam with ``amsgrad=True``. The paper has neither correction nor ε:
+    Equals torch.optim.Adam with ``amsgrad=True``. The paper has no correction and no ε:
     ``chain(scale_by_momentum(b1), scale_by_max_rms(b2, 0.0), scale_by_learning_rate(α))``.
     optax.amsgrad takes the maximum of the corrected :math:`\hat v` and is another algorithm: its
     first steps, where :math:`\hat v` rests on few gradients, bound all later ones.
@@ -91,7 +91,7 @@ def nadam(
     *,
     constant_decay: bool = False,
 ) -> Transformation:
-    r"""NAdam: Adam with Nesterov's momentum, which warms up.
+    r"""NAdam: Adam with Nesterov momentum and a warm-up of the momentum.
 
     .. math::
         \mu_t &= \beta_1 \left(1 - \tfrac12 \cdot 0.96^{t\psi}\right) \\
@@ -107,16 +107,16 @@ def nadam(
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
-        momentum_decay: ψ > 0, how fast μ warms up: 0.004 in the paper (as t/250);
+        momentum_decay: ψ > 0, the speed of the warm-up of μ: 0.004 in the paper (as t/250);
             ``math.inf`` for μ = β₁ from the start.
         constant_decay: let m decay by β₁, not μₜ.
 
-    With ``constant_decay=True`` it equals torch.optim.NAdam and keras.optimizers.Nadam, in which
-    m decays by β₁ although the products of μ correct it: until μ has warmed up, for thousands of
-    steps, m is another average than the one that is corrected. The paper's m decays by μₜ. With
-    ``momentum_decay=math.inf`` there is no such difference, and it equals optax.nadam and the
-    author's own code. The paper's Algorithm 2 also multiplies v̂ by β₂; no implementation does,
-    the author's included.
+    With ``constant_decay=True``, it equals torch.optim.NAdam and keras.optimizers.Nadam. In these,
+    m decays by β₁, but the correction uses products of μ. The correction is therefore not exact
+    until μ has warmed up, which takes thousands of steps. In the paper, m decays by μₜ. With
+    ``momentum_decay=math.inf`` both are the same, and the recipe equals optax.nadam and the
+    author's code. The paper's Algorithm 2 also multiplies v̂ by β₂; no implementation does so,
+    including the author's.
 
     Source: Dozat 2016, Incorporating Nesterov momentum into Adam (ICLR workshop), Algorithm 2.
 
@@ -193,7 +193,7 @@ def radam(
     *,
     threshold: Length = 5.0,
 ) -> Transformation:
-    r"""RAdam: Adam that divides only once its second moment can be relied on.
+    r"""RAdam: Adam that divides only after its second moment has averaged enough gradients.
 
     .. math::
         \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \quad
@@ -206,20 +206,19 @@ def radam(
         r_t \sqrt{1 - \beta_2^t} / (\sqrt{v_t} + \epsilon) & \rho_t > 5 \\
         1 & \text{otherwise} \end{cases}
 
-    with the averages of :func:`adam`. The first five steps (for the default β₂) are those of
-    gradient descent with momentum: as long as the gradients.
+    with the averages of :func:`adam`. The first five steps (for the default β₂) are steps of
+    gradient descent with momentum, so their size is proportional to the gradients.
 
     Args:
         learning_rate: α ≥ 0.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
-        eps: ε ≥ 0, added to √v before the correction; the paper has none.
-        threshold: what ρ must exceed, ≥ 4; 4 in the paper, 5 in the authors' code.
+        eps: ε ≥ 0, added to √v before the correction; the paper has no ε.
+        threshold: the value that ρ must exceed, ≥ 4; 4 in the paper, 5 in the authors' code.
 
-    Equals torch.optim.RAdam. optax.radam has ε beside √v̂, as here
-    ``scale_by_rms(b2, eps)`` in the chain. Under a schedule of β₂, ρ is
-    computed from the mean age of the gradients in v; torch and Optax take the present β₂ to the
-    power t.
+    Equals torch.optim.RAdam. optax.radam adds ε to √v̂; for this, use ``scale_by_rms(b2, eps)`` in
+    the chain. Under a schedule of β₂, ρ is computed from the mean age of the gradients in v; torch
+    and Optax use the current β₂ to the power t.
 
     Source: Liu et al. 2020 (arXiv 1908.03265), Algorithm 2.
 
@@ -245,7 +244,7 @@ def adabelief(
     *,
     rectify: bool = False,
 ) -> Transformation:
-    r"""AdaBelief: Adam that trusts a gradient by how near it is to the expected one.
+    r"""AdaBelief: Adam with the squared difference of gradient and momentum as second moment.
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, & \hat m_t &= m_t / (1 - \beta_1^t) \\
@@ -258,8 +257,8 @@ def adabelief(
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to s in every step and to √ŝ.
-        rectify: divide as :func:`radam` does, once ρ > 5, with ε beside √s. The paper does not;
-            the authors' package does by default since 0.1.
+        rectify: rectify the division as in :func:`radam`, with threshold 5 and with ε added to √s.
+            The paper does not; the authors' package does by default since version 0.1.
 
     Equals the package adabelief-pytorch with ``rectify`` given, and optax.adabelief with its two ε
     (``eps`` and ``eps_root``) equal.
@@ -287,25 +286,25 @@ def adabelief(
 def laprop(
     learning_rate: NonNegative, b1: Decay = 0.9, b2: Decay = 0.999, eps: NonNegative = 1e-15
 ) -> Transformation:
-    r"""LaProp: Adam with the momentum behind the division.
+    r"""LaProp: Adam with the momentum after the division.
 
     .. math::
         v_t &= \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, & \hat v_t &= v_t / (1 - \beta_2^t) \\
         m_t &= \beta_1 m_{t-1} + (1-\beta_1)\, \alpha_t \frac{g_t}{\sqrt{\hat v_t} + \epsilon},
         & \theta_t &= \theta_{t-1} - \frac{m_t}{1 - \beta_1^t}
 
-    Every gradient is divided by the root of what was known when it came: no step is longer than
-    α/√(1−β₂), whatever β₁ is.
+    Every gradient is divided by the root mean square at its own step. So no step is longer than
+    α/√(1−β₂), for every β₁.
 
     Args:
-        learning_rate: α ≥ 0, inside the momentum; the authors' default is 4e-4.
+        learning_rate: α ≥ 0; the momentum includes it; the authors' default is 4e-4.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
 
-    Equals the authors' code for a constant learning rate. Under a schedule that code divides m
-    not by the weight it has seen but by the average of the learning rate, and multiplies with
-    the present one: a mean in which past steps count by their α.
+    Equals the authors' code for a constant learning rate. Under a schedule, the authors' code
+    divides m by the average of the learning rate instead of the weight, and multiplies by the
+    current learning rate. The result is a mean in which past steps are weighted by their α.
 
     Source: Ziyin, Wang & Ueda 2020 (arXiv 2002.04839), Algorithm 1.
 
@@ -317,7 +316,7 @@ def laprop(
         scale_by_rms(b2, eps),
         bias_correction(),
         scale_by_learning_rate(learning_rate),
-        scale_by_momentum(b1),  # Adam: in front of the division
+        scale_by_momentum(b1),  # Adam: before the division
         bias_correction(),
     )
 
@@ -336,8 +335,8 @@ def adam_atan2(
         \theta_t = \theta_{t-1}
         - \alpha\, a \operatorname{atan2}\left(\hat m_t, b \sqrt{\hat v_t}\right)
 
-    with the averages of :func:`adam`. There is no ε: the step does not depend on the scale of
-    the gradients, as long as their squares do not underflow, and is never longer than α·aπ/2.
+    with the averages of :func:`adam`. There is no ε. The step does not depend on the scale of the
+    gradients, as long as their squares do not underflow, and never exceeds α·aπ/2.
 
     Args:
         learning_rate: α ≥ 0; the default of the package is 1e-4.
@@ -370,7 +369,7 @@ def yogi(
     *,
     initial_accumulator_value: NonNegative = 1e-6,
 ) -> Transformation:
-    r"""Yogi: Adam whose second moment changes additively.
+    r"""Yogi: Adam with an additive change of the second moment.
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, & \hat m_t &= m_t / (1 - \beta_1^t) \\
@@ -385,9 +384,9 @@ def yogi(
         eps: ε ≥ 0, added to √v̂; the paper advises 1e-3.
         initial_accumulator_value: v₀ ≥ 0.
 
-    Equals optax.yogi, but for m, which starts at 0 here as in the paper: Optax (as TensorFlow
-    Addons) starts both m and v at ``initial_accumulator_value``, a bias towards negative steps.
-    The paper's Algorithm 2 has no correction:
+    Equals optax.yogi except for the start of m, which is 0 here, as in the paper. Optax (like
+    TensorFlow Addons) starts both m and v at ``initial_accumulator_value``, which biases the first
+    steps in the negative direction. The paper's Algorithm 2 has no correction:
     ``chain(scale_by_momentum(b1), scale_by_yogi(b2, 0.0, eps_hat=ε), scale_by_learning_rate(α))``.
 
     Source: Zaheer et al. 2018, Adaptive methods for nonconvex optimization (NeurIPS), Algorithm 2.
@@ -423,18 +422,18 @@ def adopt(
         v_t &= \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \quad v_0 = |g_0|^2 \\
         \theta_t &= \theta_{t-1} - \alpha m_t
 
-    The gradient is divided by the root of what came *before* it, and only then averaged. The
-    first update (t = 0) is zero.
+    The gradient is divided by the root mean square of the *previous* gradients, and then averaged.
+    The first update (t = 0) is zero.
 
     Args:
         learning_rate: α ≥ 0; the authors' default is 0.001.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
-        eps: ε ≥ 0, the least that is divided by.
-        clip: clip the quotient to ±t^¼, as the authors have it since their second version.
+        eps: ε ≥ 0, a lower bound for the denominator.
+        clip: clip the quotient to ±t^¼, as in the second version of the paper.
 
-    Equals the authors' package and optax.contrib.adopt. There is no bias correction: v starts at
-    the first gradient's square, and m at zero.
+    Equals the authors' package and optax.contrib.adopt. There is no bias correction: v starts with
+    the square of the first gradient, and m starts at zero.
 
     Source: Taniguchi et al. 2024 (arXiv 2411.02853), Algorithm 2.
 
@@ -446,7 +445,7 @@ def adopt(
     Array([-0.0001,  0.0001], dtype=float32)
     """
     return chain(
-        scale_by_delayed_rms(b2, eps),  # Adam: scale_by_rms, behind the momentum
+        scale_by_delayed_rms(b2, eps),  # Adam: scale_by_rms, after the momentum
         growing_clip() if clip else chain(),
         scale_by_momentum(b1),
         scale_by_learning_rate(learning_rate),
@@ -461,7 +460,7 @@ def stableadamw(
     eps: NonNegative = 1e-6,
     weight_decay: NonNegative = 0.01,
 ) -> Transformation:
-    r"""StableAdamW: AdamW with AdaFactor's update clipping, array by array.
+    r"""StableAdamW: AdamW with AdaFactor's update clipping for each array.
 
     .. math::
         \text{RMS}_t &= \sqrt{\operatorname{mean} \frac{|g_t|^2}{\max(\hat v_t, \epsilon^2)}},
@@ -477,8 +476,8 @@ def stableadamw(
         learning_rate: α ≥ 0.
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
-        eps: ε ≥ 0, added to √v̂, and the least √v̂ that the clipping takes.
-        weight_decay: λ ≥ 0, clipped with the rest.
+        eps: ε ≥ 0, added to √v̂; it is also the lower bound of √v̂ in the clipping.
+        weight_decay: λ ≥ 0; the clipping includes it.
 
     Equals optimi.StableAdamW (torch-optimi).
 

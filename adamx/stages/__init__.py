@@ -1,4 +1,4 @@
-"""The vocabulary: one idea of a paper each, to be chained."""
+"""The stages. Each implements one idea of a paper; :func:`adamx.chain` composes them."""
 
 from adamx.stages import (
     averaging,

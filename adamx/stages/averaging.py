@@ -44,24 +44,25 @@ __all__ = [
 
 @stage(reach="element", place="step")
 def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
-    r"""After every k steps, go back part of the way to where they began (Lookahead).
+    r"""After every k steps, move back part of the way to the start of these steps (Lookahead).
 
     .. math::
         \text{every } k\text{-th step:} \quad
         \phi \leftarrow \phi + \alpha (\theta + u - \phi), \quad u \leftarrow \phi - \theta
 
-    Stands last, behind any chain, ``chain(adam(rate), lookahead())``, where the update is the
-    step that will be taken: k steps of the fast parameters θ, then one of the slow parameters φ,
-    at which the fast ones start anew. What the chain in front remembers it keeps.
+    Use it as the last stage of any chain, ``chain(adam(rate), lookahead())``, where the update is
+    the final step. After k steps of the fast parameters θ, the slow parameters φ take one step, and
+    the fast parameters continue from φ. The state of the earlier stages is not reset.
 
-    Keeps ``slow`` (φ), a copy of the parameters, float32 at least, and a clock of the steps since
-    θ was φ. A parameter that has no gradient in a k-th step goes back in the next k-th step in
-    which it has one. The slow parameters, which the paper evaluates, are
-    ``adamx.dequantize(state, "slow")``; after every k-th step they are the parameters themselves.
+    Keeps ``slow`` (φ), a copy of the parameters in at least float32, and a clock of the steps since
+    θ was set to φ. If a parameter has no gradient in a k-th step, it moves back in the next k-th
+    step in which it has a gradient. ``adamx.dequantize(state, "slow")`` returns the slow
+    parameters, which the paper evaluates. After every k-th step, the parameters equal them.
 
     Args:
         sync_period: k ≥ 1.
-        slow_step_size: α; with 1 nothing changes. The paper has 0.5, the authors' code 0.8.
+        slow_step_size: α; with 1, the stage has no effect. The paper uses 0.5, the authors' code
+            0.8.
 
     Source: Zhang et al. 2019 (arXiv 1907.08610), Algorithm 1.
 
@@ -86,8 +87,8 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     def start(param):
         if isinstance(param, jax.ShapeDtypeStruct):
             raise StageError(
-                "lookahead starts from the parameters, and init() was given their shapes; for "
-                "the state's shapes call jax.eval_shape(opt.init, params)"
+                "lookahead starts from the parameters, but init() received only their shapes; for "
+                "the shapes of the state, call jax.eval_shape(opt.init, params)"
             )
         return param.astype(statistics_dtype(param.dtype))
 
@@ -126,12 +127,12 @@ def polyak_ema(decay: Decay = 0.999):
         \bar\theta_t = d\, \bar\theta_{t-1} + (1-d)\, \theta_t, \qquad
         \theta_t = \theta_{t-1} + u
 
-    Stands last, where the update is the step that will be taken. :func:`polyak_params` reads the
-    average, with its bias towards the zero start divided out. With the schedule
-    ``decay=lambda t: t / (t + 1)`` it is the Polyak-Ruppert mean of all iterates.
+    Use it as the last stage, where the update is the final step. :func:`polyak_params` returns the
+    average, corrected for its start at zero. With the schedule ``decay=lambda t: t / (t + 1)``, the
+    average is the Polyak-Ruppert mean of all iterates.
 
-    Keeps ``ema``, shaped like the parameter, float32 at least. A parameter that has no gradient in
-    a step stays where it is, and is averaged as it is.
+    Keeps ``ema``, shaped like the parameter, in at least float32. If a parameter has no gradient in
+    a step, it does not change, and the unchanged parameter is averaged.
 
     Args:
         decay: d in [0, 1).
@@ -175,21 +176,20 @@ def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = N
         \bar\theta_t / (1 - \prod_i d_i)
 
     Args:
-        state: the state of a chain with :func:`polyak_ema`, or anything that holds one: an
-            ``optax.chain``'s state, a Flax ``TrainState``, an ``nnx.Optimizer``.
-        name: the stage's name in the state, ``"polyak_ema_2"`` for the second one. Where the stage
-            stands in :func:`adamx.where` or :func:`adamx.partition`, that is all groups of it;
-            ``"polyak_ema@group"`` is one of them.
-        params: the parameters. Those that no such stage is for are returned as they are; without
-            ``params`` they are None.
+        state: the state of a chain with :func:`polyak_ema`, or an object that contains one: the
+            state of an ``optax.chain``, a Flax ``TrainState``, an ``nnx.Optimizer``.
+        name: the name of the stage in the state, ``"polyak_ema_2"`` for the second one. Inside
+            :func:`adamx.where` or :func:`adamx.partition`, this name refers to all groups of the
+            stage; ``"polyak_ema@group"`` refers to one of them.
+        params: the parameters. Parameters without such a stage are returned unchanged; without
+            ``params``, their entries are None.
 
     Returns:
-        A tree like the parameters, float32 at least. Before the first step nothing has been
-        averaged yet and it is NaN.
+        A tree like the parameters, in at least float32. Before the first step, it is NaN.
 
     Raises:
-        ValueError: if the state holds no such stage, or more than one for a parameter.
-        StageError: if the state is of other parameters than ``params``.
+        ValueError: if the state contains no such stage, or more than one for a parameter.
+        StageError: if the state belongs to parameters other than ``params``.
 
     >>> opt = adamx.chain(adamx.sgd(1.0), adamx.where("!bias", adamx.polyak_ema()))
     >>> params = {"bias": jnp.zeros(1), "kernel": jnp.zeros(1)}
@@ -230,24 +230,24 @@ def schedule_free(
         c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^p \\
         y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad u \leftarrow y_t - y_{t-1}
 
-    The parameters are y, where gradients are taken; :func:`schedule_free_eval_params` gives x,
-    for evaluation. Stands last, where u is the step that would be taken (−γ times a direction),
-    behind a row without momentum: the average does its work. Only z is kept, x follows from it
-    and the parameters:
+    The parameters are y, at which gradients are computed. :func:`schedule_free_eval_params` returns
+    x, for evaluation. Use the stage as the last one, where u is a step (−γ times a direction), in a
+    chain without momentum, because the average replaces the momentum. The state contains only z; x
+    is computed from z and the parameters:
 
     .. math::
         y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1}) + \bigl(1 - \beta_1 (1 - c_t)\bigr) u_t
 
-    (with a further term while β₁ changes). With β₁ = 0 the parameters are z, and the stage leaves
-    the update alone.
+    (with an additional term while β₁ changes). With β₁ = 0, the parameters equal z, and the stage
+    does not change the update.
 
-    Keeps ``z``, shaped like the parameter, float32 at least.
+    Keeps ``z``, shaped like the parameter, in at least float32.
 
     Args:
-        learning_rate: γ, as it is in u: that of :func:`scale_by_learning_rate` in the same chain,
-            or a value. The average weighs the iterates with its largest value so far, so that
-            those of a warm-up count less.
-        b1: β₁ in [0, 1), how far from z towards x gradients are taken.
+        learning_rate: γ of the step u: the learning rate of :func:`scale_by_learning_rate` in the
+            same chain, or a value. The average weights each iterate by the largest γ so far, so
+            that iterates of a warm-up count less.
+        b1: β₁ in [0, 1), the position between z and x at which gradients are computed.
         r: r ≥ 0, the power of t in the weights.
         weight_lr_power: p ≥ 0, the power of γ in the weights; 0 for equal ones.
 
@@ -315,20 +315,21 @@ def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedu
         x = z + (y - z) / \beta_1
 
     Args:
-        state: the state of a chain with the stage, or anything that holds one: an
-            ``optax.chain``'s state, a Flax ``TrainState``, an ``nnx.Optimizer``.
-        params: the parameters y that were trained with it.
-        name: the stage's name in the state. Where the stage stands in :func:`adamx.where` or
-            :func:`adamx.partition`, that is all groups of it; ``"schedule_free@group"`` is one.
+        state: the state of a chain with the stage, or an object that contains one: the state of an
+            ``optax.chain``, a Flax ``TrainState``, an ``nnx.Optimizer``.
+        params: the trained parameters y.
+        name: the name of the stage in the state. Inside :func:`adamx.where` or
+            :func:`adamx.partition`, this name refers to all groups of the stage;
+            ``"schedule_free@group"`` refers to one of them.
 
     Returns:
-        A tree like the parameters, in their dtypes; before the first step the parameters. Those
-        that no such stage is for (frozen ones, say) are returned as they are. For β₁ = 0, where
-        nothing of the average is left in y, it is not finite.
+        A tree like the parameters, in their dtypes. Before the first step, it equals the
+        parameters. Parameters without such a stage (for example frozen ones) are returned
+        unchanged. For β₁ = 0 the result is not finite, because y does not contain the average.
 
     Raises:
-        ValueError: if the state holds no such stage, or more than one for a parameter.
-        StageError: if the state is of other parameters.
+        ValueError: if the state contains no such stage, or more than one for a parameter.
+        StageError: if the state belongs to different parameters.
 
     >>> opt = adamx.partition(
     ...     {"backbone": adamx.set_to_zero(), "*": adamx.schedule_free_adamw(1.0, weight_decay=0.0)}

@@ -1,4 +1,4 @@
-"""Undoing the start at zero."""
+"""Correct averages for their start at zero."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def bias_correction():
     .. math::
         u \leftarrow u / \text{bias}
 
-    An average that starts at zero is too small by the weight :math:`1 - \prod_i \beta_i` it has
-    seen. Every averaging stage in front has multiplied its share into the bias, so this stage
-    needs no arguments and stands anywhere behind them: for Adam the bias is
-    :math:`(1-\beta_1^t)/\sqrt{1-\beta_2^t}`, and any schedule of β is right as well.
+    An average that starts at zero is too small by the factor :math:`1 - \prod_i \beta_i`. Every
+    averaging stage multiplies the bias by its factor. So this stage needs no arguments and may be
+    anywhere after the averages. For Adam, the bias is :math:`(1-\beta_1^t)/\sqrt{1-\beta_2^t}`. The
+    correction is exact for any schedule of β.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 3.
 
     Raises:
-        StageError: if nothing has been averaged since the start of the chain, or since the last
+        StageError: if there is no averaging stage since the start of the chain or since the last
             correction.
 
     >>> opt = adamx.chain(adamx.scale_by_momentum(0.9), adamx.bias_correction())

@@ -1,4 +1,4 @@
-"""Clipping: by the norm of all parameters, of one array or of its rows, and by what is expected."""
+"""Clipping, by norms of all parameters, arrays or units, and by the expected size of gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 @stage
 def clip_by_relative_rms(eps: NonNegative = 1e-6, threshold: Positive = 1.0):
-    r"""Shrink the update where a gradient exceeds what its second moment expects (StableAdamW).
+    r"""Shrink the update of an array if its gradient exceeds its second moment (StableAdamW).
 
     .. math::
         \text{RMS}_t = \sqrt{\operatorname{mean} \frac{|g_t|^2}{\max(\hat v_t, \epsilon^2)}},
@@ -87,13 +87,13 @@ def _(signal, eps, threshold):
 
 @stage(reach="element")
 def growing_clip(exponent: NonNegative = 0.25):
-    r"""Limit every element of the update by a bound that grows with the steps taken (ADOPT).
+    r"""Limit every element of the update by a bound that grows with the step count (ADOPT).
 
     .. math::
         u \leftarrow \operatorname{clip}(u, \pm t^p), \qquad t = 0 \text{ in the first step}
 
-    In ADOPT it stands behind :func:`scale_by_delayed_rms`, whose first update is zero anyway: a
-    denominator that rests on few gradients can't make a step long. Of a complex u the modulus is
+    In ADOPT it comes after :func:`scale_by_delayed_rms`, whose first update is zero. It prevents
+    long steps while the denominator is based on few gradients. For complex u, the modulus is
     clipped.
 
     Keeps a clock of the steps.
@@ -140,9 +140,9 @@ def clip_by_global_norm(max_norm: Positive):
         u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right), \qquad
         \lVert u \rVert^2 = \sum_\text{all parameters} |u|^2
 
-    In front of a statistic it clips the gradient. Every finite gradient is clipped, also one whose
-    squares would overflow. What is not finite stays visible: with a NaN everywhere, with an
-    infinity there (everything else is then 0 beside it).
+    Before the first statistic, it clips the gradient. Every finite gradient is clipped, even if its
+    squares would overflow. Non-finite elements remain visible: with a NaN, all elements become NaN;
+    with an infinity, this element stays non-finite and all others become 0.
 
     Args:
         max_norm: c > 0.
@@ -177,8 +177,8 @@ def clip_by_norm(max_norm: Positive = 1.0):
     .. math::
         u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right)
 
-    As :func:`clip_by_global_norm`, but each array by itself. In front of a statistic it clips
-    the gradient.
+    Like :func:`clip_by_global_norm`, but for each array separately. Before the first statistic, it
+    clips the gradient.
 
     Args:
         max_norm: c > 0.
@@ -210,22 +210,23 @@ def adaptive_clip(
     *,
     axis: int | tuple[int, ...] | None = None,
 ):
-    r"""Clip the gradient of each unit to a share of the norm of its parameters (AGC).
+    r"""Clip the gradient of each unit to a fraction of the norm of its parameters (AGC).
 
     .. math::
         u_i \leftarrow u_i \cdot \min\left(1,
         \frac{\lambda \max(\lVert \theta_i \rVert, \epsilon)}{\lVert u_i \rVert}\right)
 
-    A unit i is what makes one output. The last axis counts the units, as in a dense layer
-    (inputs, outputs) or a convolution (height, width, inputs, outputs); in arrays of three axes,
-    several heads, the last two do. A vector or a scalar (axes of length 1 aside) is one unit.
+    A unit i consists of the weights of one output. Units are indexed by the last axis, as in a
+    dense layer (inputs, outputs) or a convolution (height, width, inputs, outputs). In arrays with
+    three axes (several heads), they are indexed by the last two axes. A vector or a scalar,
+    ignoring axes of length 1, is one unit.
 
-    Stands in front of any recipe.
+    Use it before any recipe.
 
     Args:
-        clipping: λ > 0; the paper has 0.01 for large batches, up to 0.16 for small ones.
-        eps: ε ≥ 0, so that units that start at zero can leave it.
-        axis: the axes that are summed in a norm, where they are not those.
+        clipping: λ > 0; the paper uses 0.01 for large batches and up to 0.16 for small ones.
+        eps: ε ≥ 0, a lower bound for the norm, so that units that start at zero can change.
+        axis: the axes of a norm, if they are not the default ones.
 
     Equals optax.adaptive_grad_clip.
 

@@ -15,8 +15,8 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     .. math::
         u \leftarrow u + \lambda \theta
 
-    In front of the first statistic this is L2 regularisation (the gradient of λ|θ|²/2 enters the
-    averages); between the last statistic and the learning rate it is decoupled weight decay,
+    Before the first statistic, this is L2 regularisation: the averages include the gradient of
+    λ|θ|²/2. Between the last statistic and the learning rate, it is decoupled weight decay, as in
     AdamW.
 
     Args:

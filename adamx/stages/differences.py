@@ -1,4 +1,4 @@
-"""What the gradient before this one adds: variance reduction, Nesterov's momentum estimated."""
+"""Stages that use the previous gradient: variance reduction (MARS), Nesterov momentum (Adan)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def reduce_variance(b1: Decay = Same("scale_by_momentum", "b1"), gamma: NonNegat
     .. math::
         g \leftarrow g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad g_0 = 0
 
-    Stands in front of any recipe. The momentum then is that of
-    a variance-reduced gradient: with γ = 1 it is STORM's. In the paper both gradients are of one
-    batch; this is its approximate form, MARS-approx, with the gradient of the batch before, and
-    with :math:`g_0 = 0` as the authors' code has it. Their clipping is a stage of its own,
+    Use it before any recipe. The momentum then averages variance-reduced gradients; with γ = 1 it
+    is STORM's momentum. In the paper, both gradients are computed from the same batch. This is its
+    approximate form, MARS-approx, with the gradient of the previous batch, and with
+    :math:`g_0 = 0` as in the authors' code. Their clipping is a separate stage,
     :func:`clip_by_norm`.
 
-    Keeps ``previous`` (the gradient before), shaped like the parameter.
+    Keeps ``previous`` (the previous gradient), shaped like the parameter.
 
     Args:
-        b1: β₁ in [0, 1), that of :func:`scale_by_momentum` in the same chain, or a value. In front
-            of another momentum it is told as ``Same("scale_by_two_rate_momentum", "b1")``.
-        gamma: γ ≥ 0; with the number 0 the gradient passes and nothing is kept.
+        b1: β₁ in [0, 1), the β₁ of :func:`scale_by_momentum` in the same chain, or a value. For a
+            different momentum stage, pass ``Same("scale_by_two_rate_momentum", "b1")``.
+        gamma: γ ≥ 0; with the number 0, the gradient does not change and no state is kept.
 
     Source: Yuan et al. 2024 (arXiv 2411.10438), Algorithm 2.
 
@@ -68,17 +68,17 @@ def scale_by_extrapolated_momentum(b1: Decay = 0.98, b2: Decay = 0.92):
         n_t = \beta_2 n_{t-1} + (1 - \beta_2) d_t \\
         u &\leftarrow \hat m_t + \beta_2 \hat n_t, \qquad g \leftarrow g_t + \beta_2 d_t
 
-    Nesterov's momentum, without the gradient at the point ahead. Both averages are corrected
-    here. In front of the first statistic the gradient is extrapolated as well, so that a
-    :func:`scale_by_rms` behind measures :math:`g_t + \beta_2 d_t`.
+    This estimates Nesterov's momentum without a gradient at the extrapolated point. The stage
+    corrects both averages. Before the first statistic, it also extrapolates the gradient, so that a
+    later :func:`scale_by_rms` averages the squares of :math:`g_t + \beta_2 d_t`.
 
-    Keeps ``mu`` (m), ``drift`` (n) and ``previous`` (the gradient before), shaped like the
-    parameter, and a clock of whether there was one.
+    Keeps ``mu`` (m), ``drift`` (n) and ``previous`` (the previous gradient), shaped like the
+    parameter, and a clock that tells whether there was a previous gradient.
 
     Args:
         b1: β₁ in [0, 1).
-        b2: β₂ in [0, 1). Like all β here it is the share that is kept; the paper's β are
-            1 − β.
+        b2: β₂ in [0, 1). As everywhere in adamx, β is the weight of the old value; the paper's β
+            are 1 − β.
 
     Source: Xie et al. 2022 (arXiv 2208.06677), Algorithm 1.
 

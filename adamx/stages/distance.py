@@ -1,4 +1,4 @@
-"""The distance from the start to the solution, estimated along the way: Prodigy."""
+"""Prodigy: estimate the distance from the start to the solution during the training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def estimate_distance(
     b2: Decay = Same("scale_by_rms", "b2"),
     b3: Decay = Same("scale_by_rms", "b2", 0.5),
 ):
-    r"""Estimate the distance d to the solution and measure the gradient in it (Prodigy).
+    r"""Estimate the distance d to the solution, and multiply the gradient by it (Prodigy).
 
     .. math::
         r_t &= \beta_3 r_{t-1} + \eta_t d_{t-1}^2 \langle g_t, \theta_0 - \theta_{t-1} \rangle,
@@ -52,28 +52,29 @@ def estimate_distance(
 
     with :math:`\langle\cdot,\cdot\rangle` and :math:`\lVert\cdot\rVert_1` over all parameters, and
     :math:`\eta_t = \alpha_t \kappa_t`, where :math:`\kappa_t = \sqrt{1-\beta_2^t}/(1-\beta_1^t)` if
-    the biases of Adam behind are corrected, else 1. The first rise above d₀ is not limited by γ.
+    the averages of Adam are corrected, otherwise 1. γ does not limit the first increase above d₀.
 
-    Stands in front of Adam's stages, whose averages then hold d of their time, and whose ε are
-    multiplied with dₜ; :func:`scale_by_distance` behind them multiplies the step with dₜ₋₁. For L2
-    regularisation or clipping, put that stage in front of this one.
+    Use it before Adam's stages. Their averages then contain gradients multiplied by the d of their
+    step, and their ε are multiplied by dₜ. :func:`scale_by_distance` after them multiplies the step
+    by dₜ₋₁. Put stages for L2 regularisation or clipping before this one.
 
-    Keeps ``grad_sum`` (s), shaped like the parameter, and ``params0`` (θ₀), a copy of it; d and r
-    as scalars.
+    Keeps ``grad_sum`` (s), shaped like the parameter, and ``params0`` (θ₀), a copy of the
+    parameter. d and r are scalars.
 
-    In the first steps :math:`\theta_0 - \theta` is a small difference of large numbers: d₀ should
-    be well above the parameters' relative rounding, and bfloat16 parameters need a larger one.
+    In the first steps, :math:`\theta_0 - \theta` is a small difference of large numbers. So d₀
+    should be well above the relative rounding error of the parameters; bfloat16 parameters need a
+    larger d₀.
 
     Args:
         d0: d₀ > 0, an underestimate.
         d_coef: c > 0.
-        growth_rate: γ > 1, by which factor d may grow in a step; inf for any.
-        safeguard_warmup: leave η out of s, so that a warm-up's small α does not raise d.
-        bias_corrected: whether a :func:`bias_correction` stands behind.
+        growth_rate: γ > 1, the largest factor by which d may grow in a step; inf for no limit.
+        safeguard_warmup: omit η from s, so that the small α of a warm-up does not increase d.
+        bias_corrected: whether a :func:`bias_correction` comes later in the chain.
         learning_rate: α of the same chain, or a value.
-        b1: β₁ of :func:`scale_by_momentum` in the same chain, or a value; for κ.
-        b2: β₂ of :func:`scale_by_rms` in the same chain, or a value; for κ.
-        b3: β₃ in [0, 1), of the estimate; √β₂ of :func:`scale_by_rms` unless it is given.
+        b1: β₁ of :func:`scale_by_momentum` in the same chain, or a value; used for κ.
+        b2: β₂ of :func:`scale_by_rms` in the same chain, or a value; used for κ.
+        b3: β₃ in [0, 1), the decay rate of the estimate; by default √β₂ of :func:`scale_by_rms`.
 
     Source: Mishchenko & Defazio 2024 (arXiv 2306.06101), Section 5; konstmish/prodigy.
 
@@ -97,14 +98,14 @@ def estimate_distance(
     """
 
     def eta(step):
-        """κ and η, the rate without d."""
+        """κ and η, the learning rate without d."""
         kappa = 1.0
         if bias_corrected:
             kappa = root(step.clock["log_decay_2"]) / step.clock["log_decay_1"]
         return kappa, learning_rate * kappa
 
     def d_squared(step):
-        """d² in units of d₀, as d² itself would underflow."""
+        """d² in units of d₀, because d² could underflow."""
         d = step.clock["distance"]
         return d["before"] / d["first"] * d["before"]
 
@@ -192,7 +193,7 @@ def _(
 
 @stage(reach="element", place="direction")
 def scale_by_distance():
-    r"""Multiply the update by the distance that was estimated in front (Prodigy).
+    r"""Multiply the update by the distance from :func:`estimate_distance` (Prodigy).
 
     .. math::
         u \leftarrow d_{t-1} u
@@ -200,7 +201,7 @@ def scale_by_distance():
     Source: Mishchenko & Defazio 2024 (arXiv 2306.06101), Section 5.
 
     Raises:
-        StageError: if no :func:`estimate_distance` stands in front.
+        StageError: if there is no earlier :func:`estimate_distance` in the chain.
 
     >>> opt = adamx.prodigy()
     >>> [link.name for link in opt.links][-2:]

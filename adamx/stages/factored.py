@@ -1,4 +1,4 @@
-"""Second moments of less than one number per parameter: factored, or shared by a block."""
+"""Second moments with fewer than one number per parameter: factored, or shared by blocks."""
 
 from __future__ import annotations
 
@@ -52,26 +52,27 @@ def scale_by_factored_rms(
         \beta_t &= \min(1 - t^{-\rho}, \beta_\text{cap}), \qquad
         u_{ij} \leftarrow u_{ij} \Big/ \sqrt{\frac{R_i C_j}{\text{mean}(R)}}
 
-    The product of the two, over the mean of one, is the best approximation of rank one of the
-    averaged squares (in the generalised Kullback-Leibler divergence). An array is factored along
-    its two longest axes (j the longest; of equally long ones the later), one matrix for every
-    index of the others. Where the second longest is shorter than ``min_dim_size_to_factor``, and
-    for vectors and scalars, the average itself is kept:
+    The product of R and C, divided by the mean of R, is the best rank-one approximation of the
+    averaged squares in the generalised Kullback-Leibler divergence. An array is factored along its
+    two longest axes; j is the longest one (the later one, if two are equally long). Every index of
+    the other axes has its own factors. If the second longest axis is shorter than
+    ``min_dim_size_to_factor``, and for vectors and scalars, the full average is kept:
 
     .. math::
         v_t = \beta_t v_{t-1} + (1-\beta_t)(|g_t|^2 + \epsilon), \qquad u \leftarrow u/\sqrt{v_t}
 
-    β₁ = 0: the first step leaves no zero behind, and there is no bias to correct.
+    Since β = 0 in the first step, the averages do not contain their start at zero, and there is no
+    bias to correct.
 
-    Keeps ``nu``: real, shaped like the parameter, or, where factored, a dict of ``row`` (R, without
+    Keeps ``nu``, real: shaped like the parameter or, if factored, a dict of ``row`` (R, without
     axis j) and ``column`` (C, without axis i).
 
     Args:
         decay_rate: ρ ≥ 0.
         eps: added to |g|². With 0, 0/0 is 0.
-        b2_cap: the largest β, in [0, 1]. With 1, the paper's, the average freezes in time;
-            0.999 is Zhai et al.'s.
-        min_dim_size_to_factor: shorter arrays are not factored.
+        b2_cap: the largest β, in [0, 1]. With 1 (the paper), the average changes less and less;
+            Zhai et al. use 0.999.
+        min_dim_size_to_factor: arrays whose second longest axis is shorter are not factored.
 
     Source: Shazeer & Stern 2018 (arXiv 1804.04235), Algorithms 1, 4 and 5; Zhai et al. 2022
     (arXiv 2106.04560) for the cap.
@@ -148,19 +149,20 @@ def scale_by_block_rms(
         u \leftarrow \frac{u}{\sqrt{v_t} + \epsilon \sqrt{w_t}}, \qquad
         w_t = 1 - \prod_i \beta_{2,i}
 
-    :func:`scale_by_rms` with one v for a whole block of an array; :func:`bias_correction` works
-    in the same way. With blocks of one element it is the same.
+    This is :func:`scale_by_rms` with one v per block of an array. :func:`bias_correction` works in
+    the same way. With blocks of one element, the two stages are equal.
 
-    Keeps ``nu``, real, like the parameter with length 1 along the axes that are shared.
+    Keeps ``nu``, real, shaped like the parameter but with length 1 along the shared axes.
 
     Args:
         b2: β₂ in [0, 1).
         eps: added to :math:`\sqrt{\hat v}`.
-        blocks: which elements share one v: ``"tensor"``, all; ``"row"``, those of one index of the
-            first axis (a token of an embedding; a vector's elements share nothing); ``"column"``,
-            of the last axis (an output of a kernel ``[in, out]``); or a function from an array's
-            shape to the axes along which v is shared: ``lambda shape: (0, 2)`` for the heads of
-            a kernel ``[embedding, head, head_dim]``.
+        blocks: the elements that share one v. ``"tensor"``: all elements. ``"row"``: elements with
+            the same index of the first axis (a token of an embedding; every element of a vector has
+            its own v). ``"column"``: elements with the same index of the last axis (an output of a
+            kernel ``[in, out]``). Or a function from the shape of an array to the axes along which
+            v is shared: ``lambda shape: (0, 2)`` for the heads of a kernel
+            ``[embedding, head, head_dim]``.
 
     Source: Zhang et al. 2024 (arXiv 2406.16793), Algorithm 1.
 
@@ -201,10 +203,10 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     .. math::
         u \leftarrow \max(\epsilon_2, \text{RMS}(\theta))\, u
 
-    A learning rate behind it is relative to the size of the parameters.
+    A later learning rate is then relative to the size of the parameters.
 
     Args:
-        min_scale: ε₂ ≥ 0, so that parameters that are zero move at all.
+        min_scale: ε₂ ≥ 0, a lower bound for the size, so that zero parameters can change.
 
     Source: Shazeer & Stern 2018 (arXiv 1804.04235), Section 8.
 

@@ -1,4 +1,4 @@
-"""Norms of whole arrays: one step size for a layer."""
+"""Layer-wise step sizes from norms of whole arrays."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def trust_ratio(
         r = \eta \frac{\lVert \theta \rVert}{\lVert u \rVert + \lambda \lVert \theta \rVert
         + \epsilon}, \qquad r = 1 \text{ where a norm is } 0
 
-    In front of the learning rate it makes any recipe layer-wise: behind Adam it is LAMB, in
-    front of the momentum LARS. The decay λ is LARS's, whose norm is added by itself; for a decay
-    that is part of the update, as in LAMB, put :func:`add_decayed_weights` in front.
+    Before the learning rate, it makes any recipe layer-wise: after Adam's stages it gives LAMB,
+    before the momentum LARS. The decay λ is the decay of LARS, which adds the norm λ‖θ‖ separately.
+    For a decay that is part of the update, as in LAMB, put :func:`add_decayed_weights` before this
+    stage.
 
-    Behind Adam it stands behind the correction, if there is one: a bias is a positive factor,
-    which a ratio to the update's own norm forgets.
+    A bias correction must come before this stage, because the ratio to the norm of the update
+    cancels every positive factor of the update, including its bias.
 
     Args:
         trust_coefficient: η ≥ 0.
@@ -52,7 +53,7 @@ def trust_ratio(
         weight_decay: λ ≥ 0.
 
     Source: You, Gitman & Ginsburg 2017 (arXiv 1708.03888), equation 6 and Algorithm 1; You et
-    al. 2019 (arXiv 1904.00962), Algorithm 2. That r = 1 where a norm is 0 is their code's.
+    al. 2019 (arXiv 1904.00962), Algorithm 2. Their code sets r = 1 if a norm is 0.
 
     Raises:
         StageError: if ``update`` is called without parameters.
@@ -96,8 +97,8 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
         v_1 = \lVert g_1 \rVert^2, \qquad
         u \leftarrow \frac{u}{\sqrt{v_t} + \epsilon}
 
-    The second moment is one number per array. It starts as the first one that is not 0, so there
-    is no bias to correct.
+    The second moment is one number per array. It starts with the first nonzero squared norm, so
+    there is no bias to correct.
 
     Keeps ``nu`` (v), a real scalar for every parameter.
 

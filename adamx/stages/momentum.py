@@ -1,4 +1,4 @@
-"""First moments: what the gradient points to on average."""
+"""First moments: averages and sums of gradients."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def scale_by_momentum(b1: Decay = 0.9):
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) u_t, \qquad u \leftarrow m_t
 
-    The average starts at zero and is too small by the weight :math:`1 - \prod_i \beta_{1,i}`;
-    :func:`bias_correction` further down the chain divides it out.
+    The average starts at zero and is too small by the factor :math:`1 - \prod_i \beta_{1,i}`. A
+    later :func:`bias_correction` divides by this factor.
 
     Keeps ``mu``, shaped like the parameter.
 
@@ -60,17 +60,17 @@ def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
         b_t = \mu b_{t-1} + u_t, \qquad
         u \leftarrow b_t \quad \text{or, with Nesterov,} \quad u_t + \mu b_t
 
-    A sum, not an average: a constant gradient is amplified by :math:`1/(1-\mu)`, and there is no
-    bias to correct.
+    The velocity is a sum, not an average: it amplifies a constant gradient by :math:`1/(1-\mu)`,
+    and there is no bias to correct.
 
     Keeps ``trace``, shaped like the parameter.
 
     Args:
         momentum: μ in [0, 1).
-        nesterov: look ahead by one step of the ball.
+        nesterov: use Nesterov's form.
 
-    Source: Polyak 1964; Sutskever et al. 2013 (Nesterov's form); as torch.optim.SGD and
-    optax.trace have it.
+    Source: Polyak 1964; Sutskever et al. 2013 (Nesterov's form). Equals torch.optim.SGD and
+    optax.trace.
 
     >>> opt = adamx.scale_by_heavy_ball(0.5)
     >>> state = opt.init(jnp.zeros(1))
@@ -101,7 +101,7 @@ def _(signal, momentum, nesterov):
 def scale_by_nesterov_momentum(
     b1: Decay = 0.9, momentum_decay: Positive = 0.004, *, constant_decay: bool = False
 ):
-    r"""Replace the update by its decaying average one step ahead (Nesterov's, as in NAdam).
+    r"""Replace the update by its decaying average, one step ahead (Nesterov momentum of NAdam).
 
     .. math::
         \mu_t &= \beta_1 \left(1 - \tfrac12 \cdot 0.96^{t\psi}\right), \qquad
@@ -109,17 +109,17 @@ def scale_by_nesterov_momentum(
         m_t &= \mu_t m_{t-1} + (1 - \mu_t) u_t, \qquad
         u \leftarrow \frac{\mu_{t+1}}{w_{t+1}} m_t + \frac{1 - \mu_t}{w_t} u_t
 
-    The momentum μ warms up from about β₁/2 to β₁; with ψ = ∞ it is β₁ throughout. Both terms are
-    corrected here, each by its own weight, so no factor is left for :func:`bias_correction`.
-    (For a scheduled β₁, μₜ₊₁ is taken with the β₁ of step t.)
+    The momentum μ warms up from about β₁/2 to β₁; with ψ = ∞ it is always β₁. The stage corrects
+    both terms, each by its own weight, so there is no bias left for :func:`bias_correction`. (For a
+    scheduled β₁, μₜ₊₁ is computed with the β₁ of step t.)
 
     Keeps ``mu`` (m), shaped like the parameter.
 
     Args:
         b1: β₁ in [0, 1).
         momentum_decay: ψ > 0; ``math.inf`` for a constant momentum.
-        constant_decay: let m decay with β₁ instead of μₜ, as torch and Keras do, though the
-            weights that correct it are those of μ.
+        constant_decay: let m decay by β₁ instead of μₜ, as torch and Keras do. The correction still
+            uses the weights of μ.
 
     Source: Dozat 2016, Incorporating Nesterov momentum into Adam (ICLR workshop), Algorithm 2.
 
@@ -155,7 +155,7 @@ def _(signal, b1, momentum_decay, constant_decay):
 
 
 def _warming_up(b1: Any, momentum_decay: Any) -> Clock:
-    """Keeps [Σ log μ, what it lost, t]; reads μₜ, μₜ₊₁ and the weights after each of them."""
+    """A clock that keeps [Σ log μ, its error, t] and returns μₜ, μₜ₊₁ and their weights."""
 
     def momentum(t: Scalar) -> Scalar:
         return b1 * (1 - 0.5 * jnp.exp(t * (finite(momentum_decay) * math.log(0.96))))

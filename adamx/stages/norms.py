@@ -1,4 +1,4 @@
-"""The L^p family of Section 7.1: how large the gradient is, by other norms than the square."""
+"""The L^p norms of Section 7.1 in place of the root mean square."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
     .. math::
         n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad u \leftarrow \frac{u}{n_t}
 
-    A maximum is not an average: it needs no correction and leaves the bias as it is.
+    A maximum is not an average, so it needs no correction and does not change the bias.
 
     Keeps ``nu`` (n), shaped like the parameter, real.
 
     Args:
         b2: β₂ in [0, 1).
-        eps: added to |g|, as torch and Optax do; the paper has none (0, where 0/0 is 0).
+        eps: added to |g|, as in torch and Optax. The paper has no ε; with 0, 0/0 is 0.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 7.1, equation 12.
 
@@ -66,15 +66,16 @@ def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e
         u \leftarrow \frac{u}{v_t^{1/p} + \epsilon w_t^{1/p}}, \qquad
         w_t = 1 - \prod_i \beta_{2,i}^p
 
-    p = 2 with β₂ is :func:`scale_by_rms` with β₂²; p → ∞ is :func:`scale_by_adamax`. The paper
-    calls large p unstable, as |g|^p over- and underflows; here the norm :math:`n = v^{1/p}` is
-    kept instead of v, and its powers are taken relative to the larger of the two terms:
+    With p = 2 and β₂, this is :func:`scale_by_rms` with β₂²; for p → ∞, it is
+    :func:`scale_by_adamax`. The paper calls large p unstable, because |g|^p overflows or
+    underflows. This stage keeps the norm :math:`n = v^{1/p}` instead of v, and computes powers
+    relative to the larger of the two terms:
 
     .. math::
         a = \beta_2 n_{t-1}, \quad c = (1 - \beta_2^p)^{1/p} |g_t|, \quad M = \max(a, c), \quad
         n_t = M \left( (a/M)^p + (c/M)^p \right)^{1/p}
 
-    which is stable for every p, ``math.inf`` included.
+    This is stable for every p, including ``math.inf``.
 
     Keeps ``nu`` (n), shaped like the parameter, real.
 
@@ -135,7 +136,7 @@ def _(signal, p, b2, eps):
 
 @jax.custom_jvp
 def lp_norm(a: Reals, c: Reals, p: Any) -> Reals:
-    """(aᵖ + cᵖ)^(1/p) of a, c ≥ 0, with powers relative to the larger of the two."""
+    """(aᵖ + cᵖ)^(1/p) for a, c ≥ 0, with powers relative to the larger one of both."""
     largest = jnp.maximum(a, c)
     scale = jnp.where(largest == 0, 1, largest)
     return largest * ((a / scale) ** p + (c / scale) ** p) ** (1 / p)
@@ -143,7 +144,7 @@ def lp_norm(a: Reals, c: Reals, p: Any) -> Reals:
 
 @lp_norm.defjvp
 def _lp_norm_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """With powers relative to the norm: for every p, and at 0, where a derivative counts as 0."""
+    """The derivative, with powers relative to the norm; it is defined as 0 at 0."""
     (a, c, p), (da, dc, dp) = primals, tangents
     n = lp_norm(a, c, p)
 

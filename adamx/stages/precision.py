@@ -1,13 +1,13 @@
-"""Parameters of fewer bits that train as if they were float32: what a step's rounding loses.
+"""Train bfloat16 and float16 parameters like float32 ones, by compensating for rounding.
 
-A bfloat16 has 8 significant bits: a step of less than a 512th of the parameter is rounded away,
-in every step anew. Each stage here gives another answer to where it goes. All of them stand last,
-where the update is the step that will be taken, and replace it by the step to a parameter that its
-dtype can hold, in float32: ``adamx.apply_updates`` (or Optax's) then adds without rounding, and
-keeps the parameter's dtype. Equinox's ``apply_updates`` does not: p + u makes a float32 parameter
-of a bfloat16 one, and the next ``update`` raises an error that says so.
+A bfloat16 has 8 significant bits. Rounding removes every step that is smaller than a 512th of the
+parameter. The stages of this module preserve such steps in different ways. Use them as the last
+stage, where the update is the final step. They replace it by a float32 update that leads exactly to
+a number of the parameter's dtype. ``adamx.apply_updates`` (or Optax's) then adds without rounding
+and keeps the parameter's dtype. Equinox's ``apply_updates`` computes p + u, which turns a bfloat16
+parameter into float32; the next ``update`` raises an error that says so.
 
-float32 and wider parameters pass, and nothing is kept of them.
+Parameters of float32 and wider dtypes are not affected, and need no state.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ __all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
 
 @stage(reach="element", place="rounding")
 def stochastic_rounding(seed: int = 0):
-    r"""Round the new parameter up or down at random, such that the mean is right.
+    r"""Round the new parameter up or down at random, without bias.
 
     .. math::
         \theta_t = \mathrm{SR}(\theta_{t-1} + u), \qquad \mathbb{E}\,\mathrm{SR}(x) = x
 
-    SR(x) is one of the two neighbours of x in the parameter's dtype, each with a probability in
-    proportion to how near it is. A small step moves the parameter rarely, and by as much as its
-    last digit; its size is right in the mean. What the parameter's dtype can hold stays as it is,
-    and what is beyond its largest number rounds as ever, to infinity.
+    SR(x) is one of the two neighbours of x in the parameter's dtype; the nearer neighbour is more
+    probable. A small step changes the parameter rarely, and then by one unit in the last place. Its
+    mean is the size of the step. Numbers of the parameter's dtype are not changed, and numbers
+    beyond its largest number round to infinity, as usual.
 
-    Stands last. Costs no memory: it keeps a ``key`` for random bits, so that a training that is
-    repeated, or resumed, takes the same steps, and of every parameter a zero of its ``dtype``, by
-    which it notices one that has been cast. The noise it adds in a step is at most half of a last
-    digit in standard deviation, and :math:`\sqrt{p (1-p)}` of it for a step of the share p.
+    Use it as the last stage. It needs almost no memory. It keeps a ``key`` for random bits, so that
+    a repeated or resumed training takes the same steps, and for every parameter a zero of its
+    ``dtype``, to detect parameters that were cast. In units of the last place, the standard
+    deviation of the noise in a step is :math:`\sqrt{p (1-p)}` for a step of size p, which is at
+    most ½.
 
     Args:
-        seed: where the key starts.
+        seed: the seed of the key.
 
     Source: Gupta et al. 2015 (arXiv 1502.02551); Zamirai et al. 2020 (arXiv 2010.06192).
 
@@ -87,24 +88,24 @@ def _(signal, seed):
 
 @stage(reach="element", place="rounding")
 def kahan_summation(seed: int = 0):
-    r"""Add to the next step what rounding has taken from this one (Kahan's summation).
+    r"""Add the rounding error of each step to the next step (Kahan summation).
 
     .. math::
         s &= u + \ell_{t-1} \\
         \theta_t &= \mathrm{RN}(\theta_{t-1} + s) \\
         \ell_t &= \mathrm{SR}\bigl(s - (\theta_t - \theta_{t-1})\bigr)
 
-    RN rounds to the nearest number of the parameter's dtype. What is lost is kept in that dtype,
-    too, and is rounded itself: by SR, up or down at random such that the mean is right. (To the
-    nearest, as published, a sum of many small steps stops short: at θ = 1, in bfloat16, steps below
-    2⁻¹⁹ no longer change an ℓ of 2⁻¹¹.) Parameter and ℓ together are as good as 16 significant
-    bits that are rounded at random: steps of any size add up.
+    RN rounds to the nearest number of the parameter's dtype. The rounding error ℓ is kept in the
+    same dtype and is rounded by SR, at random and without bias. (With rounding to the nearest, as
+    published, a sum of many small steps stops growing: at θ = 1 in bfloat16, steps below 2⁻¹⁹ do
+    not change an ℓ of 2⁻¹¹.) The parameter and ℓ together act like a parameter of 16 significant
+    bits with random rounding, so steps of any size accumulate.
 
-    Stands last. Keeps ``lost`` (ℓ), shaped like the parameter and in its dtype, and a ``key`` for
-    random bits. A parameter that is set from outside takes the ℓ of its predecessor along.
+    Use it as the last stage. Keeps ``lost`` (ℓ), shaped like the parameter and in its dtype, and a
+    ``key`` for random bits. If you set a parameter yourself, its ℓ is not reset.
 
     Args:
-        seed: where the key starts.
+        seed: the seed of the key.
 
     Source: Kahan 1965; Zamirai et al. 2020 (arXiv 2010.06192), without SR.
 
@@ -151,19 +152,19 @@ def _(signal, seed):
 
 @stage(reach="element", place="rounding")
 def master_weights():
-    r"""Sum the steps in a float32 copy of the parameters, of which they are a rounding.
+    r"""Apply the steps to a float32 copy of the parameters, and round it to the parameters.
 
     .. math::
         w_t = w_{t-1} + u, \qquad \theta_t = \mathrm{RN}(w_t), \qquad w_0 = \theta_0
 
-    RN rounds to the nearest number of the parameter's dtype. The sum is that of a float32
-    training; only gradients are taken at rounded parameters.
+    RN rounds to the nearest number of the parameter's dtype. The copy w is updated as in a float32
+    training; only the gradients are computed at rounded parameters.
 
-    Where the parameter is not the rounding of w it was changed from outside (set by hand, averaged
-    with another's): then w takes its value, and nothing is silently undone.
+    If the parameter does not equal the rounded w, it was changed outside of the optimiser (set by
+    hand, or averaged with another one). Then w is set to the parameter, so that the change is kept.
 
-    Stands last. Keeps ``master`` (w), shaped like the parameter, float32: the best parameters to
-    store, ``adamx.dequantize(state, "master", params=params)``.
+    Use it as the last stage. Keeps ``master`` (w), shaped like the parameter, in float32. These are
+    the best parameters to save: ``adamx.dequantize(state, "master", params=params)``.
 
     Source: Micikevicius et al. 2018 (arXiv 1710.03740), Section 3.1.
 
@@ -215,10 +216,10 @@ def _is_narrow(dtype: Any) -> bool:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _dithered(x: Reals, bits: UInt32[Array, "*shape"], dtype: Any) -> Reals:
-    """x rounded to one of its neighbours in ``dtype``, with x as its mean.
+    """x rounded at random to one of its neighbours in ``dtype``, such that the mean is x.
 
-    The positive numbers of a format, read as integers, are counted in order, so neighbours are one
-    apart: subnormal or not, and whatever the format.
+    The bits of the positive numbers of a format, read as integers, increase with the number, so
+    that neighbours differ by one, for every format and for subnormal numbers, too.
     """
     if jnp.finfo(dtype).bits < 16:
         raise StageError(
@@ -240,5 +241,5 @@ def _dithered(x: Reals, bits: UInt32[Array, "*shape"], dtype: Any) -> Reals:
 
 @_dithered.defjvp
 def _(dtype: Any, primals: Any, tangents: Any) -> Any:
-    """As of rounding to the nearest: that of x itself."""
+    """The derivative, as for rounding to the nearest: the derivative of x."""
     return _dithered(*primals, dtype), tangents[0]

@@ -1,4 +1,4 @@
-"""Other ratios of the update to the size of the gradient: AdaDelta's, Adam-atan2's, ADOPT's."""
+"""Variants of the division by the root mean square: AdaDelta, Adam-atan2, ADOPT."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
 
     Args:
         rho: ρ in [0, 1).
-        eps: added inside both roots; it is what the very first step is made of.
+        eps: added inside both roots; it determines the size of the first step.
 
     Source: Zeiler 2012 (arXiv 1212.5701), Algorithm 1.
 
@@ -72,10 +72,10 @@ def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
         v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad
         u \leftarrow a \operatorname{atan2}(\hat u, b \sqrt{\hat v_t})
 
-    The angle is the quotient where that is small, and bounded by aπ/2 where nothing else
-    would bound it. It needs no ε (atan2(0, 0) = 0): as long as g² neither over- nor underflows,
-    the scale of the gradients is of no matter. An angle has no factor to divide out later, so
-    the bias of u and v is corrected here: no :func:`bias_correction` follows. Of a complex u the
+    For small quotients, the angle is approximately the quotient; it never exceeds aπ/2. It needs no
+    ε (atan2(0, 0) = 0). As long as g² neither overflows nor underflows, the update does not depend
+    on the scale of the gradients. A bias can't be divided out of an angle, so this stage corrects
+    the biases of u and v itself: use no :func:`bias_correction` after it. For complex u, the
     modulus is replaced.
 
     Keeps ``nu``, shaped like the parameter, real.
@@ -83,7 +83,7 @@ def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
     Args:
         b2: β₂ in [0, 1).
         a: the scale of the angle, > 0; 4/π ≈ 1.27 turns u = √v into 1.
-        b: the scale of √v, > 0: how long angle and quotient stay alike.
+        b: the scale of √v, > 0; with a larger b, angle and quotient agree for larger quotients.
 
     Source: Everett et al. 2024 (arXiv 2407.05872), Adam-atan2.
 
@@ -125,16 +125,16 @@ def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6):
         u \leftarrow \frac{u}{\max(\sqrt{v_{t-1}}, \epsilon)}, \qquad
         v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad v_0 = |g_0|^2
 
-    Numerator and denominator do not depend on each other, and that is why ADOPT converges for
-    any β₂. The first update is zero and gives v its first value: v never was zero and needs no
-    correction. A first gradient that happens to be tiny would make the next steps huge; in ADOPT a
-    :func:`growing_clip` behind this stage lets them through only little by little.
+    The denominator does not depend on the current gradient, so ADOPT converges for any β₂. The
+    first step only initialises v with the first squared gradient, and its update is zero. So v does
+    not start at zero and needs no correction. If the first gradient is very small, the next
+    quotients are very large; in ADOPT, :func:`growing_clip` after this stage limits them.
 
     Keeps ``nu``, shaped like the parameter, real.
 
     Args:
         b2: β₂ in [0, 1).
-        eps: the least that is divided by. With 0, 0/0 is 0.
+        eps: a lower bound for the denominator. With 0, 0/0 is 0.
 
     Source: Taniguchi et al. 2024 (arXiv 2411.02853), Algorithm 2.
 

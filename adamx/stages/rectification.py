@@ -1,4 +1,4 @@
-"""RAdam's rectification: second moments that are used once they can be relied on."""
+"""RAdam's rectification: use a second moment only after it has averaged enough gradients."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DIVIDING = "scale_by_rms or scale_by_belief"
 def rectification_clock(b2: Any, threshold: Any) -> Clock:
     r"""Reads (r, whether ρ exceeds the threshold) of RAdam.
 
-    The paper fits to a decaying average the simple average of ρ gradients with the same mean
-    age: if the newest gradient is 1 step old, the mean age is (ρ + 1)/2. With S the ages summed
-    by their weights, ρ = 2 S/w − 1, and for a constant β that is the paper's
-    ρ∞ − 2tβᵗ/(1−βᵗ); but it holds for any schedule of β, and does not subtract two numbers of
-    the size of ρ∞ to find that ρ is 5. S ← S + (w − (1−β)S), which is compensated like the sum
-    of logarithms beside it: [Σ log β, lost, S, lost].
+    The paper approximates the decaying average by a simple average of ρ gradients with the same
+    mean age. If the newest gradient is 1 step old, the mean age is (ρ + 1)/2. Let S be the sum of
+    the ages multiplied by their weights. Then ρ = 2 S/w − 1. For a constant β, this equals the
+    paper's ρ∞ − 2tβᵗ/(1−βᵗ). Unlike that formula, it holds for any schedule of β, and it does not
+    subtract two numbers of the size of ρ∞ if ρ is about 5. S ← S + (w − (1−β)S) is a compensated
+    sum, like the sum of logarithms: the clock is [Σ log β, its error, S, its error].
     """
 
     def tick(value: Float[Array, "kept=4"]) -> Float[Array, "kept=4"]:
@@ -53,7 +53,7 @@ def rectification_clock(b2: Any, threshold: Any) -> Clock:
 
 @stage(reach="element", place="direction")
 def rectify(threshold: Length = 5.0, *, b2: Decay = Same("scale_by_rms", "b2")):
-    r"""Divide by the second moment only once it rests on enough gradients, rectified (RAdam).
+    r"""Rectify the division by a second moment, and undo it in the first steps (RAdam).
 
     .. math::
         \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \quad
@@ -63,25 +63,25 @@ def rectify(threshold: Length = 5.0, *, b2: Decay = Same("scale_by_rms", "b2")):
 
     .. math::
         u \leftarrow \begin{cases} r_t\, u & \rho_t > 5 \\
-        \text{the update in front of the division} & \text{otherwise} \end{cases}
+        \text{the update before the division} & \text{otherwise} \end{cases}
 
-    Stands directly behind the stage that divides: :func:`scale_by_rms`, or another one whose decay
-    rate is told as ``b2``, as in ``rectify(b2=Same("scale_by_belief", "b2"))``. ρ is the length of
-    the simple average that looks back as far as v does: (ρ + 1)/2 is the mean age of the gradients
-    in v, and that is how it is computed, for any schedule of β₂. Up to 5 gradients the variance of
-    1/√v is unbounded or nearly so, and the update passes undivided. (A β₂ ≤ 2/3 has ρ∞ ≤ 5 and
-    never divides.)
+    Use it directly after the stage that divides: :func:`scale_by_rms`, or another stage whose decay
+    rate you pass as ``b2``: ``rectify(b2=Same("scale_by_belief", "b2"))``. ρ is the length of a
+    simple average whose gradients have the same mean age (ρ + 1)/2 as the gradients in v. It is
+    computed from this mean age, for any schedule of β₂. For ρ ≤ 5, the variance of 1/√v is
+    unbounded or very large, and the update is not divided. (If β₂ ≤ 2/3, then ρ∞ ≤ 5, and the
+    update is never divided.)
 
     Args:
-        threshold: what ρ must exceed, ≥ 4, where the variance is infinite (the paper's choice);
-            the authors' code and torch have 5.
+        threshold: the value that ρ must exceed, ≥ 4. The variance is infinite up to ρ = 4, the
+            paper's choice; the authors' code and torch use 5.
         b2: β₂ in [0, 1), the decay rate of v.
 
     Source: Liu et al. 2020 (arXiv 1908.03265), Algorithm 2.
 
     Raises:
-        StageError: if no stage in front divides by a second moment, or if a
-            :func:`bias_correction` stands between the two.
+        StageError: if no earlier stage divides by a second moment, or if a
+            :func:`bias_correction` is between the two stages.
 
     >>> rms = adamx.scale_by_rms(eps=0.0, eps_hat=1e-8)
     >>> opt = adamx.chain(rms, adamx.rectify(), adamx.bias_correction())

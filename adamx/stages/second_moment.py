@@ -1,4 +1,4 @@
-"""Second moments: how large the gradient is, coordinate by coordinate."""
+"""Second moments: the mean square of the gradient for every coordinate."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ __all__ = [
 def divided_by_rms(
     signal: Signal, nu: Reals, weight: Any, eps: Any = 0.0, eps_hat: Any = 0.0, eps_root: Any = 0.0
 ) -> Signal:
-    """The update over √(v + ε_root w) + ε√w + ε̂, with v and what is divided left as notes.
+    """The update divided by √(v + ε_root w) + ε√w + ε̂; leaves v and the old update as notes.
 
-    The quotient is biased by 1/√w. The ε are in the units of the gradient: where a stage in front
-    has multiplied the gradient with a ``unit`` of its own, they are multiplied too.
+    The quotient has the bias 1/√w. The ε have the unit of the gradient. If an earlier stage has
+    multiplied the gradient by a ``unit``, the ε are multiplied by it, too.
     """
     shrunk, unit = root(weight), signal.notes.get("unit", 1)
     rms = root(plus(nu, eps_root, weight * unit**2))
@@ -88,19 +88,18 @@ def scale_by_rms(
         u \leftarrow \frac{u}{\sqrt{v_t + \epsilon_\text{root} w_t} + \epsilon \sqrt{w_t}
         + \hat\epsilon}, \qquad w_t = 1 - \prod_i \beta_{2,i}
 
-    The three ε are the paper's and its readers': after :func:`bias_correction` the denominator
-    is :math:`\sqrt{\hat v} + \epsilon` (``eps``, Algorithm 1),
-    :math:`\sqrt{\hat v + \epsilon}` (``eps_root``), or, before the correction,
-    :math:`\sqrt{v} + \hat\epsilon` (``eps_hat``, the reordered form at the end of Section 2, and
-    RMSProp's place).
+    There are three positions for ε. After :func:`bias_correction`, the denominator is
+    :math:`\sqrt{\hat v} + \epsilon` (``eps``, Algorithm 1) or :math:`\sqrt{\hat v + \epsilon}`
+    (``eps_root``). Before the correction, it is :math:`\sqrt{v} + \hat\epsilon` (``eps_hat``, the
+    reordered form at the end of Section 2, also used by RMSProp).
 
-    Measures the gradient, not the momentum that may flow past it. With every ε zero, 0/0 is 0.
-    Of a complex gradient, v is real and the step keeps the gradient's phase.
+    v averages the squared gradient, not the squared update. If all ε are zero, 0/0 is 0. For a
+    complex gradient, v is real and the step keeps the phase of the gradient.
 
-    Rounding v to float32 in every step is a random walk: after t steps of a β₂ so close to 1
-    that nothing is forgotten, v is off by about 1.4e-8·√t of itself (β₂ = 0.99999: 1e-6 of the
-    update after 5·10⁴ steps). No arithmetic can help as long as v is kept in one float32;
-    ``compensated`` keeps beside v what its roundings have lost.
+    The rounding errors of v in float32 form a random walk. If β₂ is so close to 1 that v forgets
+    almost nothing in t steps, its relative error after t steps is about 1.4e-8·√t (β₂ = 0.99999:
+    1e-6 of the update after 5·10⁴ steps). No arithmetic can avoid this while v is a single float32.
+    With ``compensated``, the state also keeps the rounding error of v.
 
     Keeps ``nu``, shaped like the parameter, real; if compensated also ``nu_lost``, in
     bfloat16.
@@ -108,9 +107,9 @@ def scale_by_rms(
     Args:
         b2: β₂ in [0, 1).
         eps: added to :math:`\sqrt{\hat v}`.
-        eps_hat: added to :math:`\sqrt v`, not scaled with the weight.
+        eps_hat: added to :math:`\sqrt v`, without the factor :math:`\sqrt{w_t}`.
         eps_root: added to :math:`\hat v` inside the root; makes the step differentiable at 0.
-        compensated: keep v in eight more bits, for two more bytes a parameter.
+        compensated: keep v with eight more bits, for two more bytes per parameter.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1 and Section 2; Tieleman & Hinton
     2012 (RMSProp).
@@ -150,15 +149,15 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
         v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \quad
         u \leftarrow \frac{u}{\sqrt{v_t - |m_t|^2} + \epsilon}
 
-    The difference is taken as 0 where rounding would make it negative. Both averages start at
-    zero and are used as they are: their difference has no single factor to correct.
+    If rounding makes the difference negative, it is replaced by 0. Both averages start at zero and
+    are not corrected, because their difference has no common factor.
 
-    Keeps ``mu`` and ``nu``, shaped like the parameter; ``nu`` is real. As their difference is
-    taken, :func:`quantize_state` leaves both as they are.
+    Keeps ``mu`` and ``nu``, shaped like the parameter; ``nu`` is real. :func:`quantize_state` does
+    not quantize them, because their difference is sensitive to rounding.
 
     Args:
         b2: β₂ in [0, 1).
-        eps: added to the root, as torch does; Graves and Optax have it inside.
+        eps: added to the root, as in torch; Graves and Optax add it inside the root.
 
     Source: Graves 2013 (arXiv 1308.0850), equations 38-41; torch.optim.RMSprop.
 
@@ -195,7 +194,7 @@ def scale_by_max_rms(
     eps_hat: NonNegative = 0.0,
     eps_root: NonNegative = 0.0,
 ):
-    r"""Divide the update by the largest root mean square that the gradient has had (AMSGrad).
+    r"""Divide the update by the largest root mean square of the gradient so far (AMSGrad).
 
     .. math::
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
@@ -203,10 +202,10 @@ def scale_by_max_rms(
         u \leftarrow \frac{u}{\sqrt{n_t + \epsilon_\text{root} w_t} + \epsilon \sqrt{w_t}
         + \hat\epsilon}
 
-    with :math:`w_t = 1 - \prod_i \beta_{2,i}`. The maximum is of v as it is, started at zero; a
-    :func:`bias_correction` behind divides by the root of v's present weight, as torch does. The
-    paper has no correction. (Optax takes the maximum of :math:`\hat v`, which the first few
-    gradients may hold for ever: another algorithm.)
+    with :math:`w_t = 1 - \prod_i \beta_{2,i}`. The maximum is over the uncorrected v, which starts
+    at zero. A later :func:`bias_correction` divides by the root of the current weight of v, as in
+    torch. The paper has no correction. (Optax computes the maximum of :math:`\hat v`. The first few
+    gradients may then determine the maximum forever; this is a different algorithm.)
 
     Keeps ``nu`` (v) and ``nu_max`` (n), shaped like the parameter, real.
 
@@ -261,19 +260,20 @@ def scale_by_yogi(
         u \leftarrow \frac{u}{\sqrt{v_t + \epsilon_\text{root} w_t} + \epsilon \sqrt{w_t}
         + \hat\epsilon}
 
-    Adam's v moves by a share of :math:`|v - g^2|`, Yogi's by the same share of :math:`g^2`: after
-    a large gradient, small ones let v fall no faster than they are. As long as v is below every
-    g², it grows as Adam's does (up to the second order in 1 − β₂), and so the authors correct it
-    by the same :math:`w_t = 1 - \prod_i \beta_{2,i}`.
+    Adam's v changes by (1 − β₂) :math:`|v - g^2|`, Yogi's v by (1 − β₂) :math:`g^2`. After a large
+    gradient, small gradients therefore reduce v only slowly. As long as v is below every g², it
+    grows like Adam's v, up to second order in 1 − β₂. So the authors correct it by the same
+    :math:`w_t = 1 - \prod_i \beta_{2,i}`.
 
     Keeps ``nu``, shaped like the parameter, real.
 
     Args:
         b2: β₂ in [0, 1).
         eps: added to the corrected root.
-        eps_hat: added to the root before the correction: the paper's ε, which has none.
+        eps_hat: added to the root before the correction. This is the paper's ε, as the paper has no
+            correction.
         eps_root: added inside the corrected root.
-        initial_accumulator_value: v₀. The paper advises the mean square of the gradients at the
+        initial_accumulator_value: v₀. The paper recommends the mean square of the gradients at the
             start.
 
     Source: Zaheer et al. 2018, Adaptive methods for nonconvex optimization (NeurIPS), Algorithm 2.
@@ -317,16 +317,16 @@ def scale_by_belief(
     eps_hat: NonNegative = 0.0,
     eps_root: NonNegative = 1e-16,
 ):
-    r"""Divide the update by how far the gradients are from it (AdaBelief).
+    r"""Divide the update by the RMS distance of the gradients from the update (AdaBelief).
 
     .. math::
         s_t = \beta_2 s_{t-1} + (1 - \beta_2) |g_t - u|^2 + \epsilon_\text{root}, \qquad
         u \leftarrow \frac{u}{\sqrt{s_t} + \epsilon \sqrt{w_t} + \hat\epsilon}, \qquad
         w_t = 1 - \prod_i \beta_{2,i}
 
-    Stands behind :func:`scale_by_momentum`: u is then the mean that the gradient is compared
-    with, not yet corrected, as in the paper. Without a momentum in front,
-    g − u is 0 and only ε remains of s.
+    Use it after :func:`scale_by_momentum`. Then u is the momentum, and s averages the squared
+    difference of gradient and momentum. As in the paper, the momentum is not yet corrected. Without
+    a momentum before it, g − u is 0 and s contains only ε.
 
     Keeps ``nu`` (s), shaped like the parameter, real.
 
@@ -334,7 +334,7 @@ def scale_by_belief(
         b2: β₂ in [0, 1).
         eps: added to the corrected root.
         eps_hat: added to the root before the correction.
-        eps_root: added to s in every step, where it adds up to ε/(1 − β₂).
+        eps_root: added to s in every step; the sum of these terms tends to ε/(1 − β₂).
 
     Source: Zhuang et al. 2020 (arXiv 2010.07468), Algorithm 2.
 

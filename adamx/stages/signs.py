@@ -1,4 +1,4 @@
-"""Signs: of the update, of the gradient, and where the two agree."""
+"""Stages that use the signs of the update and the gradient."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def sign():
     .. math::
         u \leftarrow \operatorname{sign}(u)
 
-    The sign of 0 is 0, of a complex number u/|u|. A bias is a positive factor, of which the sign
-    knows nothing: behind this stage there is none to correct.
+    The sign of 0 is 0, and the sign of a complex number u is u/|u|. The sign does not depend on
+    positive factors, so there is no bias to correct after this stage.
 
     Source: Bernstein et al. 2018 (arXiv 1802.04434), Algorithm 1.
 
@@ -40,24 +40,24 @@ def _(signal):
 
 @stage
 def cautious(floor: Positive = 1e-3):
-    r"""Keep the update only where it agrees with the gradient, and enlarge the rest (C-AdamW).
+    r"""Set the update to zero where it disagrees with the gradient; enlarge the rest (C-AdamW).
 
     .. math::
         \phi = \mathbb 1[u \cdot g < 0], \qquad
         u \leftarrow \frac{\phi\, u}{\max(\bar\phi, c)}, \qquad
-        \bar\phi = \text{the share of } \phi = 1 \text{ in the array}
+        \bar\phi = \text{the fraction of } \phi = 1 \text{ in the array}
 
-    Stands behind any recipe, ``chain(adam(rate), cautious())``, where the update is a step that
-    should go against the gradient; or in front of the learning rate, where it is a direction that
-    should agree with it, :math:`u \cdot g > 0` as the paper has it. There, what stands between it
-    and the learning rate (weight decay, as the authors have it) is not masked.
+    Use it after any recipe, ``chain(adam(rate), cautious())``. There the update is a step, which
+    should point against the gradient. Or use it before the learning rate. There the update is a
+    direction, which should agree with the gradient: :math:`u \cdot g > 0`, as in the paper. Stages
+    between it and the learning rate (weight decay, in the authors' code) are not masked.
 
-    Of complex arrays the product is :math:`\operatorname{Re}(u \bar g)`.
+    For complex arrays, the product is :math:`\operatorname{Re}(u \bar g)`.
 
     Args:
-        floor: c > 0, so that a few coordinates are not blown up for all; 1e-3 as in the authors'
-            code (the paper divides by :math:`\bar\phi + \epsilon`, its first version by
-            :math:`\bar\phi + 1/d`).
+        floor: c > 0, a lower bound for the divisor, so that a few remaining coordinates are not
+            enlarged too much. 1e-3 as in the authors' code (the paper divides by
+            :math:`\bar\phi + \epsilon`, its first version by :math:`\bar\phi + 1/d`).
 
     Source: Liang et al. 2024 (arXiv 2411.16085), Algorithm 1.
 
@@ -87,14 +87,14 @@ def _(signal, floor):
 
 @stage(reach="element")
 def align_with_gradient():
-    r"""Give the update the sign of the gradient, and leave it its size (Grams).
+    r"""Set the sign of the update by the gradient, and keep its absolute value (Grams).
 
     .. math::
         u \leftarrow -|u| \operatorname{sign}(g)
 
-    Stands behind any recipe, ``chain(adam(rate), align_with_gradient())``, where the update is a
-    step. In front of the learning rate it is a direction, and becomes
-    :math:`+|u| \operatorname{sign}(g)`. The sign of a complex number is g/|g|.
+    Use it after any recipe, ``chain(adam(rate), align_with_gradient())``, where the update is a
+    step. Before the learning rate, the update is a direction, and becomes
+    :math:`+|u| \operatorname{sign}(g)`. The sign of a complex number g is g/|g|.
 
     Source: Cao, Li & Song 2024 (arXiv 2412.17107), Algorithm 1.
 
@@ -120,7 +120,7 @@ def _(signal):
 
 
 def modulus(x: Values) -> Reals:
-    """|x|; where x is finite and |x| is not, the largest number of its dtype."""
+    """|x|; if x is finite but |x| is not, the largest number of its dtype."""
     size = jnp.abs(x)
     if not jnp.iscomplexobj(x):
         return size
@@ -128,6 +128,6 @@ def modulus(x: Values) -> Reals:
 
 
 def _agreement(signal: Signal) -> Reals:
-    """> 0 where the update goes where it should; of signs, whose product can't underflow."""
+    """Positive where the update has the right direction; uses signs, as products may underflow."""
     product = jnp.real(jnp.sign(signal.update) * jnp.conj(jnp.sign(signal.gradient)))
     return -product if signal.step else product

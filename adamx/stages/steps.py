@@ -1,4 +1,4 @@
-"""From a direction to a step: learning rates, factors, and steps that solve a proximal problem."""
+"""Turn a direction into a step: learning rates, factors and proximal steps."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def set_to_zero():
     .. math::
         u \leftarrow 0
 
-    whatever the gradient, NaN included. In :func:`adamx.partition` it stands alone and keeps
-    nothing. At the end of a chain, ``chain(adam(rate), where("encoder", set_to_zero()))``, it sets
-    the update to zero, but the stages in front still take their statistics. Behind stages that keep
-    iterates of their own (:func:`schedule_free_adamw`, :func:`lookahead`, :func:`master_weights`)
-    only the parameter stays and these iterates move on: freeze with ``partition`` there.
+    for every gradient, including NaN. As a group of :func:`adamx.partition`, it needs no state. At
+    the end of a chain, ``chain(adam(rate), where("encoder", set_to_zero()))``, it sets the update
+    to zero, but the earlier stages still update their statistics. After stages that keep their own
+    iterates (:func:`schedule_free_adamw`, :func:`lookahead`, :func:`master_weights`), the parameter
+    does not change, but these iterates do. In this case, freeze the parameter with ``partition``.
 
     >>> opt = adamx.partition({"encoder": adamx.set_to_zero(), "*": adamx.adam(1e-3)})
     >>> params = {"encoder": jnp.ones(2), "head": jnp.ones(1)}
@@ -65,7 +65,7 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     .. math::
         u \leftarrow -\alpha_t u
 
-    The gradient stays what it is, also where no statistic has been taken yet: a step is none.
+    Only the update changes, even if no statistic has been computed yet.
 
     Args:
         learning_rate: α ≥ 0.
@@ -90,13 +90,13 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
         u \leftarrow -\alpha \frac{u + \lambda \theta}{1 + \alpha \lambda}, \qquad
         \text{so that} \quad \theta + u = \frac{\theta - \alpha u}{1 + \alpha \lambda}
 
-    The proximal step of :math:`\lambda \lVert \theta \rVert^2 / 2`. Stands where otherwise
-    :func:`add_decayed_weights` and :func:`scale_by_learning_rate` stand, which is the same to
-    first order in αλ; but however large αλ, the parameter never changes its sign by decaying.
+    This is the proximal step of :math:`\lambda \lVert \theta \rVert^2 / 2`. It replaces
+    :func:`add_decayed_weights` and :func:`scale_by_learning_rate`, and equals them to first order
+    in αλ. Unlike them, the decay never changes the sign of a parameter, however large αλ is.
 
     Args:
         learning_rate: α ≥ 0.
-        weight_decay: λ ≥ 0; with the number 0 it does not need the parameters.
+        weight_decay: λ ≥ 0; with the number 0, the stage does not need the parameters.
 
     Source: Xie et al. 2022 (arXiv 2208.06677), Algorithm 1 (Adan); Zhuang et al. 2022 (arXiv
     2202.00089).

@@ -1,4 +1,4 @@
-"""Sums over all steps: AdaGrad's second moment, which never decays."""
+"""Sums over all steps: AdaGrad's second moment, which does not decay."""
 
 from __future__ import annotations
 

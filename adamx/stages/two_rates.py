@@ -22,14 +22,14 @@ def scale_by_two_rate_momentum(b1: Decay = 0.9, b2: Decay = 0.99):
         c_t = \beta_1 m_{t-1} + (1 - \beta_1) u_t, \qquad
         m_t = \beta_2 m_{t-1} + (1 - \beta_2) u_t, \qquad u \leftarrow c_t
 
-    With β₁ = β₂ it is :func:`scale_by_momentum`. The weight that c has seen is
-    :math:`1 - \beta_1 \prod_{i<t} \beta_{2,i}`; :func:`bias_correction` divides it out.
+    With β₁ = β₂ it equals :func:`scale_by_momentum`. The weight of c is
+    :math:`1 - \beta_1 \prod_{i<t} \beta_{2,i}`; :func:`bias_correction` divides by it.
 
     Keeps ``mu`` (m), shaped like the parameter.
 
     Args:
-        b1: β₁ in [0, 1), of the memory in the update.
-        b2: β₂ in [0, 1), of the memory.
+        b1: β₁ in [0, 1), the weight of the memory m in the update.
+        b2: β₂ in [0, 1), the decay rate of the memory m.
 
     Source: Chen et al. 2023 (arXiv 2302.06675), Algorithm 2 (Lion).
 
@@ -77,18 +77,19 @@ def scale_by_mixed_momentum(
     alpha_warmup: NonNegative = 0.0,
     b3_warmup: NonNegative = 0.0,
 ):
-    r"""Replace the update by a fast average of it plus a multiple of a slow one (AdEMAMix).
+    r"""Replace the update by a fast average plus a multiple of a slow average (AdEMAMix).
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) u_t, \quad
         n_t = \beta_3 n_{t-1} + (1 - \beta_3) u_t, \quad
         u \leftarrow \hat m_t + \alpha n_t
 
-    The fast average is corrected here; the slow one is left to fill up from zero. So there is no
-    common factor in the sum, and no bias that a stage behind could correct.
+    The stage corrects the fast average, but not the slow one, which grows from zero. So the sum has
+    no common factor, and there is no bias for a later correction.
 
-    In its first T steps α grows linearly from 0. In its own, β₃ grows from β₁ so that its
-    half-life grows linearly:
+    α has a warm-up of T = ``alpha_warmup`` steps, in which it grows linearly from 0. β₃ has a
+    warm-up of T = ``b3_warmup`` steps, in which it grows from β₁ such that its half-life grows
+    linearly:
 
     .. math::
         \alpha_t = \min(1, t/T) \, \alpha, \qquad
@@ -98,8 +99,8 @@ def scale_by_mixed_momentum(
     Keeps ``mu`` (m) and ``mu_slow`` (n), shaped like the parameter, and the step t.
 
     Args:
-        b1: β₁ in [0, 1), of the fast average.
-        b3: β₃ in [0, 1), of the slow one.
+        b1: β₁ in [0, 1), the decay rate of the fast average.
+        b3: β₃ in [0, 1), the decay rate of the slow average.
         alpha: α ≥ 0.
         alpha_warmup: T of α ≥ 0; 0 for no warm-up.
         b3_warmup: T of β₃ ≥ 0; 0 for no warm-up.
@@ -122,7 +123,7 @@ def scale_by_mixed_momentum(
 
         s = done(b3_warmup)
         inverse_log = (1 - s) * reciprocal_log(b1) + s / log(b3)
-        share = -expm1(1 / inverse_log)  # 1 − β₃, to its last digit
+        share = -expm1(1 / inverse_log)  # 1 − β₃, without cancellation
         mu, n = fast(slots["mu"], signal.update), slots["mu_slow"]
         mu_slow = n + share * (signal.update - n)
         u = mu / fast.weight(step) + done(alpha_warmup) * alpha * mu_slow
@@ -151,7 +152,7 @@ def _(signal, b1, b3, alpha, alpha_warmup, b3_warmup):
 
 
 def reciprocal_log(beta: Any) -> Any:
-    """1/log β, and 0 of 0."""
+    """1/log β, and 0 for β = 0."""
     if isinstance(beta, float):
         return 1 / log(beta) if beta > 0 else 0.0
     return jnp.where(beta > 0, 1 / log(beta), 0)
