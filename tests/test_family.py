@@ -57,6 +57,7 @@ def test_it_keeps_all_promises(name):
 
 
 EPSILONS = {name: [key for key in row.numbers if "eps" in key] for name, row in STAGES.items()}
+del EPSILONS["scale_by_adadelta"]  # its first step is √ε long, whose slope at 0 is infinite
 
 
 @pytest.mark.slow
