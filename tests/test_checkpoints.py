@@ -98,6 +98,7 @@ def assert_same_bits(one, other):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_what_is_saved_and_restored_goes_on_as_if_nothing_had_happened(chain, way, tmp_path):

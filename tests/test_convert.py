@@ -161,6 +161,7 @@ def test_a_training_with_a_schedule_goes_on_across_optax(case):
     check_both_ways(case, decaying, 0.95, jnp.float32, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OPTAX)
 def test_it_does_so_to_the_last_digits_in_double_precision(case):
     with x64():

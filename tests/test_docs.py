@@ -49,6 +49,7 @@ def run_all(page, names, monkeypatch):
             run(block[1], page.name, text[: block.start()].count("\n") + 1, vars(module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page != TRANSLATED])
 def test_the_examples_of_a_page_run_in_their_order(page, monkeypatch):
     run_all(DOCS / page, {}, monkeypatch)

@@ -46,9 +46,7 @@ def test_it_keeps_the_promises_of_a_run(name):
     assert asked <= report.held.keys()
 
 
-@pytest.mark.parametrize(
-    "name", slow_but(["scale_by_factored_rms", "adam", "clipped", "lookahead_of_adam"], EVERYONE)
-)
+@pytest.mark.parametrize("name", slow_but(["adam"], EVERYONE))
 def test_it_keeps_all_promises(name):
     row, report = ROWS[name], checked(name)
     reasons = {why for promise, why in report.unchecked.items() if promise not in row.without}
@@ -57,6 +55,7 @@ def test_it_keeps_all_promises(name):
 
 
 EPSILONS = {name: [key for key in row.numbers if "eps" in key] for name, row in STAGES.items()}
+del EPSILONS["scale_by_adadelta"]  # its first step is √ε long, whose slope at 0 is infinite
 
 
 @pytest.mark.slow

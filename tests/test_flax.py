@@ -186,6 +186,7 @@ def nnx_plain_loop(tx, steps):
     return plain_loop(tx, params, lambda params: nnx_loss(nnx.merge(graph, params)), steps)
 
 
+@pytest.mark.slow
 @needs_current_nnx
 @pytest.mark.parametrize(
     ("kind", "name"),

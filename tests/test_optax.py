@@ -11,6 +11,8 @@ import optax
 import pytest
 
 import adamx
+from catalog import slow_but
+from helpers import each_once
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.2, -0.3])}
 
@@ -103,8 +105,9 @@ def plain(recipe):
     return trained(RECIPES[recipe](), jit=False)
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"sgd"}))
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    ("wrapper", "recipe"), each_once(list(WRAPPERS), sorted(RECIPES.keys() - {"sgd"}))
+)
 def test_wrapper_keeps_the_numbers_and_the_state(wrapper, recipe):
     opt = WRAPPERS[wrapper](RECIPES[recipe]())
     params, state = train(opt)
@@ -298,6 +301,7 @@ LINESEARCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("search", "jit"), [("backtracking", False), ("zoom", True)])
 def test_linesearch_behind_adam_gets_value_gradient_and_function(search, jit):
     extra = {"value": loss, "grad": jax.grad(loss), "value_fn": lambda _: loss}
@@ -483,7 +487,7 @@ RESTRICTED = {
 }
 
 
-@pytest.mark.parametrize("name", RESTRICTED)
+@pytest.mark.parametrize("name", slow_but(list(RESTRICTED)[::6], RESTRICTED))
 def test_a_transformation_in_a_group_does_what_optax_masked_does(name):
     if name == "galore" and not hasattr(optax.contrib, "galore"):
         pytest.skip("this Optax has no galore")

@@ -45,6 +45,7 @@ def options(tmp_path, monkeypatch):
     return ["--task", "noise", "--quick", "--out", str(tmp_path / "kept")]
 
 
+@pytest.mark.slow
 def test_every_format_is_trained_and_nothing_twice(options, tmp_path, monkeypatch, capsys):
     path = tmp_path / "quality.json"
     rows = quality.main([*options, "--json", str(path)])["noise"]

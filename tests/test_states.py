@@ -20,6 +20,8 @@ from flax.training.train_state import TrainState
 import adamx
 from adamx.core import StageError
 from adamx.tools import convert
+from catalog import slow_but
+from helpers import each_once
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 RNG = np.random.default_rng(5)
@@ -115,7 +117,7 @@ HOLDERS = {
 }
 
 
-@pytest.mark.parametrize("where", HOLDERS)
+@pytest.mark.parametrize("where", slow_but(["a list", "TrainState", "msgpack"], HOLDERS))
 def test_every_reader_finds_the_state(where):
     holder = HOLDERS[where]()
     np.testing.assert_allclose(adamx.hyperparams(OPT, holder)["learning_rate"], 0.08, rtol=1e-6)
@@ -186,6 +188,7 @@ def test_a_stage_of_another_kind_is_no_average():
 # A batch
 
 
+@pytest.mark.slow
 def test_a_batch_of_states_is_read_as_its_members_are():
     rates = jnp.array([0.1, 0.2, 0.4])
 
@@ -290,8 +293,7 @@ def nnx_and_plain(kind):
     return opt, model, optimizer, params, expected
 
 
-@pytest.mark.parametrize("form", NNX)
-@pytest.mark.parametrize("kind", ["plain", "grouped", "stored"])
+@pytest.mark.parametrize(("form", "kind"), each_once(list(NNX), ["plain", "grouped", "stored"]))
 def test_states_of_nnx_are_read_and_restored_in_every_form(kind, form, tmp_path):
     opt, model, optimizer, params, expected = nnx_and_plain(kind)
     held = NNX[form](model, optimizer, tmp_path)
@@ -967,6 +969,7 @@ GATES = {
 WATCHED = adamx.chain(adamx.adam(0.1), adamx.watch(groups={"kernels": "kernel"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_step_that_was_thrown_away_is_not_reported_as_the_one_before(gate, compiled):

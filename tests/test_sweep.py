@@ -837,7 +837,6 @@ def test_what_gives_no_learning_rate_is_refused(arguments, error, said):
 # The benchmark
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     pytest.importorskip("sklearn")
@@ -851,6 +850,7 @@ def measured(tmp_path_factory):
     return copy.deepcopy(returned)
 
 
+@pytest.mark.slow
 def test_the_benchmark_times_every_contender(measured):
     rows = {row["what"]: row for row in measured["times"]}
     assert list(rows) == [

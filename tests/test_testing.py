@@ -112,6 +112,11 @@ def of_rows():
     return shaped(lambda u: u / jnp.linalg.norm(u[0]))
 
 
+@stage(reach="element")
+def looking_around():
+    return shaped(lambda u: u / (1 + jnp.max(jnp.abs(u))))
+
+
 @stage
 def dividing():
     return shaped(lambda u: u / jnp.abs(u))
@@ -174,7 +179,7 @@ def constant_to_jax(factor: Real = 0.5):
     return shaped(lambda u: jax.lax.stop_gradient(jnp.asarray(factor, u.dtype)) * u)
 
 
-@stage
+@stage(reach="element")
 def cube_root(width: NonNegative = 0.1):
     """A good one."""
     return shaped(lambda u: jnp.sign(u) * (jnp.abs(u) + width) ** 0.25)
@@ -212,6 +217,7 @@ BROKEN = {
     "complex": (flooring, {}, "floor"),
     "shapes": (of_rows, {}, "Too many indices|too many indices|index"),
     "alone": (counting, {}, r"the first updates at \['bias'\]: expected .*, got"),
+    "reach": (looking_around, {}, "an array divided into its elements at .*: expected .*, got"),
     "bare": (dividing, {}, r"the updates at \['bias'\]: expected finite numbers, got nan"),
     "visible": (hiding, {}, r"the updates at \['bias'\]: expected NaN somewhere, got finite"),
     "size": (cubing, {}, "gradients of 1e\\+15 at .*: expected finite numbers, got inf"),

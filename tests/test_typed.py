@@ -182,6 +182,7 @@ def scale_by_average(beta: Decay = 0.9, *, nesterov: bool = False) -> Rule:
     return Rule(update, slots={"mu": Slot(zeros)}, clocks=mean.clocks)
 
 
+@pytest.mark.slow
 def test_a_stage_keeps_the_arguments_of_its_factory() -> None:
     assert_type(soft_sign(0.5), adamx.Transformation)
     opt = adamx.chain(scale_by_average(0.5, nesterov=True), adamx.scale_by_learning_rate(0.1))

@@ -132,6 +132,7 @@ def test_every_tenth_step_is_looked_at():
         np.testing.assert_allclose(adamx.metrics(state)["grad_rms"], rms(at(seen_at)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
 def test_it_can_rest_in_a_step(every):
     """What was seen before is kept, numbers are current, and nothing is computed for it."""
