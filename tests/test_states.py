@@ -177,7 +177,9 @@ def test_a_stage_of_another_kind_is_no_average():
     opt = adamx.chain(adamx.adam(0.1), adamx.polyak_ema(0.9), optax.ema(0.5))
     with jax.numpy_dtype_promotion("standard"):
         state = train(opt)[1]
-    with pytest.raises(ValueError, match=r"'ema' in the state is not of polyak_ema.*EmaState"):
+    with pytest.raises(
+        ValueError, match=r"'ema' in the state was not made by polyak_ema.*EmaState"
+    ):
         adamx.polyak_params(state, "ema")
     with pytest.raises(ValueError, match="keeps ema and log_decay; it holds log_decay, mu"):
         adamx.polyak_params(state, "scale_by_momentum")
@@ -697,7 +699,7 @@ def test_groups_that_are_cut_otherwise_take_over_parameter_by_parameter():
 @pytest.mark.parametrize("read", ["live", "msgpack", "Orbax"])
 def test_groups_are_matched_in_what_a_checkpoint_gives_back(read, tmp_path):
     decayed = adamx.chain(
-        adamx.adam(0.1), adamx.where("kernel", optax.trace(0.5)), adamx.where("!bias", OPT)
+        adamx.scale_by_rms(), adamx.where("kernel", optax.trace(0.5)), adamx.where("!bias", OPT)
     )
     saved = train(decayed)[1]
     read = {
@@ -707,7 +709,7 @@ def test_groups_are_matched_in_what_a_checkpoint_gives_back(read, tmp_path):
     }[read]()
     assert_same_bits(adamx.restore_state(read, decayed, PARAMS, strict=True).state, saved)
     opt = adamx.chain(
-        adamx.adam(0.1), adamx.where("head/kernel", optax.trace(0.5)), adamx.where("head", OPT)
+        adamx.scale_by_rms(), adamx.where("head/kernel", optax.trace(0.5)), adamx.where("head", OPT)
     )
     with pytest.warns(UserWarning, match="of head/bias are initialised but share the clock"):
         state, _ = adamx.restore_state(read, opt, PARAMS)

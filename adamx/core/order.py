@@ -50,6 +50,11 @@ def check_order(links: Sequence[Link]) -> None:
         behind = range(i + 1, len(stages)) if place == "rounding" else ()
         changing = [k for k in behind if not stages[k].definition.keeps_rounding]
         if changer := _first_shared(stages, stage, changing):
+            if changer.definition.place == "rounding":
+                raise _error(
+                    stage,
+                    f"{changer.name} behind it rounds the final step, too; keep one of the two",
+                )
             raise _error(
                 stage,
                 f"it rounds the final step, but {changer.name} behind it changes the update. Put "
