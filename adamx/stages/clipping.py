@@ -107,8 +107,8 @@ def growing_clip(exponent: NonNegative = 0.25):
     >>> state = opt.init(jnp.zeros(2))
     >>> for _ in range(3):  # the bound is 0, 1 and ∜2
     ...     u, state = opt.update(jnp.array([0.5, -9.0]), state)
-    >>> u.round(4)
-    Array([ 0.5   , -1.1892], dtype=float32)
+    >>> [f"{x:.4f}" for x in u.tolist()]
+    ['0.5000', '-1.1892']
     """
     steps = Clock(
         start=lambda: jnp.zeros((), jnp.int32),
