@@ -152,6 +152,7 @@ class Storage(Around, axis="quantize_state"):
             slots={slot: encoded.start(slot) if slot in codecs else x for slot, x in slots},
             global_sum=encoded.global_sum if rule.global_sum is not None else None,
             seed=seed if draws and rule.seed is None else rule.seed,
+            reach="array",  # a codec may look at all that it encodes
         )
 
     def admit(self, name: str, kept: Any) -> None:
