@@ -262,3 +262,13 @@ def test_the_size_of_narrow_parameters_is_read_in_float32(dtype):
     opt = adamx.chain(adamx.sgd(0.5), adamx.watch())
     _, state = opt.update(grads, opt.init(params), params)
     np.testing.assert_allclose(adamx.metrics(state)["update_ratio"], 1.0 / large, rtol=1e-3)
+
+
+def test_a_shared_hyperparameter_is_seen_once_from_the_start():
+    """schedule_free has the rate of the chain; a step keeps the form of what is seen."""
+    opt = adamx.chain(adamx.schedule_free_adamw(0.1), adamx.watch())
+    params = {"w": np.float32([1.0, 2.0])}
+    state = opt.init(params)
+    _, after = opt.update(params, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    assert adamx.metrics(after)["learning_rate"] == np.float32(0.1)

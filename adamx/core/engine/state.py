@@ -26,12 +26,11 @@ __all__ = ["Beginning", "init"]
 
 def init(links: Sequence[Link], params: PyTree) -> State:
     """The state before the first step: the count, and by name the entry of each link."""
-    links = joined(links)
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [as_parameter(path, leaf) for path, leaf in paths]
     chosen = choose(links, functools.partial(paths_of, tree, leaves))
     beginning = Beginning(tree, leaves)
-    for name, link, here in zip(names(links), links, chosen, strict=True):
+    for name, link, here in zip(names(links), joined(links), chosen, strict=True):
         link.start(beginning, name, here)
     if beginning.observers:
         blank = beginning.state | dict.fromkeys(beginning.observers)
