@@ -60,7 +60,7 @@ def main() -> None:
     found = importlib.util.find_spec("adamx")
     assert found is not None and found.origin is not None
     kinds = types.ModuleType("adamx.numerics.types")
-    source = (Path(found.origin).parent / "core" / "types.py").read_text(encoding="utf-8")
+    source = (Path(found.origin).parent / "numerics" / "types.py").read_text(encoding="utf-8")
     source = source.replace("if TYPE_CHECKING:", "if True:")
     exec(re.sub(r"from typing import Annotated as", "from jaxtyping import", source), vars(kinds))
     sys.modules["adamx.numerics.types"] = kinds

@@ -813,7 +813,11 @@ def constant(loss):
             ValueError,
             "no single learning rate .* has 'learning",
         ),
-        ({"opt": adamx.prodigy()}, ValueError, "no single learning rate .* ambiguous"),
+        (
+            {"opt": adamx.partition({"a": adamx.sgd(0.1), "*": adamx.sgd(0.2)})},
+            ValueError,
+            "no single learning rate .* ambiguous",
+        ),
         ({"opt": 0.1}, TypeError, "opt must be .* got 0.1 of type float"),
         ({"opt": lambda rate: rate}, TypeError, "takes transformations"),
         ({"rates": [0.1]}, ValueError, "at least two different learning rates"),

@@ -121,7 +121,7 @@ def check_stage(
     >>> report = check_stage(soft_sign(0.5), oracle=lambda g, theta: g / (0.5 + abs(g)))
     >>> report.held["bare"]
     'zero gradients give finite updates'
-    >>> check_stage(soft_sign(0.0))
+    >>> check_stage(soft_sign(0.0), without=["narrow", "complex"])
     Traceback (most recent call last):
     AssertionError: soft_sign breaks the promise 'bare' (zero gradients give finite updates):
         the updates at ['bias']: expected finite numbers, got nan
