@@ -24,7 +24,7 @@ def test_arrays_are_what_annotations_say():
     )
     assert checked.returncode == 0, checked.stderr
     assert set(checked.stdout.split()) >= {
-        "adamx.numerics.arithmetic.DecayingAverage.__call__",
+        "adamx.core.averages.DecayingAverage.__call__",
         "adamx.numerics.arithmetic.root",
         "adamx.numerics.random.bits",
         "adamx.core.signal.Signal.with_statistic",
