@@ -29,6 +29,7 @@ __all__ = [
     "STAGES",
     "VARIANTS",
     "Row",
+    "one_of_each_program",
     "run",
     "slow_but",
     "x64",
@@ -924,6 +925,11 @@ REPRESENTATIVES: dict[str, str] = {
     "averaged": "an average that goes on where there is no gradient",
     "lion": "a sign, which forgets the bias",
 }
+
+
+def one_of_each_program(cases):
+    """Of recorded cases by id, the first of every program that was recorded."""
+    return {case["authority"]: id_ for id_, case in reversed(cases.items())}.values()
 
 
 def slow_but(quick, names):

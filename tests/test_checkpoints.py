@@ -22,6 +22,8 @@ import adamx
 from adamx.core import Decay, Rule, StageError, stage, zeros
 from adamx.tools.checkpoints import restore_state
 
+pytestmark = pytest.mark.sampled
+
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(3)
 PARAMS = {

@@ -14,7 +14,7 @@ import pytest
 import adamx
 from adamx.numerics import random
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 SQUARES = [False, True]
 KINDS = [(name, nonnegative) for name in ("bf16", "fp8", "int8") for nonnegative in SQUARES]

@@ -18,6 +18,8 @@ import adamx
 from adamx.tools import convert
 from catalog import x64
 
+pytestmark = pytest.mark.sampled
+
 HERE = Path(__file__).parent
 RECORD = json.loads((HERE / "golden" / "convert.json").read_text())
 CASES = {case["id"]: case for case in RECORD["cases"]}

@@ -15,6 +15,8 @@ from adamx.core import StageError
 from adamx.tools.config import from_config, to_config
 from catalog import OPTIMISERS
 
+pytestmark = pytest.mark.sampled
+
 GRAD = jnp.array([1.0, -2.0])
 
 

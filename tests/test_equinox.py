@@ -10,6 +10,8 @@ import pytest
 
 import adamx
 
+pytestmark = pytest.mark.sampled
+
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
 TARGETS = jnp.sin(INPUTS.sum(axis=1))
 

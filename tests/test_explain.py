@@ -30,6 +30,8 @@ from adamx.explain.symbols import (
 )
 from catalog import OPTIMISERS, REPRESENTATIVES, run, slow_but, x64
 
+pytestmark = pytest.mark.sampled
+
 STEPS = 12
 SHAPES = {"kernel": (3, 4), "tensor": (2, 3, 2), "bias": (5,)}
 

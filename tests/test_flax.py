@@ -16,6 +16,8 @@ from flax.training.train_state import TrainState
 import adamx
 from adamx.tools.config import from_config, to_config
 
+pytestmark = pytest.mark.sampled
+
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
 TARGETS = jnp.sin(INPUTS.sum(axis=1, keepdims=True))
 

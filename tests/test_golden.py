@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import adamx
-from catalog import RECIPES, ROWS, x64
+from catalog import RECIPES, ROWS, one_of_each_program, slow_but, x64
 from make_calls import equal_calls
 
 pytestmark = pytest.mark.optimised
@@ -121,7 +121,10 @@ def test_follows_the_recorded_trajectory(id_):
     check(CASES[id_], jnp.float32, rtol=1e-5)
 
 
-@pytest.mark.parametrize("id_", FOLLOWED)
+QUICK = one_of_each_program({id_: CASES[id_] for id_ in FOLLOWED})
+
+
+@pytest.mark.parametrize("id_", slow_but(QUICK, FOLLOWED))
 def test_follows_it_to_the_last_digits_in_double_precision(id_):
     with x64():
         check(CASES[id_], jnp.float64, rtol=1e-12)

@@ -15,6 +15,8 @@ from adamx.core import StageError
 from adamx.wrappers.selection import selects
 from catalog import OPTIMISERS, REPRESENTATIVES, run, slow_but
 
+pytestmark = pytest.mark.sampled
+
 PARAMS = {
     "embedding": jnp.full((3, 2), 0.5),
     "layers": [

@@ -24,6 +24,8 @@ from adamx.core.engine import program
 from catalog import OPTIMISERS, REPRESENTATIVES, x64
 from helpers import each_once
 
+pytestmark = pytest.mark.sampled
+
 # What each stage does under these, `check_stage` asks; here are chains of all kinds of links.
 RECIPES = {
     "sgd": lambda: adamx.sgd(0.1),

@@ -14,7 +14,7 @@ from catalog import OPTIMISERS, REPRESENTATIVES
 from helpers import each_once
 
 RANDOM = np.random.default_rng(0)
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 PARAMS = {
     "a": jnp.asarray(RANDOM.normal(size=(3, 4)), jnp.float32),

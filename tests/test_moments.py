@@ -13,7 +13,7 @@ import adamx
 import reference
 import reference_moments as oracle
 from adamx.stages.rectification import rectification_clock
-from catalog import run, x64
+from catalog import one_of_each_program, run, slow_but, x64
 
 pytestmark = pytest.mark.optimised
 
@@ -106,7 +106,10 @@ def own_rounding(case):
     return 1e-7 if case["id"] == "torch_radam_long_memory" else 1e-12
 
 
-@pytest.mark.parametrize("id_", sorted(set(RECORD) - NOT_FOLLOWED))
+FOLLOWED = {id_: case for id_, case in RECORD.items() if id_ not in NOT_FOLLOWED}
+
+
+@pytest.mark.parametrize("id_", slow_but(one_of_each_program(FOLLOWED), FOLLOWED))
 def test_follows_it_in_double_precision(id_):
     case = RECORD[id_]
     with x64():

@@ -15,7 +15,7 @@ import adamx
 from adamx.core import StageError
 from catalog import run, x64
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.sampled, pytest.mark.optimised]
 
 STAGES = {
     "stochastic_rounding": adamx.stochastic_rounding,

@@ -53,7 +53,7 @@ def test_of_complex_parameters_it_is_the_papers_rule(name):
     assert close(row, grads.astype(np.complex64), start.astype(np.complex64))
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", slow_but(STAGES, ROWS))
 def test_in_double_precision_it_is_the_oracle(name):
     row = ROWS[name]
     grads, start = gradients(row)

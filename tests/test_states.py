@@ -23,6 +23,8 @@ from adamx.tools import convert
 from catalog import slow_but
 from helpers import each_once
 
+pytestmark = pytest.mark.sampled
+
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 RNG = np.random.default_rng(5)
 PARAMS = {

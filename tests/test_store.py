@@ -20,6 +20,8 @@ import adamx
 from adamx.core import Rule, stage
 from catalog import OPTIMISERS, REPRESENTATIVES, slow_but, x64
 
+pytestmark = pytest.mark.sampled
+
 CODECS = ["bf16", "fp8", "int8"]
 STEPS, SHAPE = 12, (6, 70)  # rows of two blocks
 RNG = np.random.default_rng(0)

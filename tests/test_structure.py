@@ -14,7 +14,7 @@ import adamx
 import adamx.family
 import reference
 import reference_structure as oracle
-from catalog import run, x64
+from catalog import one_of_each_program, run, slow_but, x64
 
 pytestmark = pytest.mark.optimised
 
@@ -221,7 +221,7 @@ def test_follows_the_recorded_trajectory(id_):
     check(id_, jnp.float32, rtol=1e-5)
 
 
-@pytest.mark.parametrize("id_", RECORDED)
+@pytest.mark.parametrize("id_", slow_but(one_of_each_program(RECORDED), RECORDED))
 def test_follows_it_in_double_precision(id_):
     """Optax takes Adafactor's 1 − t^−0.8 in float32, whatever the parameters are."""
     with x64():

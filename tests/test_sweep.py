@@ -15,6 +15,8 @@ import adamx
 from adamx.tools.learning_rate import find_learning_rate
 from adamx.tools.sweep import sweep
 
+pytestmark = pytest.mark.sampled
+
 RATES = (1e-3, 1e-2, 1e-1, 0.5)
 CURVATURE = jnp.array([1.0, 3.0, 10.0])
 START = jnp.array([1.0, -2.0, 0.5])

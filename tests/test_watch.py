@@ -15,6 +15,8 @@ import adamx
 from adamx.core import StageError
 from catalog import OPTIMISERS, REPRESENTATIVES, run, slow_but
 
+pytestmark = pytest.mark.sampled
+
 PARAMS = {
     "dense": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.2, -0.3])},
     "scale": jnp.full(3, 2.0),

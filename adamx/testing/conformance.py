@@ -327,6 +327,13 @@ def _(case: _Case) -> None:
     _finite("the updates", case.plain[0])
 
 
+@_promise("bare", "zero gradients give finite updates")
+def _(case: _Case) -> None:
+    updates, _, state = case.program(*case.narrowed(by=0.0))
+    _finite("the updates", updates)
+    _finite("the state", state)
+
+
 @_promise("jit", "separately compiled steps equal the steps of lax.scan")
 def _(case: _Case) -> None:
     params, gradients = case.narrowed()
@@ -525,13 +532,6 @@ def _(case: _Case) -> None:
         jax.tree.map(functools.partial(divided, axes=1), gradients),
     )
     _close(f"the updates of an array divided into its {reach}s", updates, expected, 1e-5)
-
-
-@_promise("bare", "zero gradients give finite updates")
-def _(case: _Case) -> None:
-    updates, _, state = case.program(*case.narrowed(by=0.0))
-    _finite("the updates", updates)
-    _finite("the state", state)
 
 
 @_promise("visible", "a NaN in a gradient shows in the updates")
