@@ -118,3 +118,8 @@ def test_no_learning_rate_has_a_default_but_those_that_a_method_defines():
         is not inspect.Parameter.empty
     }
     assert with_default == {"adadelta", "adafactor", "prodigy"}
+
+
+def test_a_pattern_leaves_what_is_shared_shared():
+    opt = adamx.schedule_free_adamw(0.1).replace({"*.learning_rate": 0.2})
+    assert opt.replace(learning_rate=0.3) == adamx.schedule_free_adamw(0.3)

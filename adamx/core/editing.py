@@ -110,7 +110,11 @@ def _places(links: Sequence[Link], name: str) -> list[Place]:
     every = labels(links, data_only=False)
     full = {f"{stages[place.link]}.{place.argument}": place for place in places(links)}
     if any(sign in name for sign in "*?"):
-        found = [place for key, place in full.items() if fnmatch.fnmatchcase(key, name)]
+        # A shared hyperparameter follows the stage that it belongs to, and is no match of its own.
+        own = [*every.values()]
+        found = [
+            place for key, place in full.items() if place in own and fnmatch.fnmatchcase(key, name)
+        ]
     elif name in (spelt := full | every):
         return [spelt[name]]
     else:
