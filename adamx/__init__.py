@@ -2,11 +2,12 @@
 
 # What rooms export is public here; of the core, the explanations and the tools, these names.
 from adamx import recipes, stages, wrappers
-from adamx.core import StageError, Transformation, apply_updates, chain, hyperparams, stage
+from adamx.core import StageError, Transformation, apply_updates, chain, stage
 from adamx.explain import Explanation, explain, in_symbols
 from adamx.recipes import *
 from adamx.recipes.registry import get_recipe, list_recipes, recipe
 from adamx.stages import *
+from adamx.states.hyperparams import hyperparams
 from adamx.tools import convert
 from adamx.tools.checkpoints import Restored, RestoreReport, restore_state
 from adamx.tools.config import from_config, to_config

@@ -14,7 +14,7 @@ import re
 from typing import Any, NamedTuple
 
 import adamx
-from adamx.core.hyper import show
+from adamx.arguments.hyper import show
 
 __all__ = ["Member", "index", "markdown", "members", "plain", "stages"]
 

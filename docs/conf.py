@@ -91,7 +91,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!adamx\.).*\..*"),
     (r"py:(class|data|exc)", r"\w+"),
-    (r"py:class", r"adamx\.core\.trees\.Params"),  # a type variable
+    (r"py:class", r"adamx\.trees\.steps\.Params"),  # a type variable
     (r"py:attr", r"\w+"),
 ]
 

@@ -580,7 +580,7 @@ def test_an_error_names_the_place(what):
     "name",
     [
         "os.system",
-        "adamx.core.stage._definition",
+        "adamx.links.stage._definition",
         "adamx.recipes.registry._all",
         "adamx.recipes.schedule_free.chain",
         "adamx.tools.config.from_config",

@@ -19,8 +19,8 @@ import pytest
 
 import adamx
 from adamx import StageError
-from adamx.core import spellings
-from adamx.core.signature import Signature
+from adamx.arguments import spellings
+from adamx.arguments.signature import Signature
 from helpers import each_once, says
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}

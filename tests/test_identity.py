@@ -1111,7 +1111,7 @@ def test_an_array_that_was_given_is_copied():
 
 
 def test_things_put_around_links_are_equal_only_to_their_kind():
-    from adamx.core.link import Around
+    from adamx.links.link import Around
 
     class One(Around):
         pass

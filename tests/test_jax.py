@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import adamx
 import reference
 from adamx.core import Rule
-from adamx.core.engine import program
+from adamx.engine import program
 from catalog import OPTIMISERS, REPRESENTATIVES, x64
 from helpers import each_once
 

@@ -8,7 +8,7 @@ import pytest
 
 import adamx
 from adamx.core import Clock, Real, Rule, stage, zeros
-from adamx.core.link import Around
+from adamx.links.link import Around
 from adamx.tools.config import from_config, to_config
 from catalog import run
 

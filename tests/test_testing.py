@@ -196,7 +196,7 @@ def calling_a_mean_a_square():
 def test_a_slot_that_holds_squares_holds_nothing_negative():
     """A code for squares has no sign."""
     with pytest.raises(AssertionError, match=r"'mean' of calling_a_mean.*holds 'nonnegative'"):
-        check_stage(calling_a_mean_a_square(), without=NAMES - {"storage"})
+        check_stage(calling_a_mean_a_square(), without=NAMES - {"quantized"})
 
 
 def wrong_oracle(gradients, params):
@@ -210,7 +210,7 @@ BROKEN = {
     "donation": (sharing, {}, r"a separate array at .*'b'.*, but it shares the memory of .*'a'"),
     "batches": (calling_out, {}, "vmap"),
     "arrays": (choosing, {}, "TracerBoolConversionError"),
-    "numbers": (calling_out_for_a_number, {}, "vmap"),
+    "hyperparams": (calling_out_for_a_number, {}, "vmap"),
     "schedules": (choosing, {}, "TracerBoolConversionError"),
     "narrow": (rounding, {}, r"the updates of bfloat16 parameters at \['bias'\]: expected"),
     "double": (single, {}, "expected float64, got values rounded to float32"),
@@ -227,7 +227,7 @@ BROKEN = {
     "value": (of_a_thing, {}, "a deep copy: expected an optimiser equal to of_a_thing"),
     "pickle": (of_a_thing, {}, "the unpickled optimiser: expected one equal to of_a_thing"),
     "equations": (misprinted, {}, "the updates of step 1"),
-    "storage": (starting_near_one, {}, "the first update at"),
+    "quantized": (starting_near_one, {}, "the first update at"),
     "derivatives": (
         constant_to_jax,
         {"derivatives": True},
@@ -264,7 +264,7 @@ def test_a_good_stage_of_ones_own_holds_all_promises():
 
     without = {"complex"}
     report = check_stage(cube_root(0.2), oracle=oracle, derivatives=True, without=without)
-    assert set(report.unchecked) == {"complex", "equations", "storage"}
+    assert set(report.unchecked) == {"complex", "equations", "quantized"}
     assert set(report.held) == NAMES - set(report.unchecked)
     assert "oracle" in str(report) and "complex      unchecked: skipped by without=" in str(report)
 
@@ -295,7 +295,7 @@ def test_parameters_gradients_and_an_oracle_of_ones_own():
 
 def test_a_transformation_of_optax_is_checked_as_far_as_it_goes():
     report = check_stage(optax.trace(0.9), without={"narrow", "batches", "double", "jit"})
-    assert {"equations", "storage", "arrays", "pickle"} <= set(report.unchecked)
+    assert {"equations", "quantized", "arrays", "pickle"} <= set(report.unchecked)
     assert {"state", "scan", "bare", "size", "value"} <= set(report.held)
 
 

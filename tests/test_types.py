@@ -24,10 +24,10 @@ def test_arrays_are_what_annotations_say():
     )
     assert checked.returncode == 0, checked.stderr
     assert set(checked.stdout.split()) >= {
-        "adamx.core.averages.DecayingAverage.__call__",
+        "adamx.links.averages.DecayingAverage.__call__",
         "adamx.numerics.arithmetic.root",
         "adamx.numerics.random.bits",
-        "adamx.core.signal.Signal.with_statistic",
+        "adamx.links.signal.Signal.with_statistic",
         "adamx.stages.factored.reduced_zeros",
         "adamx.wrappers.codecs._exponents",
         "adamx.wrappers.codecs._from_int8",

@@ -28,12 +28,10 @@ A stage is written for one array (:class:`Rule`). Its *slots* are arrays kept fo
 its *clocks* are scalars kept per step, and its *global sum* is a number summed over all parameters.
 Its hyperparameters are data, and plain numbers when it runs. It knows nothing of trees, schedules,
 batches or the format of its slots, so these can change without changing the stage.
-:mod:`adamx.core.engine` is the only code that knows trees.
+:mod:`adamx.engine` is the only code that runs stages on trees.
 """
 
-from adamx.core.averages import DecayingAverage, decay_clock, decaying_average
-from adamx.core.editing import hyperparams
-from adamx.core.hyper import (
+from adamx.arguments.hyper import (
     Decay,
     Domain,
     Hyper,
@@ -42,15 +40,26 @@ from adamx.core.hyper import (
     Real,
     Same,
     Schedule,
+    clock_dtype,
     is_off,
 )
-from adamx.core.signal import Signal
-from adamx.core.slots import Slot, zeros
-from adamx.core.stage import Clock, Rule, Step
 from adamx.core.transformation import Transformation, chain, stage
-from adamx.core.trees import apply_updates
 from adamx.errors import StageError
+from adamx.links.averages import DecayingAverage, decay_clock, decay_weight, decaying_average
+from adamx.links.rule import Clock, Rule, Step
+from adamx.links.signal import Signal
+from adamx.links.slots import (
+    Slot,
+    iterate,
+    itself,
+    real_zeros,
+    remainder,
+    squares,
+    squares_from,
+    zeros,
+)
 from adamx.numerics.arithmetic import Norm, Squares, abs_sq, divide, norm, plus, root, shrunk, times
+from adamx.trees.steps import apply_updates
 
 __all__ = [
     "Clock",
@@ -74,15 +83,22 @@ __all__ = [
     "abs_sq",
     "apply_updates",
     "chain",
+    "clock_dtype",
     "decay_clock",
+    "decay_weight",
     "decaying_average",
     "divide",
-    "hyperparams",
     "is_off",
+    "iterate",
+    "itself",
     "norm",
     "plus",
+    "real_zeros",
+    "remainder",
     "root",
     "shrunk",
+    "squares",
+    "squares_from",
     "stage",
     "times",
     "zeros",

@@ -10,16 +10,18 @@ from typing import Any, ClassVar, ParamSpec, Self, overload
 import jax
 import optax
 
-from adamx.core import editing, engine
-from adamx.core.foreign import Foreign
-from adamx.core.link import Link
-from adamx.core.naming import names, written
-from adamx.core.order import Place, check_order
-from adamx.core.signal import Signal
-from adamx.core.stage import Definition, Reach, Rule
-from adamx.core.trees import Params
+from adamx import engine
+from adamx.core import editing
 from adamx.errors import as_given
+from adamx.links.foreign import Foreign
+from adamx.links.link import Link
+from adamx.links.naming import names, written
+from adamx.links.order import Place, check_order
+from adamx.links.rule import Reach, Rule
+from adamx.links.signal import Signal
+from adamx.links.stage import Definition
 from adamx.numerics.types import PyTree, State
+from adamx.trees.steps import Params
 
 __all__ = ["Transformation", "chain", "stage"]
 

@@ -28,11 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core import hyper
-from adamx.core.foreign import Foreign
-from adamx.core.link import Link
-from adamx.core.signal import Signal
-from adamx.core.stage import Definition, Stage, joined
+from adamx.arguments import hyper
 from adamx.core.transformation import Transformation
 from adamx.errors import StageError, described
 from adamx.explain.symbols import (
@@ -57,6 +53,10 @@ from adamx.explain.symbols import (
     walk,
 )
 from adamx.identity import fingerprint
+from adamx.links.foreign import Foreign
+from adamx.links.link import Link
+from adamx.links.signal import Signal
+from adamx.links.stage import Definition, Stage, joined
 
 __all__ = ["Explanation", "Line", "SymbolicSignal", "explain", "in_symbols"]
 

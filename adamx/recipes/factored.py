@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Decay, NonNegative, Positive, Transformation, chain
-from adamx.core.hyper import clock_dtype
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain, clock_dtype
 from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,

@@ -8,8 +8,8 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, cast
 
+from adamx.arguments.signature import Signature
 from adamx.core import Transformation
-from adamx.core.signature import Signature
 from adamx.errors import as_given
 
 __all__ = ["get_recipe", "list_recipes", "recipe"]

@@ -18,20 +18,20 @@ from adamx.core import (
     Same,
     Slot,
     StageError,
+    clock_dtype,
+    decay_weight,
     decaying_average,
     divide,
+    iterate,
     stage,
     zeros,
 )
-from adamx.core.averages import decay_weight
-from adamx.core.hyper import clock_dtype
-from adamx.core.reading import Kept, batched, beside, filled, merged, stages_named
-from adamx.core.slots import iterate
-from adamx.core.trees import Params
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import power, subtractable
 from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.types import PyTree, Values
+from adamx.states.reading import Kept, batched, beside, filled, merged, stages_named
+from adamx.trees.steps import Params
 
 __all__ = [
     "lookahead",

@@ -13,13 +13,13 @@ from adamx.core import (
     Rule,
     Squares,
     abs_sq,
+    clock_dtype,
     divide,
     norm,
     root,
     shrunk,
     stage,
 )
-from adamx.core.hyper import clock_dtype
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import at_least, mean, power
 

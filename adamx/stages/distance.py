@@ -14,14 +14,14 @@ from adamx.core import (
     Positive,
     Rule,
     Same,
+    clock_dtype,
     decay_clock,
     divide,
+    iterate,
     root,
     stage,
     zeros,
 )
-from adamx.core.hyper import clock_dtype
-from adamx.core.slots import iterate
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import finite, log
 

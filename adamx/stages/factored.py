@@ -16,14 +16,14 @@ from adamx.core import (
     Rule,
     Slot,
     abs_sq,
+    clock_dtype,
     decaying_average,
     divide,
+    real_zeros,
     root,
     stage,
     times,
 )
-from adamx.core.hyper import clock_dtype
-from adamx.core.slots import real_zeros
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import mean, summable_squares
 from adamx.numerics.types import Array, Float

@@ -15,10 +15,10 @@ from adamx.core import (
     divide,
     norm,
     plus,
+    real_zeros,
     root,
     stage,
 )
-from adamx.core.slots import real_zeros
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import summable_squares
 

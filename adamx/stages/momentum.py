@@ -7,9 +7,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, Positive, Rule, decaying_average, stage, zeros
-from adamx.core.averages import decay_weight
-from adamx.core.hyper import clock_dtype
+from adamx.core import (
+    Clock,
+    Decay,
+    Positive,
+    Rule,
+    clock_dtype,
+    decay_weight,
+    decaying_average,
+    stage,
+    zeros,
+)
 from adamx.explain import decayed, in_symbols, symbols
 from adamx.numerics.arithmetic import finite, log, two_sum
 from adamx.numerics.types import Array, Float, Scalar

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, stage
-from adamx.core.slots import squares
+from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, squares, stage
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import expm1, finite, log
 from adamx.numerics.types import Reals

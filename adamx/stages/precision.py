@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import Rule, Slot, StageError, stage, zeros
-from adamx.core.slots import itself
+from adamx.core import Rule, Slot, StageError, itself, stage, zeros
 from adamx.errors import as_given
 from adamx.explain import in_symbols, symbols
 from adamx.numerics import random

@@ -14,9 +14,9 @@ from adamx.core import (
     decaying_average,
     divide,
     root,
+    squares,
     stage,
 )
-from adamx.core.slots import squares
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import at_least
 

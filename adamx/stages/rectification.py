@@ -7,9 +7,19 @@ from typing import Annotated, Any
 
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, Domain, Hyper, Rule, Same, StageError, root, stage
-from adamx.core.averages import decay_weight
-from adamx.core.hyper import clock_dtype
+from adamx.core import (
+    Clock,
+    Decay,
+    Domain,
+    Hyper,
+    Rule,
+    Same,
+    StageError,
+    clock_dtype,
+    decay_weight,
+    root,
+    stage,
+)
 from adamx.explain import decayed, in_symbols, symbols
 from adamx.numerics.arithmetic import log, two_sum
 from adamx.numerics.types import Array, Bool, Float, Scalar

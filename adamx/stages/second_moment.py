@@ -17,11 +17,14 @@ from adamx.core import (
     decaying_average,
     divide,
     plus,
+    real_zeros,
+    remainder,
     root,
+    squares,
+    squares_from,
     stage,
     zeros,
 )
-from adamx.core.slots import real_zeros, remainder, squares, squares_from
 from adamx.explain import SymbolicSignal, in_symbols, symbols
 from adamx.numerics.arithmetic import log
 from adamx.numerics.formats import limited

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import NonNegative, Rule, abs_sq, divide, root, stage
-from adamx.core.slots import squares_from
+from adamx.core import NonNegative, Rule, abs_sq, divide, root, squares_from, stage
 from adamx.explain import in_symbols, symbols
 from adamx.numerics.formats import largest_square
 

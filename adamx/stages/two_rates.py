@@ -6,8 +6,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, NonNegative, Rule, decay_clock, decaying_average, stage, zeros
-from adamx.core.hyper import clock_dtype
+from adamx.core import (
+    Clock,
+    Decay,
+    NonNegative,
+    Rule,
+    clock_dtype,
+    decay_clock,
+    decaying_average,
+    stage,
+    zeros,
+)
 from adamx.explain import decayed, in_symbols, symbols
 from adamx.numerics.arithmetic import expm1, log
 

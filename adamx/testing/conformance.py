@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Transformation, apply_updates, chain, hyperparams
-from adamx.core.slots import Slot
-from adamx.core.stage import Stage, widest
+from adamx.core import Transformation, apply_updates, chain
 from adamx.explain import explain
+from adamx.links.rule import widest
+from adamx.links.slots import Slot
+from adamx.links.stage import Stage
+from adamx.states.hyperparams import hyperparams
 from adamx.testing.equations import Evaluator
 from adamx.tools.config import from_config, to_config
 from adamx.wrappers import quantize_state
@@ -401,7 +403,7 @@ def _(case: _Case) -> None:
     _same_avals("the state", found[2], case.plain[2])
 
 
-@_promise("numbers", "vmap over the hyperparameters equals a loop over them")
+@_promise("hyperparams", "vmap over the hyperparameters equals a loop over them")
 def _(case: _Case) -> None:
     _need_numbers(case)
     tree, factors = case.narrowed(), np.array([1.0, 0.9], np.float32)
@@ -694,7 +696,7 @@ def _(case: _Case) -> None:
             _close(f"the updates of step {t + 1}", _at(t, updates), steps, 1e-8)
 
 
-@_promise("storage", "its slots can be quantized")
+@_promise("quantized", "its slots can be quantized")
 def _(case: _Case) -> None:
     if not case.slots:
         raise _DoesNotApply("it has no slots")

@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.core import StageError, Transformation
-from adamx.core.link import Link, form_of, is_packed, unpacked
-from adamx.core.naming import names
-from adamx.core.observer import Observer
-from adamx.core.reading import Place, copied, place_of, the_state
-from adamx.core.stage import Stage, kind
 from adamx.errors import described
+from adamx.links.link import Link
+from adamx.links.naming import names
+from adamx.links.observer import Observer
+from adamx.links.stage import Stage
 from adamx.numerics.types import PyTree, State
+from adamx.states.reading import copied, the_state
+from adamx.trees.arrays import kind
+from adamx.trees.packed import form_of, is_packed, unpacked
+from adamx.trees.paths import Place, place_of
 from adamx.wrappers.codecs import Codec
 
 __all__ = ["RestoreReport", "RestoreRow", "Restored", "restore_state"]
@@ -527,12 +530,12 @@ def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[C
         if (same := _alike(own, kept)) is not None:
             return same
         assert isinstance(link, Stage)
-        wanted = jax.eval_shape(lambda x: unpacked(x, link.around, forms), own)
-        values = unpacked(kept, forms=forms) if is_packed(kept) else jnp.asarray(kept)
+        wanted = jax.eval_shape(lambda x: unpacked(x, {**link.forms, **forms}), own)
+        values = unpacked(kept, forms) if is_packed(kept) else jnp.asarray(kept)
         _check_shape(values, wanted)
         return link.packed(place[0], values)
     if is_packed(kept):
-        values = unpacked(kept, forms=forms)
+        values = unpacked(kept, forms)
         _check_shape(values, own)
         return values.astype(own.dtype)
     if not isinstance(kept, (jax.Array, np.ndarray, np.generic)):

@@ -18,11 +18,11 @@ import optax
 from jax.core import Tracer
 
 from adamx.core import Same, Transformation, chain
-from adamx.core.foreign import Foreign
-from adamx.core.link import Around, Link
-from adamx.core.stage import Stage
 from adamx.errors import as_given, described
 from adamx.identity import alike
+from adamx.links.foreign import Foreign
+from adamx.links.link import Around, Link
+from adamx.links.stage import Stage
 from adamx.tools.factories import Names, call, calls, default_of
 from adamx.wrappers import watch
 

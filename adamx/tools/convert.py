@@ -14,17 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.arguments.hyper import clock_dtype
 from adamx.core import StageError, Transformation
-from adamx.core.foreign import Foreign
-from adamx.core.hyper import clock_dtype
-from adamx.core.link import Link, is_packed, unpacked
-from adamx.core.naming import names
-from adamx.core.observer import Observer
-from adamx.core.reading import beside, copied, place_of, the_state, unwrapped
-from adamx.core.stage import Rule, Stage, joined, kind
-from adamx.core.trees import mismatch, path_of
 from adamx.errors import described
+from adamx.links.foreign import Foreign
+from adamx.links.link import Link
+from adamx.links.naming import names
+from adamx.links.observer import Observer
+from adamx.links.rule import Rule
+from adamx.links.stage import Stage, joined
 from adamx.numerics.types import PyTree, State
+from adamx.states.reading import beside, copied, the_state, unwrapped
+from adamx.trees.arrays import kind
+from adamx.trees.differences import mismatch
+from adamx.trees.packed import is_packed, unpacked
+from adamx.trees.paths import path_of, place_of
 
 __all__ = ["from_optax", "from_torch", "to_optax", "to_torch"]
 
@@ -412,7 +416,7 @@ class _Slots:
         """The values of a slot, dequantized."""
         kept = self.columns[place][i]
         if is_packed(kept):
-            kept = unpacked(kept, self.links[place.stage].around)
+            kept = unpacked(kept, self.links[place.stage].forms)
         return np.asarray(kept)
 
     def write(self, place: _Place, i: int, value: np.ndarray) -> None:

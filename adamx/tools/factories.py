@@ -12,8 +12,8 @@ from typing import Any
 import optax
 
 from adamx import stages
-from adamx.core.stage import Definition
 from adamx.identity import alike
+from adamx.links.stage import Definition
 
 __all__ = ["Names", "call", "calls", "default_of"]
 

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Transformation, apply_updates, chain, hyperparams
+from adamx.core import Transformation, apply_updates, chain
 from adamx.errors import described
 from adamx.numerics.types import Array, Float, PyTree, Scalar
 from adamx.recipes import adam
 from adamx.stages import scale_by_learning_rate
+from adamx.states.hyperparams import hyperparams
 from adamx.tools import drawing
 from adamx.tools.labels import named_leaves
 from adamx.tools.sweep import sweep

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.arguments.hyper import clock_dtype
 from adamx.core import Transformation
-from adamx.core.hyper import clock_dtype
-from adamx.core.naming import labels, names
 from adamx.errors import as_given
 from adamx.identity import fingerprint
+from adamx.links.naming import labels, names
 from adamx.tools.labels import counted, described, named_leaves
 from adamx.tools.sweep_result import Sweep
 

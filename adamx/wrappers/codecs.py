@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.link import FORMS
 from adamx.errors import as_given
 from adamx.identity import ByValue
 from adamx.numerics.types import (
@@ -34,6 +33,7 @@ from adamx.numerics.types import (
     UInt32,
     Values,
 )
+from adamx.trees.packed import FORMS
 
 __all__ = ["CODECS", "Codec", "as_codec", "bf16", "fp8", "int8"]
 

@@ -9,10 +9,11 @@ import jax
 import optax
 
 from adamx.core import Transformation, chain
-from adamx.core.link import Around, choose
-from adamx.core.trees import as_parameter, paths_of
 from adamx.errors import described
+from adamx.links.link import Around, choose
 from adamx.numerics.types import PyTree
+from adamx.trees.arrays import as_parameter
+from adamx.trees.paths import paths_of
 from adamx.wrappers.selection import Part, Selector, Where
 
 __all__ = ["PartitionSummary", "describe_partition", "partition", "where"]

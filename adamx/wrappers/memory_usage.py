@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core.link import form_of, is_packed, unpacked
-from adamx.core.reading import filled, find, merged
 from adamx.errors import described
 from adamx.numerics.types import PyTree
+from adamx.states.reading import filled, find, merged
+from adamx.trees.packed import form_of, is_packed, unpacked
 from adamx.wrappers.codecs import Codec
 
 __all__ = ["MemoryUsage", "MemoryUsageRow", "dequantize", "memory_usage"]
@@ -126,9 +126,7 @@ def _size(array: Any) -> int:
 
 def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
     """The shape and dtype of a packed array's values."""
-    return jax.eval_shape(
-        lambda x: unpacked(x, forms={codec.name: codec.unpack for codec in codecs}), x
-    )
+    return jax.eval_shape(lambda x: unpacked(x, {codec.name: codec.unpack for codec in codecs}), x)
 
 
 def dequantize(
@@ -183,9 +181,7 @@ def dequantize(
         raise ValueError(f"several stages have a slot {slot!r}; name one of {', '.join(named)}")
 
     def of_one(x: Any) -> Any:
-        return (
-            unpacked(x, forms={codec.name: codec.unpack for codec in codecs}) if is_packed(x) else x
-        )
+        return unpacked(x, {codec.name: codec.unpack for codec in codecs}) if is_packed(x) else x
 
     values = merged(
         {label: jax.tree.map(of_one, kept, is_leaf=is_packed) for label, kept in named.items()}

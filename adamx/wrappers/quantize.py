@@ -13,11 +13,13 @@ import numpy as np
 import optax
 
 from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain
-from adamx.core.link import Around, is_packed
-from adamx.core.stage import Stage, kinds
 from adamx.errors import as_given
+from adamx.links.link import Around
+from adamx.links.stage import Stage
 from adamx.numerics import random
 from adamx.numerics.types import Array, Key, PyTree, UInt32, Values
+from adamx.trees.arrays import kinds
+from adamx.trees.packed import is_packed
 from adamx.wrappers.codecs import Codec, as_codec, codec_from_json, codec_to_json
 
 __all__ = ["quantize_state"]
@@ -86,13 +88,13 @@ def quantize_state(
         scale_by_learning_rate(learning_rate=0.001),
     ), mu='bf16', nu=int8(block_size=32))
     """
-    storage = Storage.of(codec, slots, min_size=min_size, seed=seed)
+    quantized = Quantized.of(codec, slots, min_size=min_size, seed=seed)
     links = chain(opt).links
-    storage.check([link for link in links if isinstance(link, Stage)])
-    return Transformation(tuple(link.within(storage) for link in links))
+    quantized.check([link for link in links if isinstance(link, Stage)])
+    return Transformation(tuple(link.within(quantized) for link in links))
 
 
-class Storage(Around, axis="quantize_state"):
+class Quantized(Around, axis="quantize_state"):
     """The codec of every slot of the links inside."""
 
     required = ("quantize_state",)
@@ -101,7 +103,7 @@ class Storage(Around, axis="quantize_state"):
     value: tuple[Codec | None, tuple[tuple[str, Codec | None], ...], int, int]
 
     @classmethod
-    def of(cls, codec: Any, slots: Mapping[str, Any], *, min_size: int, seed: int) -> Storage:
+    def of(cls, codec: Any, slots: Mapping[str, Any], *, min_size: int, seed: int) -> Quantized:
         """From the arguments of quantize_state(), checked."""
         if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
             raise ValueError(f"min_size must be a whole number ≥ 1, got {as_given(min_size)}")
@@ -190,7 +192,7 @@ class Storage(Around, axis="quantize_state"):
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Storage:
+    def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Quantized:
         rest = {"slots": {}, "min_size": 4096, "seed": 0, **row}
         if not isinstance(rest["slots"], dict):
             raise TypeError(f"slots: must be an object, got {rest['slots']!r}")

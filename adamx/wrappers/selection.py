@@ -27,9 +27,10 @@ from typing import Any, TypeAlias, cast
 import jax
 import numpy as np
 
-from adamx.core.hyper import origin
-from adamx.core.link import Around, Leaf
+from adamx.arguments.hyper import origin
 from adamx.errors import StageError, described
+from adamx.links.link import Around
+from adamx.trees.paths import Leaf
 
 __all__ = ["Part", "Selector", "Where", "labelled", "shown"]
 

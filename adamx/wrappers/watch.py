@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from adamx.arguments.hyper import LARGEST_COUNT, clock_dtype
 from adamx.core import Signal, Squares, StageError, Transformation
-from adamx.core.engine.varying import axes_of, varying
-from adamx.core.hyper import LARGEST_COUNT, clock_dtype
-from adamx.core.observer import Observer, View, nothing
-from adamx.core.reading import find
 from adamx.errors import as_given
 from adamx.identity import ByValue
+from adamx.links.observer import Observer, View, nothing
 from adamx.numerics.formats import statistics_dtype, wider
 from adamx.numerics.types import Array, Int32, PyTree, Scalar, Values
+from adamx.numerics.varying import axes_of, varying
+from adamx.states.reading import find
 from adamx.wrappers.selection import Selector, Where, called, check_call, checked
 
 __all__ = ["metrics", "watch"]
@@ -79,7 +79,7 @@ class Watch(Observer):
                 )
         numbers = {
             name: jnp.asarray(value, clock_dtype())
-            for name, value in view.numbers.items()
+            for name, value in view.hyperparams.items()
             if name in view.scheduled or "learning_rate" in name
         }
         return readings | {"numbers": numbers}

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.slots import Slot, shape_of_zeros, zeros
-from adamx.core.stage import Clock, kind, kinds
-from adamx.core.trees import forms_of
 from adamx.errors import StageError
+from adamx.links.rule import Clock
+from adamx.links.slots import Slot, shape_of_zeros, zeros
 from adamx.numerics.types import PyTree
+from adamx.trees.arrays import kind, kinds
+from adamx.trees.packed import forms_of
 
 __all__ = ["Form", "check_clock", "check_count", "check_scalars"]
 

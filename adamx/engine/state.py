@@ -11,15 +11,18 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from adamx.core.engine.row import Row, only, reshape_places
-from adamx.core.engine.varying import axes_of, varying
-from adamx.core.link import Link, choose
-from adamx.core.naming import names
-from adamx.core.observer import nothing
-from adamx.core.stage import Rule, joined, kind
-from adamx.core.trees import Aligned, as_parameter, path_of, paths_of
+from adamx.engine.row import Row, only, reshape_places
 from adamx.errors import StageError
+from adamx.links.link import Link, choose
+from adamx.links.naming import names
+from adamx.links.observer import nothing
+from adamx.links.rule import Rule
+from adamx.links.stage import joined
 from adamx.numerics.types import Array, PyTree, State
+from adamx.numerics.varying import axes_of, varying
+from adamx.trees.align import Aligned
+from adamx.trees.arrays import as_parameter, kind
+from adamx.trees.paths import path_of, paths_of
 
 __all__ = ["Beginning", "init"]
 

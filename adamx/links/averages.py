@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.hyper import clock_dtype
-from adamx.core.stage import Clock, Step
+from adamx.arguments.hyper import clock_dtype
+from adamx.links.rule import Clock, Step
 from adamx.numerics.arithmetic import expm1, log, two_sum
 from adamx.numerics.formats import saturated
 from adamx.numerics.types import Array, Float, Scalar, Values

@@ -5,120 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.core import hyper
-from adamx.core.link import Around, Link
-from adamx.core.signal import Signal
-from adamx.core.signature import Signature
-from adamx.core.slots import Slot, Slots
+from adamx.arguments import hyper
+from adamx.arguments.signature import Signature
 from adamx.errors import StageError, failed_schedule
 from adamx.identity import ByValue
+from adamx.links.link import Around, Beginning, Link, Row
+from adamx.links.rule import KEY, Clock, Reach, Rule
+from adamx.links.signal import Signal
+from adamx.links.slots import Slot, Slots
 from adamx.numerics import random
 
-if TYPE_CHECKING:
-    from adamx.core.engine.row import Row
-    from adamx.core.engine.state import Beginning
-
-__all__ = ["Clock", "Reach", "Rule", "Stage", "Step"]
-
-
-class Clock(NamedTuple):
-    """A scalar (or a small array) kept per step rather than per parameter.
-
-    Attributes:
-        start: ``() -> value`` before the first step.
-        tick: ``value -> value``, called once per step, before the stage's arrays are updated.
-        read: ``value -> reading``, the form in which the stage uses the value.
-        scope: ``"step"``, or ``"parameter"`` for a key of random bits, whose reading differs
-            between parameters.
-        settle: ``(value, total) -> value``, for a scalar that depends on this step's sum over all
-            parameters; ``global_sum`` gets the reading before it, ``update`` the reading after it.
-    """
-
-    start: Callable[[], jax.Array]
-    tick: Callable[[jax.Array], jax.Array]
-    read: Callable[[jax.Array], Any]
-    settle: Callable[[jax.Array, Any], jax.Array] | None = None
-    scope: Literal["step", "parameter"] = "step"
-
-
-Reach = Literal["element", "row", "array"]
-"""Which elements of an array an element of a rule's result depends on: the element at the same
-place, its row (along the last axis), or the whole array. The reach determines how a rule may be
-executed, split over devices and applied to parts of an array."""
-
-
-def widest(reaches: Iterable[Reach]) -> Reach:
-    """The widest of several reaches, which is the reach of their rules in sequence."""
-    found = {*reaches}
-    return "array" if "array" in found else "row" if "row" in found else "element"
-
-
-class Step(NamedTuple):
-    """The values of a step that are the same for every array.
-
-    Attributes:
-        clock: the readings of the rule's clocks, by name.
-        total: the result of the rule's ``global_sum``, summed over all parameters (None without
-            one).
-    """
-
-    clock: dict[str, Any]
-    total: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What a stage does to one array.
-
-    Attributes:
-        update: ``(signal, slots, step) -> (signal, slots)``.
-        slots: the arrays kept for each parameter: by name, a function ``param -> first value`` or
-            a :class:`Slot`. They may have any shape; shape and dtype do not change in a step.
-        clocks: the scalars kept per step, by name. No slot has the same name.
-        global_sum: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
-            over all parameters before ``update`` runs. It is the only way to use other arrays.
-        seed: for a rule that draws random bits: the seed of the clock ``key``, whose reading
-            differs for every parameter and step (:func:`adamx.numerics.random.bits`).
-        without_gradient: whether ``update`` also runs on a parameter that has no gradient in this
-            step (None among the gradients). It then gets a gradient and an update of zero; its new
-            slots are kept, but the parameter takes no step.
-        reach: which elements an element of its result depends on; set by ``@stage(reach=…)``.
-        reshape: ``shape -> shape``, for a rule that changes the shape of gradient and update, such
-            as a projection; None if it keeps the shape.
-    """
-
-    update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
-    slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
-    clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
-    global_sum: Callable[[Signal, Slots, Step], Any] | None = None
-    seed: int | None = None
-    without_gradient: bool = False
-    reach: Reach = "array"
-    reshape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
-
-    def __post_init__(self) -> None:
-        if both := sorted(self.slots.keys() & self.clocks.keys()):
-            raise StageError(
-                f"a slot and a clock are both called {both[0]!r}; they are kept in one dict, so "
-                "give one of them another name"
-            )
-        clock = self.clocks.get(_KEY)
-        if _KEY in self.slots or (clock is not None and clock.scope == "step"):
-            raise StageError(
-                f"{_KEY!r} is the name of the clock from which Rule(seed=…) draws random bits; "
-                "give this one another name"
-            )
-
-
-_KEY = "key"
+__all__ = ["Definition", "Stage", "joined"]
 
 
 class Definition(Signature):
@@ -191,18 +96,18 @@ class Stage(Link):
         return self.definition.name
 
     @functools.cached_property
-    def numbers(self) -> ByValue:
+    def schedules(self) -> ByValue:
         """A record of its schedules that are pytrees, whose leaves may be changed in place."""
         return ByValue(tuple(x for k in self.data if callable(x := self.arguments[k])))
 
     @property
     def records(self) -> tuple[ByValue, ...]:
         has_any = any(callable(self.arguments[k]) for k in self.data)
-        return (*super().records, self.numbers) if has_any else super().records
+        return (*super().records, self.schedules) if has_any else super().records
 
     def renewed(self) -> Self:
         stage = super().renewed()
-        stage.__dict__.pop("numbers", None)
+        stage.__dict__.pop("schedules", None)
         return stage
 
     @property
@@ -269,7 +174,7 @@ class Stage(Link):
             rule = around.surround(rule)
         if rule.seed is None:
             return rule
-        return dataclasses.replace(rule, clocks={**rule.clocks, _KEY: _key(rule.seed)})
+        return dataclasses.replace(rule, clocks={**rule.clocks, KEY: _key(rule.seed)})
 
     def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
         beginning.of_rule(name, self.at(beginning.count).rule(hyper.clock_dtype()), here)
@@ -337,29 +242,3 @@ def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal,
 
 def _key(seed: int) -> Clock:
     return Clock(lambda: random.key(seed), random.after, lambda key: key, scope="parameter")
-
-
-def keep(before: Slots, after: Slots) -> Slots:
-    """The new slots, checked to have the names, shapes and dtypes of the old ones."""
-    if before.keys() != after.keys():
-        raise StageError(f"its slots are {sorted(before)}, but its update gave {sorted(after)}")
-    for name, old in before.items():
-        if kinds(old) != kinds(after[name]):
-            raise StageError(
-                f"slot {name!r} is {kinds(old)} and would become {kinds(after[name])}; a stage's "
-                "update must return every slot with its old shape and dtype"
-            )
-    return jax.tree.map(_strong, after)
-
-
-def _strong(array: Any) -> Any:
-    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
-
-
-def kinds(slot: Any) -> str:
-    return ", ".join(kind(leaf) for leaf in jax.tree.leaves(slot))
-
-
-def kind(array: Any) -> str:
-    """dtype and shape, as in ``float32[3,4]``."""
-    return f"{jnp.result_type(array)}[{','.join(map(str, jnp.shape(array)))}]"

@@ -9,18 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adamx.core import hyper
-from adamx.core.engine.parts import MANY, step_in_parts
-from adamx.core.engine.row import Row
-from adamx.core.foreign import Foreign
-from adamx.core.link import Link
-from adamx.core.naming import names
-from adamx.core.observer import Observer
-from adamx.core.stage import Rule, Stage, joined
-from adamx.core.trees import Aligned, align, check_arrays, is_eager
+from adamx.arguments import hyper
+from adamx.engine.parts import MANY, step_in_parts
+from adamx.engine.row import Row
 from adamx.errors import StageError, as_given
 from adamx.identity import ByValue, Static, fingerprint
+from adamx.links.foreign import Foreign
+from adamx.links.link import Link
+from adamx.links.naming import names, written
+from adamx.links.observer import Observer
+from adamx.links.rule import Rule
+from adamx.links.stage import Stage, joined
 from adamx.numerics.types import PyTree, State
+from adamx.trees.align import Aligned, align
+from adamx.trees.arrays import check_arrays, is_eager
 
 __all__ = ["Program", "update"]
 
@@ -111,6 +113,9 @@ class Program:
         records = tuple(link.records for link in self.links)
         static, numbers = self.split
         return records, static.leaves, *map(fingerprint, numbers)
+
+    def __repr__(self) -> str:
+        return written(self.links)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Program) and self._key == other._key)

@@ -5,24 +5,15 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
-
-import jax
+from typing import Any, ClassVar, Protocol, Self
 
 from adamx.errors import StageError
 from adamx.identity import ByValue
+from adamx.links.rule import Rule
+from adamx.numerics.types import PyTree, State
+from adamx.trees.paths import Leaf
 
-if TYPE_CHECKING:
-    from adamx.core.engine.row import Row
-    from adamx.core.engine.state import Beginning
-    from adamx.core.stage import Rule
-
-__all__ = ["Around", "Leaf", "Link", "choose", "form_of", "is_packed", "unpacked"]
-
-
-Leaf: TypeAlias = tuple[str, jax.ShapeDtypeStruct]
-"""The path of a parameter, and its shape with the dtype of its statistics."""
+__all__ = ["Around", "Beginning", "Link", "Row", "choose"]
 
 
 class Around(ByValue):
@@ -105,43 +96,31 @@ class Around(ByValue):
         raise NotImplementedError
 
 
-FORMS: dict[str, Callable[[Any], Any]] = {}
-"""Functions that unpack arrays in adamx's own forms, by the form's name."""
+class Beginning(Protocol):
+    """The state before the first step, as the engine builds it."""
+
+    count: Any
+    state: State
+    observers: list[str]
+
+    def of_rule(self, name: str, rule: Rule, here: list[bool] | None) -> None:
+        """Add the slots and clocks of a rule."""
+
+    def params(self, here: list[bool] | None, absent: Any) -> PyTree:
+        """The parameters, with ``absent`` in place of those that a link does not apply to."""
 
 
-def is_packed(x: Any) -> bool:
-    """Whether this is an array that an axis has packed: ``{"@form": …}``."""
-    return isinstance(x, Mapping) and len(x) == 1 and str(next(iter(x))).startswith("@")
+class Row(Protocol):
+    """A step of the engine: the signals of all parameters on their way along the links."""
 
+    def append(self, name: str, stage: Any, here: list[bool] | None) -> None:
+        """Run a stage."""
 
-def form_of(packed: Mapping[str, Any]) -> str:
-    """The name of a packed array's form."""
-    return next(iter(packed))[1:]
+    def show(self, name: str, link: Any, here: list[bool] | None) -> None:
+        """Run an observer."""
 
-
-def unpacked(
-    packed: Mapping[str, Any],
-    around: Sequence[Around] = (),
-    forms: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
-) -> Any:
-    """The values of a packed array.
-
-    Args:
-        packed: ``{"@form": …}``.
-        around: the wrappers of its link.
-        forms: more functions that unpack, by the form's name.
-
-    Raises:
-        ValueError: for an unknown form.
-    """
-    known = {**FORMS, **{k: x for one in around for k, x in one.forms().items()}, **forms}
-    ((key, kept),) = packed.items()
-    if key[1:] not in known:
-        raise ValueError(
-            f"the state was quantized by the codec {key[1:]!r}, which is none of "
-            f"{', '.join(known)}; pass it as codecs=(codec,)"
-        )
-    return known[key[1:]](kept)
+    def pass_through(self, name: str, link: Any, here: list[bool] | None) -> None:
+        """Run an Optax transformation."""
 
 
 class Link:
@@ -162,6 +141,11 @@ class Link:
     def where(self) -> tuple[Around, ...]:
         """The wrappers that select parameters; it applies to those that all of them choose."""
         return tuple(x for x in self.around if x.selects)
+
+    @property
+    def forms(self) -> dict[str, Callable[[Any], Any]]:
+        """Functions that unpack the arrays of its slots, by the form's name."""
+        return {name: unpack for x in self.around for name, unpack in x.forms().items()}
 
     @property
     def records(self) -> tuple[ByValue, ...]:

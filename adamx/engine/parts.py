@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 
-from adamx.core.trees import Aligned
 from adamx.errors import StageError
 from adamx.numerics.types import Array, State
+from adamx.trees.align import Aligned
 
 __all__ = ["MANY", "step_in_parts"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from adamx.core.link import Link
-from adamx.core.stage import Stage
 from adamx.errors import StageError
+from adamx.links.link import Link
+from adamx.links.stage import Stage
 
 __all__ = ["check_order"]
 

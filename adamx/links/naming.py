@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from adamx.core.hyper import Same
-from adamx.core.link import Around, Link
-from adamx.core.stage import Stage
+from adamx.arguments.hyper import Same
+from adamx.links.link import Around, Link
+from adamx.links.stage import Stage
 
 __all__ = ["Place", "labels", "names", "places", "written"]
 

@@ -15,19 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import hyper
-from adamx.core.engine.forms import Form, check_clock, check_count, check_scalars
-from adamx.core.engine.run import Block, Entering, Ready, global_sum, reshaped, run
-from adamx.core.foreign import ABSENT, Foreign
-from adamx.core.link import Leaf, Link, choose
-from adamx.core.naming import labels, names
-from adamx.core.observer import Observer, View
-from adamx.core.reading import remedy_for
-from adamx.core.slots import Slots
-from adamx.core.stage import Rule, Stage, Step, joined, kind
-from adamx.core.trees import Aligned, complete, is_missing, mismatch, path_of, paths_of, plain
+from adamx.arguments import hyper
+from adamx.engine.forms import Form, check_clock, check_count, check_scalars
+from adamx.engine.run import Block, Entering, Ready, global_sum, reshaped, run
 from adamx.errors import StageError
+from adamx.links.foreign import ABSENT, Foreign
+from adamx.links.link import Link, choose
+from adamx.links.naming import labels, names
+from adamx.links.observer import Observer, View
+from adamx.links.rule import Rule, Step
+from adamx.links.slots import Slots
+from adamx.links.stage import Stage, joined
 from adamx.numerics.types import Array, PyTree, State
+from adamx.trees.align import Aligned, complete, is_missing
+from adamx.trees.arrays import kind
+from adamx.trees.differences import mismatch, remedy_for
+from adamx.trees.paths import Leaf, path_of, paths_of, plain
 
 __all__ = ["Row", "only", "reshape_places"]
 
@@ -172,11 +175,11 @@ class Row:
     def view(self, here: list[bool] | None) -> View:
         """What an observer sees."""
         links = list(self.named.values())
-        numbers, scheduled = {}, set()
+        hyperparams, scheduled = {}, set()
         for label, place in self.labels.items():
             stage = links[place.link]
             assert isinstance(stage, Stage)
-            numbers[label] = stage.at(self.state["count"]).arguments[place.argument]
+            hyperparams[label] = stage.at(self.state["count"]).arguments[place.argument]
             if callable(stage.arguments[place.argument]):
                 scheduled.add(label)
         chosen = [i for i in range(len(self.signals)) if here is None or here[i]]
@@ -186,7 +189,7 @@ class Row:
             idle=self.idle,
             signals=[self.signals[i] for i in chosen],
             params=None if self.params is None else [self.params[i] for i in chosen],
-            numbers=numbers,
+            hyperparams=hyperparams,
             scheduled=frozenset(scheduled),
         )
 

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from adamx.core import hyper
-from adamx.core.spellings import spelled_here
+from adamx.arguments import hyper
+from adamx.arguments.spellings import spelled_here
 from adamx.errors import as_given
 from adamx.identity.reads import is_library
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 
-from adamx.core.link import Leaf, Link
-from adamx.core.signal import Signal
+from adamx.links.link import Beginning, Link, Row
+from adamx.links.signal import Signal
 from adamx.numerics.types import Array, Int32, Values
-
-if TYPE_CHECKING:
-    from adamx.core.engine.row import Row
-    from adamx.core.engine.state import Beginning
+from adamx.trees.paths import Leaf
 
 __all__ = ["Observer", "View", "nothing"]
 
@@ -30,7 +27,7 @@ class View:
             all have one.
         signals: the signals at the observer's place; None for a parameter without a gradient.
         params: the parameters, or None if ``update`` was called without them.
-        numbers: every hyperparameter of the chain at this step, by name.
+        hyperparams: every hyperparameter of the chain at this step, by name.
         scheduled: the names of the hyperparameters that come from a schedule.
     """
 
@@ -39,7 +36,7 @@ class View:
     idle: frozenset[str] | None
     signals: Sequence[Signal | None]
     params: Sequence[Values | None] | None
-    numbers: dict[str, Any]
+    hyperparams: dict[str, Any]
     scheduled: frozenset[str]
 
 

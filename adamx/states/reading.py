@@ -16,15 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core.link import is_packed
-from adamx.core.trees import plain
 from adamx.errors import StageError, described
 from adamx.numerics.types import Array, PyTree, State
+from adamx.trees.packed import is_packed
+from adamx.trees.paths import place_of, plain
 
 __all__ = [
     "Found",
     "Kept",
-    "Place",
     "batched",
     "beside",
     "copied",
@@ -32,15 +31,10 @@ __all__ = [
     "find",
     "is_variable",
     "merged",
-    "place_of",
-    "remedy_for",
     "stages_named",
     "the_state",
     "unwrapped",
 ]
-
-Place = tuple[str, ...]
-"""The keys on the path to an array in its tree, whatever the types of containers."""
 
 
 class Found(NamedTuple):
@@ -308,34 +302,6 @@ def filled(tree: PyTree, params: PyTree) -> PyTree:
     thetas, structure = jax.tree.flatten(params)
     pairs = zip(beside(params, tree), thetas, strict=True)
     return structure.unflatten(theta if x is None else x for x, theta in pairs)
-
-
-def remedy_for(gradients: PyTree, kept: PyTree) -> str:
-    """The remedy for a slot whose tree differs from that of the gradients, for an error."""
-    wanted, held = (
-        {place_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_packed)[0]}
-        for tree in (gradients, kept)
-    )
-    begun = [{place[:length] for length in range(1, len(place) + 1)} for place in held]
-    same = wanted == held or (  # a slot may keep several arrays of one parameter
-        len(wanted) > 1 and all(wanted & each for each in begun) and wanted <= set().union(*begun)
-    )
-    if same:
-        return (
-            "The parameters are the same, and only containers differ, as in a state that was read "
-            "without a target (lists for tuples, dicts for lists). Convert the state with "
-            "adamx.restore_state(state, opt, params)"
-        )
-    return "Take gradients with respect to the parameters that init() was given"
-
-
-def place_of(path: Any) -> Place:
-    """The keys of a path, equal for lists, tuples, variables and the dicts restored from them."""
-    return tuple(
-        jax.tree_util.keystr((key,), simple=True)
-        for key in path
-        if not (isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value")
-    )
 
 
 def copied(array: Any, like: Any = None) -> Array:

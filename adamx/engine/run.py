@@ -16,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import hyper
-from adamx.core.signal import Signal
-from adamx.core.slots import Slot, Slots
-from adamx.core.stage import Reach, Rule, Stage, Step, keep, kind, kinds, widest
+from adamx.arguments import hyper
 from adamx.errors import StageError
 from adamx.identity import Static
+from adamx.links.rule import Reach, Rule, Step, keep, widest
+from adamx.links.signal import Signal
+from adamx.links.slots import Slot, Slots
+from adamx.links.stage import Stage
 from adamx.numerics import random
+from adamx.trees.arrays import kind, kinds
 
 __all__ = ["Block", "Entering", "Ready", "global_sum", "reshaped", "run"]
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from adamx.errors import StageError
 from adamx.numerics.formats import (
-    is_tiny,
     limited,
     rounded,
     saturated,
@@ -19,6 +18,7 @@ from adamx.numerics.formats import (
     wider,
 )
 from adamx.numerics.types import Array, Scalar, Values
+from adamx.trees.arrays import check_inexact
 
 __all__ = ["Signal"]
 
@@ -212,22 +212,3 @@ jax.tree_util.register_dataclass(
     data_fields=["gradient", "update", "bias", "notes", "_param"],
     meta_fields=["has_statistic", "step", "is_limited", "_dtypes"],
 )
-
-
-def check_inexact(what: str, array: Any) -> None:
-    """Check that this is a real or complex floating-point array, which can take a step."""
-    try:
-        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
-    except TypeError:
-        raise StageError(
-            f"the {what} is an array of {type(array).__module__.partition('.')[0]}, which JAX does "
-            "not know; make a JAX array of it: jnp.asarray(…)"
-        ) from None
-    if not inexact:
-        raise StageError(
-            f"the {what} has dtype {array.dtype}; a step α·u needs a floating-point (or complex) "
-            "array. Convert it, or keep it out of the optimiser: equinox.partition, "
-            "optax.masked or a None leaf do"
-        )
-    if is_tiny(array.dtype) and float(jnp.finfo(array.dtype).min) >= 0:
-        raise StageError(f"the {what} has dtype {array.dtype}, which has no negative numbers")

@@ -1,4 +1,4 @@
-"""Runs a row of links over trees of parameters: the only code that knows trees.
+"""Runs a row of links over trees of parameters: the only code that runs stages on trees.
 
 ===========  ======================================================================================
 ``program``  what a step is compiled for, and one step
@@ -7,11 +7,10 @@
 ``run``      how a block of stages runs on arrays: the one seam for other ways of execution
 ``parts``    a step outside ``jit`` on very many arrays, compiled in parts
 ``forms``    what a step must find in the state
-``varying``  values that differ between the devices of ``shard_map``
 ===========  ======================================================================================
 """
 
-from adamx.core.engine.program import Program, update
-from adamx.core.engine.state import init
+from adamx.engine.program import Program, update
+from adamx.engine.state import init
 
 __all__ = ["Program", "init", "update"]

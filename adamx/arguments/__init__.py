@@ -1,0 +1,1 @@
+"""What stages and recipes are given: hyperparameters, signatures, and how they are printed."""

@@ -1,0 +1,125 @@
+"""Rules: what a stage does to one array."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from adamx.errors import StageError
+from adamx.links.signal import Signal
+from adamx.links.slots import Slots
+from adamx.trees.arrays import kinds
+
+__all__ = ["KEY", "Clock", "Reach", "Rule", "Step", "keep", "widest"]
+
+
+class Clock(NamedTuple):
+    """A scalar (or a small array) kept per step rather than per parameter.
+
+    Attributes:
+        start: ``() -> value`` before the first step.
+        tick: ``value -> value``, called once per step, before the stage's arrays are updated.
+        read: ``value -> reading``, the form in which the stage uses the value.
+        scope: ``"step"``, or ``"parameter"`` for a key of random bits, whose reading differs
+            between parameters.
+        settle: ``(value, total) -> value``, for a scalar that depends on this step's sum over all
+            parameters; ``global_sum`` gets the reading before it, ``update`` the reading after it.
+    """
+
+    start: Callable[[], jax.Array]
+    tick: Callable[[jax.Array], jax.Array]
+    read: Callable[[jax.Array], Any]
+    settle: Callable[[jax.Array, Any], jax.Array] | None = None
+    scope: Literal["step", "parameter"] = "step"
+
+
+Reach = Literal["element", "row", "array"]
+"""Which elements of an array an element of a rule's result depends on: the element at the same
+place, its row (along the last axis), or the whole array. The reach determines how a rule may be
+executed, split over devices and applied to parts of an array."""
+
+
+def widest(reaches: Iterable[Reach]) -> Reach:
+    """The widest of several reaches, which is the reach of their rules in sequence."""
+    found = {*reaches}
+    return "array" if "array" in found else "row" if "row" in found else "element"
+
+
+class Step(NamedTuple):
+    """The values of a step that are the same for every array.
+
+    Attributes:
+        clock: the readings of the rule's clocks, by name.
+        total: the result of the rule's ``global_sum``, summed over all parameters (None without
+            one).
+    """
+
+    clock: dict[str, Any]
+    total: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a stage does to one array.
+
+    Attributes:
+        update: ``(signal, slots, step) -> (signal, slots)``.
+        slots: the arrays kept for each parameter: by name, a function ``param -> first value`` or
+            a :class:`Slot`. They may have any shape; shape and dtype do not change in a step.
+        clocks: the scalars kept per step, by name. No slot has the same name.
+        global_sum: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
+            over all parameters before ``update`` runs. It is the only way to use other arrays.
+        seed: for a rule that draws random bits: the seed of the clock ``key``, whose reading
+            differs for every parameter and step (:func:`adamx.numerics.random.bits`).
+        without_gradient: whether ``update`` also runs on a parameter that has no gradient in this
+            step (None among the gradients). It then gets a gradient and an update of zero; its new
+            slots are kept, but the parameter takes no step.
+        reach: which elements an element of its result depends on; set by ``@stage(reach=…)``.
+        reshape: ``shape -> shape``, for a rule that changes the shape of gradient and update, such
+            as a projection; None if it keeps the shape.
+    """
+
+    update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
+    slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+    clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
+    global_sum: Callable[[Signal, Slots, Step], Any] | None = None
+    seed: int | None = None
+    without_gradient: bool = False
+    reach: Reach = "array"
+    reshape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if both := sorted(self.slots.keys() & self.clocks.keys()):
+            raise StageError(
+                f"a slot and a clock are both called {both[0]!r}; they are kept in one dict, so "
+                "give one of them another name"
+            )
+        clock = self.clocks.get(KEY)
+        if KEY in self.slots or (clock is not None and clock.scope == "step"):
+            raise StageError(
+                f"{KEY!r} is the name of the clock from which Rule(seed=…) draws random bits; "
+                "give this one another name"
+            )
+
+
+KEY = "key"
+
+
+def keep(before: Slots, after: Slots) -> Slots:
+    """The new slots, checked to have the names, shapes and dtypes of the old ones."""
+    if before.keys() != after.keys():
+        raise StageError(f"its slots are {sorted(before)}, but its update gave {sorted(after)}")
+    for name, old in before.items():
+        if kinds(old) != kinds(after[name]):
+            raise StageError(
+                f"slot {name!r} is {kinds(old)} and would become {kinds(after[name])}; a stage's "
+                "update must return every slot with its old shape and dtype"
+            )
+    return jax.tree.map(_strong, after)
+
+
+def _strong(array: Any) -> Any:
+    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array

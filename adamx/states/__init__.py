@@ -1,0 +1,1 @@
+"""Read the state of a chain, wherever a training loop keeps it."""
