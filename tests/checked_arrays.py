@@ -28,11 +28,18 @@ CHECKED: set[str] = set()
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
     """What jaxtyping calls for every function: the function, which looks at its arrays."""
 
+    @functools.cache
+    def said() -> tuple[inspect.Signature, dict[str, Any]]:
+        hints = typing.get_type_hints(function)
+        return inspect.signature(function), {
+            name: hint for name, hint in hints.items() if "jaxtyping" in repr(hint)
+        }
+
     @functools.wraps(function)
     def looking(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        hints = typing.get_type_hints(function)
-        given = inspect.signature(function).bind(*args, **kwargs).arguments | {"return": result}
+        signature, hints = said()
+        given = signature.bind(*args, **kwargs).arguments | {"return": result} if hints else {}
         for name, hint in hints.items():
             for kinds, array in arrays(hint, given.get(name)):
                 where = f"{function.__module__}.{function.__qualname__}"
