@@ -1,9 +1,12 @@
 """adamx: Adam taken apart. Small stages, chained into the Adam family, for JAX and Optax."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 # What rooms export is public here; of the core, the explanations and the tools, these names.
 from adamx import recipes, stages, wrappers
 from adamx.core import StageError, Transformation, apply_updates, chain, stage
-from adamx.explain import Explanation, explain, in_symbols
 from adamx.recipes import *
 from adamx.recipes.registry import get_recipe, list_recipes, recipe
 from adamx.stages import *
@@ -15,6 +18,9 @@ from adamx.tools.learning_rate import LearningRate, find_learning_rate
 from adamx.tools.sweep import sweep
 from adamx.tools.sweep_result import Sweep
 from adamx.wrappers import *
+
+if TYPE_CHECKING:
+    from adamx.equations import Explanation, explain, in_symbols
 
 __version__ = "0.1.0"
 
@@ -45,3 +51,19 @@ __all__ = [
 __all__ += recipes.__all__
 __all__ += stages.__all__
 __all__ += wrappers.__all__
+
+
+def __getattr__(name: str) -> Any:
+    """Equations are imported when they are asked for."""
+    if name in ("Explanation", "explain", "in_symbols"):
+        from adamx import equations
+
+        return getattr(equations, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _latex(opt: Transformation) -> str | None:
+    return __getattr__("explain")(opt)._repr_latex_()
+
+
+Transformation.equations = staticmethod(_latex)

@@ -48,7 +48,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
     """
 
     equations: ClassVar[Callable[[Transformation], str | None]] = staticmethod(lambda opt: None)
-    """Makes the equations that a notebook shows; set by ``adamx.explain``, which needs the core."""
+    """Makes the equations that a notebook shows; set by ``adamx``, as they need the core."""
 
     _program: engine.Program
 

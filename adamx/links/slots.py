@@ -41,14 +41,20 @@ class Slot:
             never rounded.
         form: the form in which an axis packs it between steps, for messages; empty for plain
             arrays.
+        letter: its letter in equations (:func:`adamx.explain`); by default, its name.
     """
 
     start: Callable[[Any], Any]
     holds: Literal["signed", "nonnegative", "exact"] = "signed"
     form: str = ""
+    letter: str = ""
 
     def __call__(self, param: Any) -> Any:
         return self.start(param)
+
+    def called(self, letter: str) -> Slot:
+        """The same slot with another letter."""
+        return dataclasses.replace(self, letter=letter)
 
     @classmethod
     def of(cls, start: Callable[[Any], Any]) -> Slot:

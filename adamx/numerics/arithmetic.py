@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.numerics.formats import largest_square, limited, limited_to
+from adamx.numerics.named import named
 from adamx.numerics.types import Array, Float, Reals, Values
 
 _TINY = 2.0**-100
@@ -37,6 +38,7 @@ def at_least(least: Any, x: Reals) -> Reals:
     return jnp.maximum(least, x)
 
 
+@named
 def mean(
     x: Reals, axes: tuple[int, ...] | None = None, *, keepdims: bool = False
 ) -> Float[Array, "*blocks"]:
@@ -54,6 +56,7 @@ def plus(x: Values, number: Any, times: Any = 1) -> Values:
     return x if isinstance(number, float) and number == 0 else x + number * times
 
 
+@named
 def divide(u: Any, by: Array, *positive: Any) -> Array:
     """u / by, where 0/0 is 0: a norm is zero only if all gradients so far were zero.
 
@@ -115,20 +118,7 @@ class Squares(NamedTuple):
     @classmethod
     def of(cls, x: Values, axis: int | tuple[int, ...] | None = None) -> Squares:
         """The squares of all elements, or along some axes, which keep length 1."""
-        parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
-
-        def total(squares: Any) -> Any:
-            return jnp.sum(squares, axis, keepdims=axis is not None)
-
-        def scaled(unit: float) -> Any:
-            sizes = [jnp.abs(y) * (1 / unit) for y in parts]
-            if x.size == 1:  # XLA would compute x·x first, which overflows; a maximum prevents it
-                sizes = [jnp.maximum(size, 2.0**-100) for size in sizes]
-            return total(functools.reduce(jnp.add, [size**2 for size in sizes]))
-
-        plain, large = total(abs_sq(x)), scaled(_UNITS[0])
-        is_double = jnp.finfo(x.dtype).bits == 64
-        return cls(plain, large, scaled(_UNITS[1]) if is_double else jnp.zeros_like(plain))
+        return squares_of(x, axis)
 
     @classmethod
     def total(cls, parts: Iterable[Squares]) -> Squares:
@@ -137,13 +127,38 @@ class Squares(NamedTuple):
 
     def norm(self) -> Norm:
         """√(Σ|x|²)."""
-        large, huge = _UNITS
-        size, unit = self.large, jnp.full_like(self.plain, large)
-        if jnp.finfo(self.plain.dtype).bits == 64:
-            is_huge = jnp.isinf(self.large)
-            size, unit = jnp.where(is_huge, self.huge, size), jnp.where(is_huge, huge, unit)
-        usual = jnp.isfinite(self.plain)
-        return Norm(root(jnp.where(usual, self.plain, size)), jnp.where(usual, 1, unit))
+        return norm_of(self)
+
+
+@named
+def squares_of(x: Values, axis: int | tuple[int, ...] | None) -> Squares:
+    """:meth:`Squares.of`."""
+    parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+
+    def total(squares: Any) -> Any:
+        return jnp.sum(squares, axis, keepdims=axis is not None)
+
+    def scaled(unit: float) -> Any:
+        sizes = [jnp.abs(y) * (1 / unit) for y in parts]
+        if x.size == 1:  # XLA would compute x·x first, which overflows; a maximum prevents it
+            sizes = [jnp.maximum(size, 2.0**-100) for size in sizes]
+        return total(functools.reduce(jnp.add, [size**2 for size in sizes]))
+
+    plain, large = total(abs_sq(x)), scaled(_UNITS[0])
+    is_double = jnp.finfo(x.dtype).bits == 64
+    return Squares(plain, large, scaled(_UNITS[1]) if is_double else jnp.zeros_like(plain))
+
+
+@named
+def norm_of(squares: Squares) -> Norm:
+    """:meth:`Squares.norm`."""
+    large, huge = _UNITS
+    size, unit = squares.large, jnp.full_like(squares.plain, large)
+    if jnp.finfo(squares.plain.dtype).bits == 64:
+        is_huge = jnp.isinf(squares.large)
+        size, unit = jnp.where(is_huge, squares.huge, size), jnp.where(is_huge, huge, unit)
+    usual = jnp.isfinite(squares.plain)
+    return Norm(root(jnp.where(usual, squares.plain, size)), jnp.where(usual, 1, unit))
 
 
 class Norm(NamedTuple):
@@ -165,6 +180,7 @@ class Norm(NamedTuple):
         return x * (1 / self.unit)
 
 
+@named
 def norm(x: Values, axis: int | tuple[int, ...] | None = None) -> Norm:
     """‖x‖ of the whole array, or along some axes, which keep length 1.
 
@@ -174,6 +190,7 @@ def norm(x: Values, axis: int | tuple[int, ...] | None = None) -> Norm:
     return Squares.of(x, axis).norm()
 
 
+@named
 def shrunk(x: Values, length: Norm, most: Any) -> Values:
     """x · min(1, most / length): x itself where the length is 0.
 
@@ -184,6 +201,12 @@ def shrunk(x: Values, length: Norm, most: Any) -> Values:
     size, unit = length
     share = divide(most, jnp.where(size == 0, jnp.minimum(most, 1), size))
     return length.in_units(x) * jnp.minimum(unit, share)
+
+
+@named
+def shrunk_to_rms(x: Values, most: Any) -> Values:
+    """x / max(1, RMS(x) / most)."""
+    return shrunk(x, norm(x), most * math.sqrt(max(x.size, 1)))
 
 
 def times(x: Values, factor: Any) -> Values:
@@ -236,6 +259,7 @@ def finite(x: Any) -> Any:
     return min(x, _HUGE) if isinstance(x, float) else jnp.minimum(x, _HUGE)
 
 
+@named
 def log(x: Any) -> Any:
     """log x, in double precision for a Python number; for x = 0 it is finite, but acts as −∞.
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.numerics.named import named
 from adamx.numerics.types import Reals, Values
 
 
@@ -81,6 +82,7 @@ def _limited_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[A
     return _limited(x, largest), jnp.where(jnp.abs(x) <= largest, tangents[0], 0)
 
 
+@named
 def rounded(x: Values, dtype: Any) -> Values:
     """x rounded to ``dtype``, in the dtype of x. XLA may drop a cast there and back, not this."""
     narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.numerics.named import named
 from adamx.numerics.types import Array, Key, UInt32
 
 __all__ = ["after", "bits", "key", "of_parameter"]
@@ -39,6 +40,7 @@ def of_parameter(key: Key, index: Key, stage: str) -> Key:
     return _mixed(_mixed(key ^ np.uint32(zlib.crc32(stage.encode()))) + place)
 
 
+@named
 def bits(key: Key, shape: tuple[int, ...], label: str = "") -> UInt32[Array, "*shape"]:
     """32 random bits for every element of an array; each label gives different bits.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -26,7 +25,6 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import power, subtractable
 from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.types import PyTree, Values
@@ -99,24 +97,9 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
         signal = signal.with_update(jnp.where(synchronise, signal.update - back, signal.update))
         return signal, {"slow": jnp.where(synchronise, signal.next_param, slow)}
 
-    return Rule(update, slots={"slow": Slot(start, holds="exact")}, clocks={"steps": steps})
-
-
-@in_symbols(lookahead)
-def _(signal, sync_period, slow_step_size):
-    moved = signal.param + signal.named().update
-    if isinstance(sync_period, symbols.Number):
-        period = max(math.ceil(sync_period.value), 1)
-        synchronise = symbols.Function("mod", (symbols.STEP, symbols.Number(period))).equals(0)
-    else:
-        done = signal.let("n", lambda n: symbols.cases(n < sync_period, n + 1, 1))
-        synchronise = done >= sync_period
-    slow = signal.let(
-        "φ",
-        lambda slow: symbols.cases(synchronise, slow + slow_step_size * (moved - slow), slow),
-        start=symbols.START,
+    return Rule(
+        update, slots={"slow": Slot(start, holds="exact", letter="φ")}, clocks={"steps": steps}
     )
-    return signal.with_update(symbols.cases(synchronise, slow - signal.param, signal.update))
 
 
 @stage(reach="element", place="step", keeps_rounding=True)
@@ -158,15 +141,11 @@ def polyak_ema(decay: Decay = 0.999):
         return signal, {"ema": mean(slots["ema"], subtractable(signal.next_param))}
 
     return Rule(
-        update, slots={"ema": Slot(zeros, holds="exact")}, clocks=mean.clocks, without_gradient=True
+        update,
+        slots={"ema": Slot(zeros, holds="exact", letter="θ̄")},
+        clocks=mean.clocks,
+        without_gradient=True,
     )
-
-
-@in_symbols(polyak_ema)
-def _(signal, decay):
-    mean = signal.fresh("θ", accent="bar")
-    signal.let(mean, lambda mean: decay * mean + (1 - decay) * signal.next_param)
-    return signal
 
 
 def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = None) -> PyTree:
@@ -290,22 +269,6 @@ def schedule_free(
         return signal.with_statistic(step_of_y), {"z": z + u}
 
     return Rule(update, slots={"z": iterate}, clocks={"weights": weights, "b1": interpolation})
-
-
-@in_symbols(schedule_free)
-def _(signal, learning_rate, b1, r, weight_lr_power):
-    weight = symbols.STEP**r
-    share = 1 / symbols.STEP
-    if isinstance(learning_rate, symbols.Symbol) and weight_lr_power != symbols.ZERO:
-        largest = signal.let("γ", lambda before: symbols.maximum(before, learning_rate))
-        weight = weight * largest**weight_lr_power
-    if weight != symbols.ONE:
-        w = signal.let("w", weight)
-        total = signal.let("W", lambda before: before + w)
-        share = signal.let("c", symbols.cases(total.equals(0), 1, w / total))
-    z = signal.let("z", lambda z: z + signal.update, start=symbols.START)
-    x = signal.let("x", lambda x: (1 - share) * x + share * z, start=symbols.START)
-    return signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
 
 
 def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedule_free") -> Params:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from adamx.core import stage
-from adamx.explain import in_symbols
 
 __all__ = ["bias_correction"]
 
@@ -31,8 +30,3 @@ def bias_correction():
     Array([2.], dtype=float32)
     """
     return lambda signal: signal.corrected()
-
-
-@in_symbols(bias_correction)
-def _(signal):
-    return signal.corrected()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 
 from adamx.core import (
@@ -20,8 +18,7 @@ from adamx.core import (
     shrunk,
     stage,
 )
-from adamx.explain import in_symbols, symbols
-from adamx.numerics.arithmetic import at_least, mean, power
+from adamx.numerics.arithmetic import at_least, mean, power, shrunk_to_rms
 
 __all__ = [
     "adaptive_clip",
@@ -77,14 +74,6 @@ def clip_by_relative_rms(eps: NonNegative = 1e-6, threshold: Positive = 1.0):
     return shape
 
 
-@in_symbols(clip_by_relative_rms)
-def _(signal, eps, threshold):
-    v = signal.note("second_moment", by="scale_by_rms")
-    relative = signal.gradient**2 / symbols.maximum(v.hat, eps**2)
-    rms = signal.let("RMS", symbols.root(symbols.mean(relative)))
-    return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))
-
-
 @stage(reach="element")
 def growing_clip(exponent: NonNegative = 0.25):
     r"""Limit every element of the update by a bound that grows with the step count (ADOPT).
@@ -126,12 +115,6 @@ def growing_clip(exponent: NonNegative = 0.25):
     return Rule(update, clocks={"steps": steps})
 
 
-@in_symbols(growing_clip)
-def _(signal, exponent):
-    bound = (symbols.STEP - 1) ** exponent
-    return signal.with_update(symbols.Function("clip", (signal.update, bound)))
-
-
 @stage(reach="element")
 def clip_by_global_norm(max_norm: Positive):
     r"""Shrink the update so that its norm over all parameters is at most ``max_norm``.
@@ -164,12 +147,6 @@ def clip_by_global_norm(max_norm: Positive):
     return Rule(update, global_sum=global_sum)
 
 
-@in_symbols(clip_by_global_norm)
-def _(signal, max_norm):
-    length = symbols.norm(signal.update)
-    return signal.with_update(signal.update * symbols.minimum(1, max_norm / length))
-
-
 @stage
 def clip_by_norm(max_norm: Positive = 1.0):
     r"""Shrink the update of each array so that its norm is at most ``max_norm``.
@@ -195,12 +172,6 @@ def clip_by_norm(max_norm: Positive = 1.0):
         return signal.with_update(shrunk(signal.update, norm(signal.update), max_norm))
 
     return shape
-
-
-@in_symbols(clip_by_norm)
-def _(signal, max_norm):
-    length = symbols.norm(signal.update, "array")
-    return signal.with_update(signal.update * symbols.minimum(1, max_norm / length))
 
 
 @stage
@@ -250,19 +221,17 @@ def adaptive_clip(
     return shape
 
 
-@in_symbols(adaptive_clip)
-def _(signal, clipping, eps, axis):
-    over = "unit" if axis is None else f"axis={axis}"
-    most = clipping * symbols.maximum(symbols.norm(signal.param, over), eps)
-    length = symbols.norm(signal.update, over)
-    return signal.with_update(signal.update * symbols.minimum(1, most / length))
+class Unit(tuple[int, ...]):
+    """The axes that belong to one unit, called so in equations."""
+
+    label = "unit"
 
 
-def units(shape: tuple[int, ...]) -> int | tuple[int, ...]:
+def units(shape: tuple[int, ...]) -> Unit:
     """The axes that belong to one unit."""
     if sum(n != 1 for n in shape) <= 1:
-        return tuple(range(len(shape)))
-    return 0 if len(shape) == 3 else tuple(range(len(shape) - 1))
+        return Unit(range(len(shape)))
+    return Unit((0,) if len(shape) == 3 else range(len(shape) - 1))
 
 
 @stage
@@ -283,13 +252,6 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     """
 
     def shape(signal):
-        u = signal.update
-        return signal.with_update(shrunk(u, norm(u), threshold * math.sqrt(max(u.size, 1))))
+        return signal.with_update(shrunk_to_rms(signal.update, threshold))
 
     return shape
-
-
-@in_symbols(clip_by_block_rms)
-def _(signal, threshold):
-    rms = symbols.rms(signal.update)
-    return signal.with_update(signal.update / symbols.maximum(1, rms / threshold))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from adamx.core import NonNegative, is_off, stage
-from adamx.explain import in_symbols
 
 __all__ = ["add_decayed_weights"]
 
@@ -35,8 +34,3 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     if is_off(weight_decay):
         return lambda signal: signal
     return lambda signal: signal.with_update(signal.update + weight_decay * signal.param)
-
-
-@in_symbols(add_decayed_weights)
-def _(signal, weight_decay):
-    return signal.with_update(signal.update + weight_decay * signal.param)

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import Clock, Decay, NonNegative, Rule, Same, decaying_average, is_off, stage, zeros
-from adamx.explain import in_symbols, symbols
+from adamx.core import (
+    Clock,
+    Decay,
+    NonNegative,
+    Rule,
+    Same,
+    Slot,
+    decaying_average,
+    is_off,
+    stage,
+    zeros,
+)
 
 __all__ = ["reduce_variance", "scale_by_extrapolated_momentum"]
 
@@ -48,14 +58,6 @@ def reduce_variance(b1: Decay = Same("scale_by_momentum", "b1"), gamma: NonNegat
         return signal.with_update(reduced), {"previous": signal.update}
 
     return Rule(update, slots={"previous": zeros})
-
-
-@in_symbols(reduce_variance)
-def _(signal, b1, gamma):
-    if gamma == symbols.ZERO:
-        return signal
-    change = signal.update - signal.named().previous
-    return signal.with_update(signal.let("c", signal.update + gamma * b1 / (1 - b1) * change))
 
 
 @stage(reach="element")
@@ -106,15 +108,6 @@ def scale_by_extrapolated_momentum(b1: Decay = 0.98, b2: Decay = 0.92):
 
     return Rule(
         update,
-        slots={"mu": zeros, "drift": zeros, "previous": zeros},
+        slots={"mu": zeros, "drift": Slot(zeros, letter="n"), "previous": zeros},
         clocks=mean.clocks | drift.clocks | {"steps": second_step_on},
     )
-
-
-@in_symbols(scale_by_extrapolated_momentum)
-def _(signal, b1, b2):
-    g = signal.update
-    change = g - signal.named().previous
-    d = signal.let("d", symbols.cases(symbols.STEP > 1, change, 0))
-    m, n = signal.average("m", b1, of=g), signal.average("n", b2, of=d)
-    return signal.with_update(g + b2 * d).with_statistic(m.hat + b2 * n.hat)

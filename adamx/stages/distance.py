@@ -22,7 +22,6 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import finite, log
 
 __all__ = ["estimate_distance", "scale_by_distance"]
@@ -158,39 +157,6 @@ def weight_clock(beta: Any) -> Clock:
     return decay_clock(0.0)._replace(tick=lambda kept: decay_clock(log(beta)).tick(kept))
 
 
-@in_symbols(estimate_distance)
-def _(
-    signal,
-    d0,
-    d_coef,
-    growth_rate,
-    safeguard_warmup,
-    bias_corrected,
-    learning_rate,
-    b1,
-    b2,
-    b3,
-):
-    g, unlimited = signal.gradient, growth_rate == symbols.Number(math.inf)
-    d, kappa = signal.fresh("d"), symbols.ONE
-    if bias_corrected:
-        kappa = signal.let("κ", symbols.root(signal.weight(b2)) / signal.weight(b1))
-    rate = learning_rate * kappa
-    inner = symbols.Function("inner", (g, symbols.START - signal.param))
-    r = signal.let("r", lambda r: b3 * r + d.before**2 * rate * inner)
-    seen = d.before**2 * (1 if safeguard_warmup else rate) * g
-    s = symbols.Function("norm1", (signal.let("s", lambda s: b3 * s + seen),))
-    estimate = signal.let(d.hat, symbols.cases(s.equals(0), 0, d_coef * r / s))
-    if unlimited:
-        signal.let(d, symbols.maximum(d.before, estimate), start=d0)
-    else:
-        largest = signal.let("D", lambda before: symbols.maximum(before, estimate), start=d0)
-        first, grown = symbols.maximum(d0, estimate), d.before
-        grown = signal.let("e", symbols.cases(grown.equals(d0), first, grown))
-        signal.let(d, symbols.minimum(largest, growth_rate * grown), start=d0)
-    return signal.with_update(d.before * signal.update).with_notes(distance=d.before, unit=d)
-
-
 @stage(reach="element", place="direction")
 def scale_by_distance():
     r"""Multiply the update by the distance from :func:`estimate_distance` (Prodigy).
@@ -210,8 +176,3 @@ def scale_by_distance():
     return lambda signal: signal.with_update(
         signal.update * signal.note("distance", by="estimate_distance")
     )
-
-
-@in_symbols(scale_by_distance)
-def _(signal):
-    return signal.with_update(signal.note("distance", by="estimate_distance") * signal.update)

@@ -24,10 +24,9 @@ from adamx.core import (
     stage,
     times,
 )
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import mean, summable_squares
 from adamx.numerics.types import Array, Float
-from adamx.stages.second_moment import divided_by_rms, divided_by_rms_in_symbols
+from adamx.stages.second_moment import divided_by_rms
 
 __all__ = ["scale_by_block_rms", "scale_by_factored_rms", "scale_by_param_block_rms"]
 
@@ -116,25 +115,6 @@ def scale_by_factored_rms(
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks={"steps": steps})
 
 
-@in_symbols(scale_by_factored_rms)
-def _(signal, decay_rate, eps, b2_cap, min_dim_size_to_factor):
-    square = signal.gradient**2 + eps
-    beta = 1 - symbols.STEP**-decay_rate
-    capped = not isinstance(b2_cap, symbols.Number) or b2_cap.value < 1
-    beta = signal.let("β", symbols.minimum(beta, b2_cap) if capped else beta)
-    row = signal.average("R", beta, of=symbols.mean(square, "j"))
-    column = signal.average("C", beta, of=symbols.mean(square, "i"))
-    v = signal.let(
-        "v",
-        lambda v: symbols.cases(
-            symbols.Function("width", (signal.gradient,)) >= max(min_dim_size_to_factor, 1),
-            row * column / symbols.mean(row, "i"),
-            beta * v + (1 - beta) * square,
-        ),
-    )
-    return signal.with_statistic(signal.update / symbols.root(v))
-
-
 @stage
 def scale_by_block_rms(
     b2: Decay = 0.999,
@@ -189,13 +169,6 @@ def scale_by_block_rms(
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks=mean_square.clocks)
 
 
-@in_symbols(scale_by_block_rms)
-def _(signal, b2, eps, blocks):
-    over = {"tensor": "array", "row": "row", "column": "column"}.get(blocks, "block")
-    v = signal.average("v", b2, of=symbols.mean(signal.gradient**2, over))
-    return divided_by_rms_in_symbols(signal, v, eps)
-
-
 @stage
 def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     r"""Multiply the update of each array by the RMS of its parameters (Adafactor).
@@ -225,11 +198,6 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
         return signal.with_update(times(signal.update, size))
 
     return shape
-
-
-@in_symbols(scale_by_param_block_rms)
-def _(signal, min_scale):
-    return signal.with_update(symbols.maximum(min_scale, symbols.rms(signal.param)) * signal.update)
 
 
 def factored_axes(shape: tuple[int, ...], at_least: int) -> tuple[int, int] | None:

@@ -19,7 +19,6 @@ from adamx.core import (
     root,
     stage,
 )
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import summable_squares
 
 __all__ = ["scale_by_norm", "trust_ratio"]
@@ -77,17 +76,6 @@ def trust_ratio(
     return shape
 
 
-@in_symbols(trust_ratio)
-def _(signal, trust_coefficient, eps, weight_decay):
-    u, theta = signal.named().update, signal.param
-    length = symbols.norm(theta, "array")
-    added = weight_decay * length + eps
-    by = symbols.norm(u, "array") + added
-    either = length * by if added == symbols.ZERO else length
-    r = signal.let("r", symbols.cases(either.equals(0), 1, trust_coefficient * length / by))
-    return signal.with_update(r * (u + weight_decay * theta)).without_bias()
-
-
 @stage
 def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
     r"""Divide the update by the RMS norm of each array's gradient (NovoGrad).
@@ -123,10 +111,3 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
         return signal.with_statistic(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")})
-
-
-@in_symbols(scale_by_norm)
-def _(signal, b2, eps):
-    square = symbols.norm(signal.gradient, "array") ** 2
-    v = signal.let("v", lambda v: symbols.cases(v.equals(0), square, b2 * v + (1 - b2) * square))
-    return signal.with_statistic(signal.update / (symbols.root(v) + eps))

@@ -12,13 +12,13 @@ from adamx.core import (
     Decay,
     Positive,
     Rule,
+    Slot,
     clock_dtype,
     decay_weight,
     decaying_average,
     stage,
     zeros,
 )
-from adamx.explain import decayed, in_symbols, symbols
 from adamx.numerics.arithmetic import finite, log, two_sum
 from adamx.numerics.types import Array, Float, Scalar
 
@@ -55,11 +55,6 @@ def scale_by_momentum(b1: Decay = 0.9):
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
 
 
-@in_symbols(scale_by_momentum)
-def _(signal, b1):
-    return signal.with_statistic(signal.average("m", b1, of=signal.update))
-
-
 @stage(reach="element")
 def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
     r"""Replace the update by its decaying sum, the velocity of a heavy ball (SGD with momentum).
@@ -93,16 +88,7 @@ def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
         ahead = signal.update + momentum * trace if nesterov else trace
         return signal.with_statistic(ahead), {"trace": trace}
 
-    return Rule(update, slots={"trace": zeros})
-
-
-@in_symbols(scale_by_heavy_ball)
-def _(signal, momentum, nesterov):
-    if not nesterov:
-        return signal.with_statistic(signal.let("b", lambda b: momentum * b + signal.update))
-    signal.named()
-    trace = signal.let("b", lambda b: momentum * b + signal.update)
-    return signal.with_statistic(signal.update + momentum * trace)
+    return Rule(update, slots={"trace": Slot(zeros, letter="b")})
 
 
 @stage(reach="element")
@@ -144,22 +130,6 @@ def scale_by_nesterov_momentum(
         return signal.with_statistic(u), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks={"momentum": _warming_up(b1, momentum_decay)})
-
-
-@in_symbols(scale_by_nesterov_momentum)
-def _(signal, b1, momentum_decay, constant_decay):
-    def warming_up(t):
-        return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * t))
-
-    now = ahead = b1
-    if momentum_decay != symbols.Number(math.inf):
-        now = signal.let("μ", warming_up(symbols.STEP))
-        ahead = signal.let(now.after, warming_up(symbols.STEP + 1))
-    signal.named()
-    m = signal.average("m", b1 if constant_decay else now, of=signal.update)
-    product = decayed(now)
-    u = ahead * m / (1 - ahead * product) + (1 - now) * signal.update / (1 - product)
-    return signal.with_statistic(signal.let(m.hat, u))
 
 
 def _warming_up(b1: Any, momentum_decay: Any) -> Clock:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from adamx.core import Decay, NonNegative, Positive, Rule, decay_clock, divide, squares, stage
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import expm1, finite, log
 from adamx.numerics.types import Reals
 
@@ -45,15 +43,7 @@ def scale_by_adamax(b2: Decay = 0.999, eps: NonNegative = 1e-8):
         nu = jnp.maximum(b2 * slots["nu"], jnp.abs(signal.gradient) + eps)
         return signal.with_statistic(divide(signal.update, nu, eps)), {"nu": nu}
 
-    return Rule(update, slots={"nu": squares})
-
-
-@in_symbols(scale_by_adamax)
-def _(signal, b2, eps):
-    size = symbols.absolute(signal.gradient) + eps
-    return signal.with_statistic(
-        signal.update / signal.let("n", lambda n: symbols.maximum(b2 * n, size))
-    )
+    return Rule(update, slots={"nu": squares.called("n")})
 
 
 @stage(reach="element")
@@ -104,33 +94,6 @@ def scale_by_lp_norm(p: Positive = 2.0, b2: Decay = 0.999, eps: NonNegative = 1e
         return signal.with_statistic(u, weight=1 / shrunk), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks={"log_decay": decay_clock(log_decay)})
-
-
-@in_symbols(scale_by_lp_norm)
-def _(signal, p, b2, eps):
-    size = symbols.absolute(signal.gradient)
-    if p == symbols.Number(math.inf):
-        n = signal.let("n", lambda n: symbols.maximum(b2 * n, size))
-        u = signal.update / (n + eps)
-        return signal.with_statistic(u, corrected=u, weight=symbols.ONE)
-    if not p.constant:
-        q = signal.let("q", b2**p)
-        n = signal.let(
-            "n",
-            lambda n: (q * n**p + (1 - q) * size**p) ** (1 / p),
-            weight=signal.weight(q) ** (1 / p),
-        )
-        shrunk = signal.weights[n]
-        return signal.with_statistic(
-            signal.update / (n + eps * shrunk), signal.update / (n.hat + eps), 1 / shrunk
-        )
-    v = signal.average("v", b2**p, of=size**p)
-    shrunk = signal.weights[v] ** (1 / p)
-    return signal.with_statistic(
-        signal.update / (v ** (1 / p) + eps * shrunk),
-        corrected=signal.update / (v.hat ** (1 / p) + eps),
-        weight=1 / shrunk,
-    )
 
 
 @jax.custom_jvp

@@ -21,7 +21,6 @@ import numpy as np
 
 from adamx.core import Rule, Slot, StageError, itself, stage, zeros
 from adamx.errors import as_given
-from adamx.explain import in_symbols, symbols
 from adamx.numerics import random
 from adamx.numerics.formats import rounded
 from adamx.numerics.types import Array, Reals, UInt32
@@ -79,12 +78,6 @@ def stochastic_rounding(seed: int = 0):
     return Rule(update, slots={"dtype": Slot(start, holds="exact")}, seed=seed)
 
 
-@in_symbols(stochastic_rounding)
-def _(signal, seed):
-    new = symbols.Function("SR", (signal.param + signal.update,))
-    return signal.with_statistic(new - signal.param)
-
-
 @stage(reach="element", place="rounding")
 def kahan_summation(seed: int = 0):
     r"""Add the rounding error of each step to the next step (Kahan summation).
@@ -136,17 +129,7 @@ def kahan_summation(seed: int = 0):
         bits = random.bits(step.clock["key"], param.shape, "lost")
         return signal, {"lost": _dithered(s - signal.update, bits, dtype).astype(dtype)}
 
-    return Rule(update, slots={"lost": Slot(start, holds="exact")}, seed=seed)
-
-
-@in_symbols(kahan_summation)
-def _(signal, seed):
-    lost = signal.fresh("ℓ")
-    s = signal.let("s", signal.update + lost.before)
-    signal = signal.with_statistic(_nearest(signal.param + s) - signal.param)
-    rest = s - (signal.next_param - signal.param)
-    signal.let(lost, symbols.Function("SR", (rest,)))
-    return signal
+    return Rule(update, slots={"lost": Slot(start, holds="exact", letter="ℓ")}, seed=seed)
 
 
 @stage(reach="element", place="rounding")
@@ -191,17 +174,7 @@ def master_weights():
         master = jnp.where(rounded(master, dtype) == param, master, param) + signal.update
         return signal.step_to(rounded(master, dtype)), {"master": master}
 
-    return Rule(update, slots={"master": Slot(start, holds="exact")})
-
-
-@in_symbols(master_weights)
-def _(signal):
-    master = signal.let("w", lambda w: w + signal.update, start=symbols.START)
-    return signal.with_statistic(_nearest(master) - signal.param)
-
-
-def _nearest(x: symbols.Expression) -> symbols.Function:
-    return symbols.Function("RN", (x,))
+    return Rule(update, slots={"master": Slot(start, holds="exact", letter="w")})
 
 
 def _check_seed(seed: Any) -> None:

@@ -17,7 +17,6 @@ from adamx.core import (
     squares,
     stage,
 )
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import at_least
 
 __all__ = ["scale_by_adadelta", "scale_by_atan2", "scale_by_delayed_rms"]
@@ -52,16 +51,7 @@ def scale_by_adadelta(rho: Decay = 0.9, eps: NonNegative = 1e-6):
         delta = mean_square(slots["delta"], abs_sq(u))
         return signal.with_statistic(u), {"nu": nu, "delta": delta}
 
-    return Rule(update, slots={"nu": squares, "delta": squares})
-
-
-@in_symbols(scale_by_adadelta)
-def _(signal, rho, eps):
-    v, d = signal.average("v", rho, of=signal.gradient**2), signal.fresh("d")
-    units = symbols.root(d.before + eps) / symbols.root(v + eps)
-    signal.with_statistic(units * signal.update).named()
-    signal.average(d, rho, of=signal.update**2)
-    return signal
+    return Rule(update, slots={"nu": squares, "delta": squares.called("d")})
 
 
 @stage(reach="element")
@@ -105,16 +95,6 @@ def scale_by_atan2(b2: Decay = 0.99, a: Positive = 1.27, b: Positive = 1.0):
         return signal.with_statistic(angle), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
-
-
-@in_symbols(scale_by_atan2)
-def _(signal, b2, a, b):
-    v = signal.average("v", b2, of=signal.gradient**2)
-    if signal.biased:
-        signal.corrected()
-    return signal.with_statistic(
-        a * symbols.Function("atan2", (signal.update, b * symbols.root(v.hat)))
-    )
 
 
 @stage(reach="element")
@@ -161,12 +141,3 @@ def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6):
         return signal.with_statistic(jnp.where(is_first, 0, u)), {"nu": nu}
 
     return Rule(update, slots={"nu": squares}, clocks={"steps": steps})
-
-
-@in_symbols(scale_by_delayed_rms)
-def _(signal, b2, eps):
-    v, first, square = signal.fresh("v"), symbols.STEP.equals(1), signal.gradient**2
-    u = signal.update / symbols.maximum(symbols.root(v.before), eps)
-    c = signal.let("c", symbols.cases(first, 0, u))
-    signal.let(v, lambda v: symbols.cases(first, square, b2 * v + (1 - b2) * square))
-    return signal.with_statistic(c)

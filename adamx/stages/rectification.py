@@ -20,7 +20,6 @@ from adamx.core import (
     root,
     stage,
 )
-from adamx.explain import decayed, in_symbols, symbols
 from adamx.numerics.arithmetic import log, two_sum
 from adamx.numerics.types import Array, Bool, Float, Scalar
 
@@ -120,18 +119,3 @@ def rectify(threshold: Length = 5.0, *, b2: Decay = Same("scale_by_rms", "b2")):
         return dataclasses.replace(signal, update=u, bias=bias), slots
 
     return Rule(update, clocks={"length": rectification_clock(b2, threshold)})
-
-
-@in_symbols(rectify)
-def _(signal, threshold, b2):
-    longest = signal.let(signal.fresh("ρ", "∞", lag=None if b2.constant else 0), 2 / (1 - b2) - 1)
-    if b2.constant:
-        beta, t = decayed(b2), symbols.STEP
-        rho = signal.let("ρ", longest - 2 * t * beta / (1 - beta))
-    else:
-        ages = signal.let("S", lambda S: b2 * S + signal.weight(b2))
-        rho = signal.let("ρ", symbols.minimum(2 * ages / signal.weight(b2) - 1, longest))
-    spread = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
-    r = signal.let("r", symbols.root(spread))
-    undivided = signal.note("undivided", by=DIVIDING)
-    return signal.chosen(rho > threshold, r * signal.update, undivided)

@@ -25,7 +25,6 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.explain import SymbolicSignal, in_symbols, symbols
 from adamx.numerics.arithmetic import log
 from adamx.numerics.formats import limited
 from adamx.numerics.types import Reals
@@ -54,25 +53,6 @@ def divided_by_rms(
         divide(signal.update, rms, eps, eps_hat, eps_root), weight=1 / shrunk
     )
     return divided.with_notes(second_moment=(nu, weight), undivided=(signal.update, signal.bias))
-
-
-def divided_by_rms_in_symbols(
-    signal: SymbolicSignal,
-    v: symbols.Symbol,
-    eps: symbols.Expression = symbols.ZERO,
-    eps_hat: symbols.Expression = symbols.ZERO,
-    eps_root: symbols.Expression = symbols.ZERO,
-) -> SymbolicSignal:
-    """:func:`divided_by_rms`, as it is and corrected."""
-    weight, unit = signal.weights[v], signal.notes.get("unit", symbols.ONE)
-    shrunk = symbols.root(weight)
-    eps, eps_hat, eps_root = eps * unit, eps_hat * unit, eps_root * unit**2
-    signal.with_notes(second_moment=v, undivided=signal.snapshot)
-    return signal.with_statistic(
-        signal.update / (symbols.root(v + eps_root * weight) + eps * shrunk + eps_hat),
-        corrected=signal.update / (symbols.root(v.hat + eps_root) + eps + eps_hat / shrunk),
-        weight=1 / shrunk,
-    )
 
 
 @stage(reach="element")
@@ -137,12 +117,6 @@ def scale_by_rms(
     return Rule(update, slots=slots, clocks=mean_square.clocks)
 
 
-@in_symbols(scale_by_rms)
-def _(signal, b2, eps, eps_hat, eps_root, compensated):
-    v = signal.average("v", b2, of=signal.gradient**2)
-    return divided_by_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
-
-
 @stage(reach="element")
 def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     r"""Divide the update by the standard deviation of the gradient (centered RMSProp).
@@ -180,13 +154,6 @@ def scale_by_stddev(b2: Decay = 0.9, eps: NonNegative = 1e-8):
     # v − |m|² cancels: of slots of few bits, their rounding would be all that is left.
     exact = {"mu": Slot(zeros, holds="exact"), "nu": Slot(real_zeros, holds="exact")}
     return Rule(update, slots=exact)
-
-
-@in_symbols(scale_by_stddev)
-def _(signal, b2, eps):
-    m = signal.average("m", b2, of=signal.gradient)
-    v = signal.average("v", b2, of=signal.gradient**2)
-    return signal.with_statistic(signal.update / (symbols.root(v - m**2) + eps))
 
 
 @stage(reach="element")
@@ -237,14 +204,9 @@ def scale_by_max_rms(
         divided = divided_by_rms(signal, nu_max, weight, eps, eps_hat, eps_root)
         return divided, {"nu": nu, "nu_max": nu_max}
 
-    return Rule(update, slots={"nu": squares, "nu_max": squares}, clocks=mean_square.clocks)
-
-
-@in_symbols(scale_by_max_rms)
-def _(signal, b2, eps, eps_hat, eps_root):
-    v = signal.average("v", b2, of=signal.gradient**2)
-    n = signal.let("n", lambda n: symbols.maximum(n, v), weight=signal.weight(b2))
-    return divided_by_rms_in_symbols(signal, n, eps, eps_hat, eps_root)
+    return Rule(
+        update, slots={"nu": squares, "nu_max": squares.called("n")}, clocks=mean_square.clocks
+    )
 
 
 @stage(reach="element")
@@ -300,18 +262,6 @@ def scale_by_yogi(
     return Rule(update, slots={"nu": start}, clocks={"log_decay": clock})
 
 
-@in_symbols(scale_by_yogi)
-def _(signal, b2, eps, eps_hat, eps_root, initial_accumulator_value):
-    square = signal.gradient**2
-    v = signal.let(
-        "v",
-        lambda v: v - (1 - b2) * symbols.sign(v - square) * square,
-        start=initial_accumulator_value,
-        weight=signal.weight(b2),
-    )
-    return divided_by_rms_in_symbols(signal, v, eps, eps_hat, eps_root)
-
-
 @stage(reach="element")
 def scale_by_belief(
     b2: Decay = 0.999,
@@ -353,15 +303,4 @@ def scale_by_belief(
         nu = plus(mean_square(slots["nu"], surprise), eps_root, unit**2)
         return divided_by_rms(signal, nu, mean_square.weight(step), eps, eps_hat), {"nu": nu}
 
-    return Rule(update, slots={"nu": squares}, clocks=mean_square.clocks)
-
-
-@in_symbols(scale_by_belief)
-def _(signal, b2, eps, eps_hat, eps_root):
-    surprise, unit = (signal.gradient - signal.update) ** 2, signal.notes.get("unit", symbols.ONE)
-    s = signal.let(
-        "s",
-        lambda s: b2 * s + (1 - b2) * surprise + eps_root * unit**2,
-        weight=signal.weight(b2),
-    )
-    return divided_by_rms_in_symbols(signal, s, eps, eps_hat)
+    return Rule(update, slots={"nu": squares.called("s")}, clocks=mean_square.clocks)

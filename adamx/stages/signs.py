@@ -7,7 +7,6 @@ import dataclasses
 import jax.numpy as jnp
 
 from adamx.core import Positive, Signal, stage, times
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.arithmetic import at_least, mean, sign_of
 from adamx.numerics.types import Reals, Values
 
@@ -31,11 +30,6 @@ def sign():
     Array([ 1.,  0., -1.], dtype=float32)
     """
     return lambda signal: dataclasses.replace(signal.with_update(sign_of(signal.update)), bias=None)
-
-
-@in_symbols(sign)
-def _(signal):
-    return signal.with_update(symbols.sign(signal.update)).without_bias()
 
 
 @stage
@@ -77,14 +71,6 @@ def cautious(floor: Positive = 1e-3):
     return shape
 
 
-@in_symbols(cautious)
-def _(signal, floor):
-    agreement = signal.named().update * signal.gradient
-    agrees = agreement < 0 if signal.step else agreement > 0
-    mask = signal.let("φ", symbols.indicator(agrees))
-    return signal.with_update(mask * signal.update / symbols.maximum(symbols.mean(mask), floor))
-
-
 @stage(reach="element")
 def align_with_gradient():
     r"""Set the sign of the update by the gradient, and keep its absolute value (Grams).
@@ -111,12 +97,6 @@ def align_with_gradient():
         return signal.with_update(-size * along if signal.step else size * along)
 
     return shape
-
-
-@in_symbols(align_with_gradient)
-def _(signal):
-    along = symbols.absolute(signal.update) * symbols.sign(signal.gradient)
-    return signal.with_update(-along if signal.step else along)
 
 
 def modulus(x: Values) -> Reals:

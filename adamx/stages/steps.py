@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from adamx.core import NonNegative, Real, is_off, stage, times
-from adamx.explain import in_symbols, symbols
 
 __all__ = ["proximal_step", "scale", "scale_by_learning_rate", "set_to_zero"]
 
@@ -25,11 +24,6 @@ def scale(factor: Real):
     Array([-2.], dtype=float32)
     """
     return lambda signal: signal.with_update(times(signal.update, factor))
-
-
-@in_symbols(scale)
-def _(signal, factor):
-    return signal.with_update(factor * signal.update)
 
 
 @stage(reach="element", keeps_rounding=True)
@@ -53,11 +47,6 @@ def set_to_zero():
     return lambda signal: signal.with_statistic(jnp.zeros_like(signal.update))
 
 
-@in_symbols(set_to_zero)
-def _(signal):
-    return signal.with_statistic(symbols.ZERO)
-
-
 @stage(reach="element", place="rate")
 def scale_by_learning_rate(learning_rate: NonNegative):
     r"""Multiply the update by −α: a direction becomes a step downhill.
@@ -75,11 +64,6 @@ def scale_by_learning_rate(learning_rate: NonNegative):
     Array([-0.5], dtype=float32)
     """
     return lambda signal: signal.with_step(times(signal.update, -learning_rate))
-
-
-@in_symbols(scale_by_learning_rate)
-def _(signal, learning_rate):
-    return signal.with_step(-learning_rate * signal.update)
 
 
 @stage(reach="element", place="rate")
@@ -118,11 +102,3 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
         return signal.with_step(times(u, -learning_rate / shrunk))
 
     return shape
-
-
-@in_symbols(proximal_step)
-def _(signal, learning_rate, weight_decay):
-    if weight_decay == symbols.ZERO:
-        return signal.with_step(-learning_rate * signal.update)
-    moved = signal.param - learning_rate * signal.update
-    return signal.with_step(moved / (1 + learning_rate * weight_decay) - signal.param)

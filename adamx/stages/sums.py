@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from adamx.core import NonNegative, Rule, abs_sq, divide, root, squares_from, stage
-from adamx.explain import in_symbols, symbols
 from adamx.numerics.formats import largest_square
 
 __all__ = ["scale_by_rss"]
@@ -37,10 +36,6 @@ def scale_by_rss(eps: NonNegative = 1e-10, *, initial_accumulator_value: NonNega
         u = divide(signal.update, root(total) + eps, eps)
         return signal.with_statistic(u), {"sum_of_squares": total}
 
-    return Rule(update, slots={"sum_of_squares": squares_from(initial_accumulator_value)})
-
-
-@in_symbols(scale_by_rss)
-def _(signal, eps, initial_accumulator_value):
-    s = signal.let("s", lambda s: s + signal.gradient**2, start=initial_accumulator_value)
-    return signal.with_statistic(signal.update / (symbols.root(s) + eps))
+    return Rule(
+        update, slots={"sum_of_squares": squares_from(initial_accumulator_value).called("s")}
+    )

@@ -17,7 +17,7 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.explain import decayed, in_symbols, symbols
+from adamx.links.averages import interpolated_weight
 from adamx.numerics.arithmetic import expm1, log
 
 __all__ = ["scale_by_mixed_momentum", "scale_by_two_rate_momentum"]
@@ -51,10 +51,7 @@ def scale_by_two_rate_momentum(b1: Decay = 0.9, b2: Decay = 0.99):
     """
     interpolate, remember = decaying_average(b1), decaying_average(b2)
 
-    def weight_of_c(pair):
-        return -expm1(pair[0] - log(b2) + pair[1] + log(b1))
-
-    clock = decay_clock(log(b2))._replace(read=weight_of_c)
+    clock = decay_clock(log(b2))._replace(read=lambda pair: interpolated_weight(pair, b1, b2))
 
     def update(signal, slots, step):
         c = interpolate(slots["mu"], signal.update)
@@ -62,19 +59,6 @@ def scale_by_two_rate_momentum(b1: Decay = 0.9, b2: Decay = 0.99):
         return signal.with_statistic(c, weight=step.clock["log_decay"]), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks={"log_decay": clock})
-
-
-@in_symbols(scale_by_two_rate_momentum)
-def _(signal, b1, b2):
-    signal.named()
-    m = signal.fresh("m")
-    c = signal.let(
-        "c",
-        b1 * m.before + (1 - b1) * signal.update,
-        weight=1 - b1 * decayed(b2, before=True),
-    )
-    signal.average(m, b2, of=signal.update)
-    return signal.with_statistic(c)
 
 
 @stage(reach="element")
@@ -141,23 +125,6 @@ def scale_by_mixed_momentum(
     return Rule(
         update, slots={"mu": zeros, "mu_slow": zeros}, clocks=fast.clocks | {"steps": steps}
     )
-
-
-@in_symbols(scale_by_mixed_momentum)
-def _(signal, b1, b3, alpha, alpha_warmup, b3_warmup):
-    def done(warmup):
-        return symbols.minimum(1, symbols.STEP / symbols.maximum(warmup, 1))
-
-    signal.named()
-    m = signal.average("m", b1, of=signal.update)
-    if alpha_warmup != symbols.ZERO:
-        alpha = signal.let("α", done(alpha_warmup) * alpha)
-    if b3_warmup != symbols.ZERO:
-        s = signal.let("s", done(b3_warmup))
-        start = 0 if b1 == symbols.ZERO else (1 - s) / symbols.log(b1)
-        b3 = signal.let(signal.fresh("β", "3"), symbols.exp(1 / (start + s / symbols.log(b3))))
-    n = signal.average("n", b3, of=signal.update)
-    return signal.with_statistic(m.hat + alpha * n)
 
 
 def reciprocal_log(beta: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from adamx.core import Transformation, apply_updates, chain
-from adamx.explain import explain
+from adamx.equations import explain
 from adamx.links.rule import widest
 from adamx.links.slots import Slot
 from adamx.links.stage import Stage

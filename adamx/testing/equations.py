@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from adamx.explain.equations import Explanation
-from adamx.explain.symbols import (
-    Cases,
+from adamx.equations import Explanation
+from adamx.equations.formulas import (
+    GRADIENT,
+    PARAM,
+    RELATIONS,
+    START,
+    STEP,
     Expression,
     Function,
     Number,
-    Power,
-    Product,
-    Quotient,
-    Relation,
-    Running,
-    Sum,
     Symbol,
 )
 
@@ -53,7 +51,7 @@ class Evaluator:
         self.t += 1
         self.now = {}
         for line in self.explanation.lines:
-            if line.value == Function("gradient", (Symbol("θ", lag=-1),)):
+            if line.value == GRADIENT:
                 self.now[Symbol("g")] = gradients
             else:
                 self.now[line.symbol] = self(line.value)
@@ -66,15 +64,15 @@ class Evaluator:
         return {name: self._of(x, name) for name in self.params}
 
     def _symbol(self, x: Symbol, name: str) -> Any:
-        if x == Symbol("t", lag=None):
+        if x == STEP:
             return float(self.t)
         if x in self.explanation.numbers:
             value: Any = self.explanation.numbers[x]
             now: Any = value(self.t - 1) if callable(value) else value
             return np.float64(now)
-        if x == Symbol("θ", index="0", lag=None):
+        if x == START:
             return self.start[name]
-        if x == Symbol("θ", lag=-1):
+        if x == PARAM:
             return self.params[name]
         if x.lag == -1:
             symbol = Symbol(x.letter, x.index, x.accent)
@@ -84,79 +82,86 @@ class Evaluator:
             return self._of(starts[symbol], name)
         return self.now[x][name]
 
-    def _running(self, x: Running, name: str) -> Any:
-        key = x.factor, name
+    def _running(self, factor: Symbol, name: str) -> Any:
+        key = factor, name
         t, product = self.products.get(key, (0, 1.0))
         if t < self.t:
-            self.products[key] = self.t, product * self._symbol(x.factor, name)
+            self.products[key] = self.t, product * self._symbol(factor, name)
         return self.products[key][1]
 
     def _of(self, x: Any, name: str) -> Any:
-        match x:
-            case Number(value):
-                return value
-            case Symbol():
-                return self._symbol(x, name)
-            case Running():
-                return self._running(x, name)
-            case Sum(terms):
-                return sum(self._of(term, name) for term in terms)
-            case Product(factors):
-                return math.prod(self._of(factor, name) for factor in factors)
-            case Quotient(over, under):
-                return np.divide(self._of(over, name), self._of(under, name))
-            case Power(base, exponent):
-                return np.power(np.float64(self._of(base, name)), self._of(exponent, name))
-            case Cases(condition, value, otherwise):
-                branches = self._of(value, name), self._of(otherwise, name)
-                return np.where(self._of(condition, name), *branches)
-            case Relation(left, sign, right):
-                compare = {"<": np.less, ">": np.greater, "≥": np.greater_equal, "=": np.equal}
-                return compare[sign](self._of(left, name), self._of(right, name))
-            case Function():
-                return self._function(x, name)
-        raise TypeError(x)
+        if isinstance(x, Number):
+            return x.value
+        if isinstance(x, Symbol):
+            return self._symbol(x, name)
+        assert isinstance(x, Function)
+        if x.name == "running":
+            (factor,) = x.children
+            assert isinstance(factor, Symbol)
+            return self._running(factor, name)
+        if x.name in ("norm1", "inner") or (x.name in ("norm", "total") and not x.over):
+            parts = [[self._of(a, other) for a in x.children] for other in self.params]
+            sums = [sum(np.sum(term(*part)) for part in parts) for term in [_TERMS[x.name]]]
+            return np.sqrt(sums[0]) if x.name == "norm" else sums[0]
+        values = [self._of(child, name) for child in x.children]
+        if x.name in _REDUCTIONS:
+            axes = _axes(x.over, np.shape(self.params[name]))
+            kept = axes is not None
+            return _REDUCTIONS[x.name](values[0], axes, kept)
+        if x.name == "width":
+            return sorted((0, 0, *np.shape(self.params[name])))[-2]
+        return _FUNCTIONS[x.name](*values)
 
-    def _function(self, x: Function, name: str) -> Any:
-        if x.name in ("norm1", "inner") or (x.name == "norm" and not x.over):
-            parts = [[self._of(a, other) for a in x.arguments] for other in self.params]
-            if x.name == "inner":
-                return sum(np.sum(a * b) for a, b in parts)
-            if x.name == "norm1":
-                return sum(np.sum(np.abs(a)) for (a,) in parts)
-            return np.sqrt(sum(np.sum(a**2) for (a,) in parts))
-        a, *rest = [self._of(argument, name) for argument in x.arguments]
-        shape = np.shape(self.params[name])
-        match x.name, x.over:
-            case "norm", over:
-                axes = {"array": None, "unit": _units(shape), "axis=0": 0}[over]
-                return np.sqrt(np.sum(a**2, axis=axes, keepdims=axes is not None))
-            case "mean", "array":
-                return np.mean(a)
-            case "mean", over:
-                return np.mean(a, axis=_shared(over, shape), keepdims=True)
-            case "rms", _:
-                return np.sqrt(np.mean(a**2))
-            case "width", _:
-                return sorted((0, 0, *shape))[-2]
-            case "clip", _:
-                return np.clip(a, -rest[0], rest[0])
-            case "indicator", _:
-                return np.float64(a)
-        plain = {
-            "sqrt": np.sqrt,
-            "sign": np.sign,
-            "abs": np.abs,
-            "log": np.log,
-            "exp": np.exp,
-            "max": np.maximum,
-            "min": np.minimum,
-            "atan2": np.arctan2,
-            "mod": np.mod,
-            "RN": np.float64,  # rounds to the parameter's dtype, here float64
-            "SR": np.float64,
-        }
-        return plain[x.name](a, *rest)
+
+_TERMS: Mapping[str, Any] = {
+    "norm": np.square,
+    "norm1": np.abs,
+    "inner": np.multiply,
+    "total": np.asarray,
+}
+_REDUCTIONS: Mapping[str, Any] = {
+    "norm": lambda x, axes, keep: np.sqrt(np.sum(x**2, axis=axes, keepdims=keep)),
+    "mean": lambda x, axes, keep: np.mean(x, axis=axes, keepdims=keep),
+    "rms": lambda x, axes, keep: np.sqrt(np.mean(x**2)),
+    "total": lambda x, axes, keep: np.sum(x, axis=axes, keepdims=keep),
+}
+_FUNCTIONS: Mapping[str, Any] = {
+    "sum": lambda *terms: sum(terms),
+    "product": lambda *factors: math.prod(factors),
+    "quotient": np.divide,
+    "power": lambda base, exponent: np.power(np.float64(base), exponent),
+    "cases": np.where,
+    "indicator": np.float64,
+    "or": np.logical_or,
+    "and": np.logical_and,
+    "clip": lambda x, bound: np.clip(x, -bound, bound),
+    "sqrt": np.sqrt,
+    "sign": np.sign,
+    "abs": np.abs,
+    "log": np.log,
+    "exp": np.exp,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "floor": np.floor,
+    "round": np.round,
+    "max": np.maximum,
+    "min": np.minimum,
+    "atan2": np.arctan2,
+    "mod": np.mod,
+    "RN": np.float64,  # rounds to the parameter's dtype, here float64
+    "SR": np.float64,
+    **RELATIONS,
+}
+
+
+def _axes(over: str, shape: tuple[int, ...]) -> Any:
+    """The axes of a norm or mean; None for all."""
+    if over in ("", "array"):
+        return None
+    if over.startswith("axis="):
+        return tuple(int(axis) for axis in over.removeprefix("axis=").split(","))
+    return _units(shape) if over == "unit" else _shared(over, shape)
 
 
 def _units(shape: tuple[int, ...]) -> tuple[int, ...]:

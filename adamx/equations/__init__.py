@@ -1,0 +1,15 @@
+"""The equations of a chain, as text and as LaTeX, read off the rules of its stages.
+
+==============  ====================================================================================
+``formulas``    formulas in a normalised form
+``shown``       formulas as text and as LaTeX
+``reader``      the formulas of a rule, read off its jaxpr
+``writer``      the lines of an algorithm: names, averages and their corrections
+``overrides``   the equations of the stages whose arithmetic differs from the paper's form
+==============  ====================================================================================
+"""
+
+from adamx.equations.explanation import Explanation, explain, in_symbols
+from adamx.equations.overrides import OVERRIDES
+
+__all__ = ["OVERRIDES", "Explanation", "explain", "in_symbols"]
