@@ -460,7 +460,7 @@ def test_cases_stand_at_the_head_of_a_line():
     ]
     assert not any(is_a(part, "cases") for part in parts)
     averaged = explain(adamx.chain(adamx.radam(0.1), adamx.scale_by_momentum(0.5)))
-    assert text(averaged.lines[-2].value) == "0.5 m₂,ₜ₋₁ + 0.5 uₜ"
+    assert text(averaged.lines[-2].value) == "0.5 m₂,ₜ₋₁ − 0.5 · 0.1 uₜ"
 
 
 def test_every_line_can_be_typeset():
