@@ -6,6 +6,7 @@ import optax
 import pytest
 
 import adamx
+from adamx.links.link import Around
 from adamx.recipes import registry
 
 
@@ -15,5 +16,6 @@ def _names_in_docstrings(doctest_namespace):
 
 
 @pytest.fixture(autouse=True)
-def _recipes_of_examples(monkeypatch):
+def _names_of_examples(monkeypatch):
     monkeypatch.setattr(registry, "_RECIPES", dict(registry._RECIPES))
+    monkeypatch.setattr(Around, "axes", dict(Around.axes))

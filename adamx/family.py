@@ -22,14 +22,16 @@ INTRODUCTION = """\
 # The family
 
 Made by `python -m adamx.family --markdown`; a test compares this page with what the command
-prints. Every recipe is called with its defaults (and a learning rate where it has none); a cell
-says at which place of the chain the stage stands."""
+prints. Every recipe is called with its defaults (and a learning rate where it has none). The
+columns are stages, which the second table names; a cell says at which place of the chain the stage
+stands."""
 
 INDEX = """\
 # All names
 
-Made by `python -m adamx.family --index` of the first lines of the docstrings; a test compares this
-page with what the command prints."""
+All names of `adamx`, with the first lines of their docstrings. [Writing stages](core.rst) lists
+those of `adamx.core`. Made by `python -m adamx.family --index`; a test compares this page with what
+the command prints."""
 
 
 class Member(NamedTuple):

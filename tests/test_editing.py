@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import adamx
-from adamx.core import StageError
+from adamx.core import Same, StageError
 from adamx.tools.config import from_config, to_config
 from catalog import OPTIMISERS
 
@@ -118,6 +118,31 @@ def test_structure_can_be_replaced():
     assert by_row == adamx.adam_mini(0.1, blocks="row")
     with pytest.raises(TypeError, match="scale_by_heavy_ball: nesterov must be True or False"):
         adamx.sgd(0.1, 0.9).replace(nesterov=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("lr", r"has 'lr' \(adamx calls it learning_rate\); it has b1, b2"),
+        ("betas", r"has 'betas' \(adamx calls them b1=…, b2=…\); it has b1, b2"),
+        ("weight_decay", r"adamw\(…\) decays weights"),
+        ("scale_by_rms", "'scale_by_rms' is a stage; .* as in \"scale_by_rms.b2\""),
+    ],
+)
+def test_a_name_of_another_library_or_of_a_stage_is_refused_with_what_is_meant(name, says):
+    with pytest.raises(ValueError, match=says):
+        adamx.adam(0.1).replace({name: 0.5})
+
+
+def test_a_shared_hyperparameter_is_replaced_under_the_name_of_its_stage():
+    belief = adamx.scale_by_belief(0.9)
+    opt = adamx.chain(belief, adamx.schedule_free(Same("scale_by_belief", "b2")))
+    with pytest.raises(
+        ValueError, match=r"is shared .* replace\(\{\"schedule_free.learning_rate\": …"
+    ):
+        opt.replace(learning_rate=0.8)
+    own = opt.replace({"schedule_free.learning_rate": 0.8})
+    assert own == adamx.chain(belief, adamx.schedule_free(0.8))
 
 
 def test_a_state_goes_on_under_the_new_number():

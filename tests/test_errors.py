@@ -742,11 +742,11 @@ def edited(**stages):
 
 
 BAD_STATES = {
-    "None": (lambda: None, ["state is NoneType", "init()"]),
-    "empty tuple": (lambda: (), ["state is tuple", "init()"]),
+    "None": (lambda: None, ["state is None of type NoneType", "init()"]),
+    "empty tuple": (lambda: (), ["state is a tuple of 0", "init()"]),
     "empty dict": (dict, ["state", "init()"]),
-    "optax": (another(optax.adam(0.1)), ["state is tuple", "init()"]),
-    "in a tuple": (lambda: (ADAM.init(PARAMS),), ["state is tuple", "init()"]),
+    "optax": (another(optax.adam(0.1)), ["state is a tuple of 2", "init()"]),
+    "in a tuple": (lambda: (ADAM.init(PARAMS),), ["state is a tuple of 1", "init()"]),
     "sgd": (another(adamx.sgd(0.1)), ["'scale_by_momentum'", "mu", "another chain"]),
     "adamax": (another(adamx.adamax(0.1)), ["scale_by_adamax", "scale_by_rms", "another chain"]),
     "longer": (

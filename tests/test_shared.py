@@ -75,6 +75,9 @@ def test_the_variance_is_reduced_with_the_momentum_of_the_chain():
 def test_a_number_of_another_stage_needs_that_stage():
     with pytest.raises(adamx.StageError, match=r"b1 is the b1 of scale_by_momentum.* pass b1="):
         adamx.chain(adamx.reduce_variance(), adamx.sgd(0.1)).init(START)
+    unknown = adamx.reduce_variance(Same("scale_by_momentum", "beta"))
+    with pytest.raises(adamx.StageError, match=r"b1 is the beta of .* takes b1"):
+        adamx.chain(unknown, adamx.scale_by_momentum(0.8)).init(START)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
 """Other names of the same number."""
 
 _LEFT_OUT = "leave it out: "
-_MASK = 'a mask is a selection around the stage: where("…", add_decayed_weights(…))'
+_MASK = (
+    "to decay some of the weights only, write the recipe's chain (print shows it) with "
+    'where("…", add_decayed_weights(…)) in place of add_decayed_weights(…)'
+)
 _L2 = (
     "chain(add_decayed_weights(λ), …) in front of it is L2 regularisation (weight_decay of "
     "torch.optim.Adam)"

@@ -15,7 +15,8 @@ The second stage averages g², although u is already m; this is why a chain carr
 w₁ = 1 − Πβ₁ and w₂ = 1 − Πβ₂ are the total weights of the averages.
 
 **LaProp** (Ziyin et al. 2020) puts momentum last: it averages the normalised gradient, and
-corrects each average by itself::
+corrects each average by itself (:func:`adamx.laprop` has the learning rate before the momentum,
+which is the same for a constant rate)::
 
     scale_by_rms · bias_correction · scale_by_momentum · bias_correction · scale_by_learning_rate
 

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adamx.arguments.spellings import spelled_here
 from adamx.links.link import Link
 from adamx.links.naming import Place, labels, names, places
 
@@ -51,5 +52,23 @@ def _places(links: Sequence[Link], name: str) -> list[Place]:
                 f'them, as in replace({{"{candidates[0]}": …}}), or all: "*.{name}"'
             )
     if not found:
-        raise ValueError(f"no stage of this chain has {name!r}; it has {', '.join(every)}")
+        raise ValueError(_unknown(name, links))
     return found
+
+
+def _unknown(name: str, links: Sequence[Link]) -> str:
+    """Why a name names no argument of the chain, and what to write in its place."""
+    every = labels(links, data_only=False)
+    stages = names(links)
+    arguments = [(stages[place.link], place.argument) for place in places(links)]
+    for stage, argument in arguments:
+        if name == argument:
+            return (
+                f"{name!r} of {stage} is shared with another stage, whose argument sets it; to "
+                f'give it a value of its own, write replace({{"{stage}.{name}": …}})'
+            )
+        if name == stage:
+            return f'{name!r} is a stage; name one of its arguments, as in "{stage}.{argument}"'
+    here = spelled_here(name, None, [argument for _, argument in arguments])
+    hint = f" ({here})" if here else ""
+    return f"no stage of this chain has {name!r}{hint}; it has {', '.join(every)}"

@@ -296,7 +296,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
         else:
             raise TypeError(
                 f"chain() takes transformations, got {as_given(given)}; "
-                "a list is passed as chain(*transformations), and a stage is called: "
+                "a list is passed as chain(*transformations), and a recipe or a stage is called: "
                 "scale_by_momentum(), not scale_by_momentum"
             )
     check_order(links)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from adamx.arguments import hyper
 from adamx.engine.parts import MANY, step_in_parts
 from adamx.engine.row import Row
-from adamx.errors import StageError, as_given
+from adamx.errors import StageError, as_given, described
 from adamx.identity import ByValue, Static, fingerprint
 from adamx.links.foreign import Foreign
 from adamx.links.link import Link
@@ -169,7 +169,7 @@ def check_state(links: Sequence[Link], state: Any) -> None:
     """Check that the state is a dict that holds a count and entries of these links only."""
     if not isinstance(state, dict) or "count" not in state:
         raise StageError(
-            f"the state is {type(state).__name__}, not what this chain's init() returns; the "
+            f"the state is {described(state)}, not what this chain's init() returns; the "
             "order is update(grads, state, params)"
         )
     if unknown := sorted(state.keys() - {"count", *names(links)}):

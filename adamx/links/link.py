@@ -19,15 +19,42 @@ __all__ = ["Around", "Beginning", "Link", "Row", "choose"]
 class Around(ByValue):
     """A wrapper around links; this class is the whole contract of such an axis.
 
-    A subclass overrides only what it changes. :meth:`Link.within` puts it around a link, and
-    configurations name it by its ``axis``::
+    A subclass overrides the methods for what it changes, and :meth:`written`, :meth:`to_json` and
+    :meth:`from_json`, so that its chains can be printed and saved. It is made from one value, which
+    it keeps as ``self.value``, and two are equal if their values are. :meth:`Link.within` puts it
+    around a link. The example shows a stage under a name of its own in JAX's profiler:
 
-        class Halved(Around, axis="halved"):
-            def surround(self, rule):
-                return dataclasses.replace(rule, update=half(rule.update))
+    >>> import dataclasses, adamx, jax
+    >>> class Profiled(Around, axis="profiled"):
+    ...     required = ("profiled",)
+    ...     def surround(self, rule):
+    ...         def update(signal, slots, step):
+    ...             with jax.named_scope(self.value):
+    ...                 return rule.update(signal, slots, step)
+    ...         return dataclasses.replace(rule, update=update)
+    ...     def written(self, inside):
+    ...         return f"profiled({self.value!r}, {', '.join(links for _, links in inside)})"
+    ...     def to_json(self, write):
+    ...         return {"profiled": self.value}
+    ...     @classmethod
+    ...     def from_json(cls, row, read):
+    ...         return cls(row["profiled"])
+    >>> def profiled(name, opt):
+    ...     return adamx.Transformation(tuple(x.within(Profiled(name)) for x in opt.links))
+    >>> opt = adamx.chain(profiled("mean", adamx.scale_by_momentum(0.9)), adamx.sgd(0.1))
+    >>> print(opt)
+    chain(
+        profiled('mean', scale_by_momentum(b1=0.9)),
+        scale_by_learning_rate(learning_rate=0.1),
+    )
+    >>> adamx.from_config(adamx.to_config(opt)) == opt
+    True
+
+    :func:`adamx.explain` prints the equations of the stages inside. An axis must therefore not
+    change what they compute, except by rounding.
 
     Attributes:
-        axis: its key in a configuration.
+        axis: its key in a configuration. No two classes may have the same key.
         required, optional: the keys of :meth:`to_json`.
         selects: whether links inside apply to some of the parameters only (:meth:`choose`).
         label: if it selects, the name of the group: links are called ``stage@label``.

@@ -133,7 +133,13 @@ class Stage(Link):
                     f"{name} is the {same.argument} of {same.stage}, but the chain has no such "
                     f"stage for these parameters; pass {name}=, or add that stage"
                 ).within(stage=self.name)
-            now[name] = same.of(max(others, key=lambda x: len(x.where)).arguments[same.argument])
+            arguments = max(others, key=lambda x: len(x.where)).arguments
+            if same.argument not in arguments:
+                raise StageError(
+                    f"{name} is the {same.argument} of {same.stage}, which has no such argument; "
+                    f"it takes {', '.join(arguments)}"
+                ).within(stage=self.name)
+            now[name] = same.of(arguments[same.argument])
         return Stage(self.definition, now, self.around)
 
     def at(self, count: Any) -> Stage:

@@ -48,7 +48,10 @@ def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
     """
     links: Any = getattr(opt, "links", None)
     if links is None:
-        raise TypeError(f"hyperparams() takes an adamx optimiser, got {described(opt)}")
+        raise TypeError(
+            f"hyperparams() takes an adamx optimiser, got {described(opt)}; the optimiser is the "
+            "first argument, its state or a count the second: hyperparams(opt, state)"
+        )
     found = labels(links)
     if at is not None:
         count = _count(at)

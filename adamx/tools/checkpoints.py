@@ -198,10 +198,14 @@ def restore_state(
     """
     links = getattr(opt, "links", None)
     if links is None:
-        raise TypeError(f"restore_state() takes an adamx optimiser, got {described(opt)}")
+        raise TypeError(
+            f"restore_state() takes an adamx optimiser, got {described(opt)}; the order is "
+            "restore_state(saved, opt, params)"
+        )
     needs = (
         "restore_state() needs the state of a chain, a dict with a 'count', or an object that "
-        "contains one"
+        "contains one (convert.from_optax and convert.from_torch convert states of Optax and "
+        "PyTorch optimisers)"
     )
     found = the_state(saved, StageError, needs).state
     theirs = {stage: _places(entry) for stage, entry in found.items()}
