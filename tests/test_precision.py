@@ -521,9 +521,20 @@ def test_rounding_has_the_derivative_of_none(name):
         ("stochastic_rounding", ["θₜ = SR(θₜ₋₁ − 0.1 gₜ)"]),
         (
             "kahan_summation",
-            ["sₜ = −0.1 gₜ + ℓₜ₋₁", "θₜ = RN(θₜ₋₁ + sₜ)", "ℓₜ = SR(sₜ − (θₜ − θₜ₋₁))"],
+            [
+                "uₜ = −0.1 gₜ",
+                "θₜ = RN(θₜ₋₁ + uₜ + ℓₜ₋₁)",
+                "ℓₜ = SR(uₜ + ℓₜ₋₁ − (θₜ − θₜ₋₁))",
+            ],
         ),
-        ("master_weights", ["wₜ = wₜ₋₁ − 0.1 gₜ   (w₀ = θ₀)", "θₜ = RN(wₜ)"]),
+        (
+            "master_weights",
+            [
+                "rₜ = wₜ₋₁ if RN(wₜ₋₁) = θₜ₋₁, otherwise θₜ₋₁",
+                "wₜ = rₜ − 0.1 gₜ   (w₀ = θ₀)",
+                "θₜ = RN(wₜ)",
+            ],
+        ),
     ],
 )
 def test_the_equations_are_those_of_the_papers(name, equations):

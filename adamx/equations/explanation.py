@@ -22,7 +22,7 @@ from adamx.equations.writer import NEW_UPDATE, Line, Slot, Writer, plain
 from adamx.errors import StageError, described
 from adamx.links.foreign import Foreign
 from adamx.links.link import Link
-from adamx.links.rule import Rule, Step
+from adamx.links.rule import KEY, Clock, Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import Slot as Kept
 from adamx.links.stage import Stage, joined
@@ -287,7 +287,11 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Slot], Expression, Exp
 
     def rule(numbers: Mapping[str, Any]) -> Rule:
         made = definition.factory(**{**fixed, **numbers})
-        return made if isinstance(made, Rule) else Rule(lambda s, slots, step: (made(s), slots))
+        rule = made if isinstance(made, Rule) else Rule(lambda s, slots, step: (made(s), slots))
+        if rule.seed is None:
+            return rule
+        key = Clock(lambda: jnp.zeros((), jnp.uint32), lambda key: key, lambda key: key)
+        return dataclasses.replace(rule, seed=None, clocks={**rule.clocks, "bits": key})
 
     def look(function: Any, shapes: Any, formulas: Any, names: Any = lambda out: out) -> Result:
         return read(
@@ -364,7 +368,9 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Slot], Expression, Exp
     total = _mapped(_over_all, total)
 
     def update(rule: Rule, given: Any, kept: Any, clock: Any, total: Any) -> Any:
-        new, kept = rule.update(signal(*given), kept, Step(clock, total))
+        new, kept = rule.update(
+            signal(*given), kept, Step({KEY: clock.get("bits"), **clock}, total)
+        )
         flags.update(has_statistic=new.has_statistic, step=new.step)
         return new.gradient, new.update, new.bias, new.notes, kept
 

@@ -680,14 +680,17 @@ def _(case: _Case) -> None:
 
 @_promise("equations", "the equations that explain() prints give the same updates")
 def _(case: _Case) -> None:
-    if not case.all_stages or any(x.definition.equations is None for x in case.stages):
-        raise _DoesNotApply("it has no equations (@in_symbols)")
+    if not case.all_stages:
+        raise _DoesNotApply("the equations of an Optax transformation are not known")
     if not isinstance(case.params, dict) or any(x.where for x in case.stages):
         raise _DoesNotApply("equations need a dict of parameters, and the same stages for all")
     epsilons = {k: x for k, x in hyperparams(case.opt).items() if "eps" in k and not callable(x)}
     large = case.opt.replace({name: 0.01 for name, x in epsilons.items() if np.all(x)})
     updates, *_ = case.in_double(large)
-    equations = Evaluator(explain(large), case.params)
+    explanation = explain(large)
+    if remarks := [line.remark for line in explanation.lines if line.remark]:
+        raise _DoesNotApply(f"not all of its equations are known: {remarks[0]}")
+    equations = Evaluator(explanation, case.params)
     with np.errstate(divide="ignore", invalid="ignore"):
         for t in range(len(next(iter(case.gradients.values())))):
             before = equations.params
