@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import adamx
-from adamx.core import Same
+from adamx.core import Decay, Real, Same, stage
 from catalog import run
 
 GRADS = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
@@ -75,6 +75,49 @@ def test_the_variance_is_reduced_with_the_momentum_of_the_chain():
 def test_a_number_of_another_stage_needs_that_stage():
     with pytest.raises(adamx.StageError, match=r"b1 is the b1 of scale_by_momentum.* pass b1="):
         adamx.chain(adamx.reduce_variance(), adamx.sgd(0.1)).init(START)
+
+
+def test_a_number_is_that_of_the_nearest_stage_in_front():
+    """Rectification follows the division directly before it."""
+    front = [adamx.scale_by_rms(0.999), adamx.bias_correction(), adamx.scale_by_rms(0.5)]
+    shared = adamx.chain(*front, adamx.rectify(), adamx.bias_correction())
+    told = adamx.chain(*front, adamx.rectify(b2=0.5), adamx.bias_correction())
+    np.testing.assert_array_equal(run(shared, GRADS, START), run(told, GRADS, START))
+
+
+@stage
+def damped(decay: Decay = Same("multiplied", "factor")):
+    return lambda signal: signal.with_update((1 - decay) * signal.update)
+
+
+@stage
+def multiplied(factor: Real = Same("scale", "factor")):
+    return lambda signal: signal.with_update(factor * signal.update)
+
+
+def test_a_number_may_be_that_of_a_stage_that_has_it_from_another():
+    opt = adamx.chain(damped(), multiplied(), adamx.scale(0.5))
+    np.testing.assert_allclose(run(opt, GRADS), 0.125 * GRADS)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adamx.chain(damped(), multiplied(), adamx.scale(2.0)), r"decay must be a decay ra"),
+        (lambda: adamx.chain(damped(Same("scale", "x")), adamx.scale(1.0)), r"scale, which has fac"),
+        (
+            lambda: adamx.chain(damped(), multiplied(Same("damped", "decay"))),
+            r"decay is the factor of multiplied, which refers back to it",
+        ),
+        (
+            lambda: adamx.chain(multiplied(Same("scale", "factor", 0.5)), adamx.scale(-2.0)),
+            r"factor must be a number.* which is the factor of scale to the power 0.5",
+        ),
+    ],
+)
+def test_a_reference_that_gives_no_number_is_an_error(make, message):
+    with pytest.raises(adamx.StageError, match=message):
+        make().init(START)
 
 
 @pytest.mark.parametrize(

@@ -213,8 +213,13 @@ class Link:
         """The link at one step, with values in place of schedules."""
         return self
 
-    def joined(self, links: Sequence[Link]) -> Link:
-        """The link with values in place of references to other links of its chain."""
+    def joined(self, links: Sequence[Link], place: int) -> Link:
+        """The link with values in place of references to other links of its chain.
+
+        Args:
+            links: the links of the chain.
+            place: its own index among them.
+        """
         return self
 
     def replace(self, **changes: Any) -> Link:
