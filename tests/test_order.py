@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import adamx
-from adamx.core import Clock, Real, Rule, stage, zeros
+from adamx.core import Clock, Real, Rule, Slot, stage, zeros
 from adamx.links.link import Around
 from adamx.tools.config import from_config, to_config
 from catalog import run
@@ -53,6 +53,50 @@ REFUSED = {
 def test_a_stage_in_the_wrong_place_is_refused_with_the_right_order(name):
     make, message = REFUSED[name]
     with pytest.raises(adamx.StageError, match=message):
+        make()
+
+
+OVERLAPPING = {
+    "decay behind the rates of a partition": (
+        lambda: adamx.chain(
+            adamx.partition({"kernel": adamx.adam(0.1), "*": adamx.sgd(0.1)}),
+            adamx.where("kernel", adamx.add_decayed_weights(0.1)),
+        ),
+        r"'add_decayed_weights'.*opposite sign",
+    ),
+    "two rates by two patterns": (
+        lambda: adamx.chain(
+            adamx.where(("kernel", "bias"), adamx.adam(0.1)), adamx.where("bias", adamx.sgd(0.1))
+        ),
+        r"'scale_by_learning_rate'.* second learning rate",
+    ),
+    "lookahead in front of the rates of a partition": (
+        lambda: adamx.chain(
+            adamx.where("bias", adamx.lookahead()),
+            adamx.partition({"kernel": adamx.adam(0.1), "*": adamx.sgd(0.1)}),
+        ),
+        r"'lookahead'.*needs the final step",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_a_wrong_order_of_overlapping_selections_is_refused_when_the_parameters_are_known(name):
+    make, message = OVERLAPPING[name]
+    with pytest.raises(adamx.StageError, match=message):
+        make().init(THETA)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: stage(place="directon"), r"place must be one of 'anywhere', .* got 'directon'"),
+        (lambda: stage(reach="rows"), r"reach must be one of 'element', 'row', 'array', got"),
+        (lambda: Slot(zeros, holds="positive"), r"a slot holds one of 'signed', .* got 'positive'"),
+    ],
+)
+def test_a_word_that_does_not_exist_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
