@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -183,6 +184,65 @@ def test_an_error_inside_a_stage_says_what_happened_there():
         own(1.0).update(THETA, own(1.0).init(THETA))
     assert "same parameters" not in str(e.value)
     assert isinstance(e.value.__cause__, TypeError)
+
+
+MISTAKES = {
+    "no signal": (lambda signal: None, r"returned None .*return signal.with_update"),
+    "an array": (lambda signal: signal.update, r"returned an array .*return signal.with_update"),
+    "a number": (lambda signal: signal.with_update(0.0), r"of shape \(1,\) into one of \(\)"),
+    "a complex update": (
+        lambda signal: signal.with_statistic(jax.lax.complex(signal.update, signal.update)),
+        r"turned a real update into a complex one",
+    ),
+    "a missing attribute": (lambda signal: signal.grad, r"raised AttributeError: .*'grad'"),
+    "a missing key": (lambda signal: signal.notes["nu"], r"raised KeyError: 'nu'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_a_stage_is_named(name):
+    shape, message = MISTAKES[name]
+
+    @stage
+    def own():
+        return shape
+
+    with pytest.raises(adamx.StageError, match=rf"stage 'own', parameter \['bias'\].*{message}"):
+        own().update(THETA, own().init(THETA))
+
+
+@pytest.mark.parametrize(
+    ("of_one", "message"),
+    [(jnp.abs, r"gave float32\[1\] .*must return numbers"), (lambda u: u["x"], "raised TypeError")],
+)
+def test_a_mistake_in_a_global_sum_is_named(of_one, message):
+    @stage
+    def own():
+        return Rule(
+            lambda signal, slots, step: (signal, slots),
+            global_sum=lambda signal, slots, step: of_one(signal.update),
+        )
+
+    with pytest.raises(adamx.StageError, match=rf"'own', parameter .* its global_sum {message}"):
+        own().update(THETA, own().init(THETA))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "float64"])
+def test_the_stage_behind_gets_the_precision_of_statistics(dtype):
+    """Whatever dtype a stage computes in, and for constants of NumPy."""
+
+    @stage
+    def own():
+        def update(signal, slots, step):
+            return signal.with_update(np.ones(signal.update.shape, dtype)), {"x": np.float32(1)}
+
+        return Rule(update, slots={"x": lambda param: jnp.zeros((), jnp.float32)})
+
+    with jax.enable_x64(dtype == "float64"):
+        opt = adamx.chain(own(), adamx.adam(0.1))
+        _, state = opt.update(THETA, opt.init(THETA), THETA)
+    assert state["scale_by_momentum"]["mu"]["bias"].dtype == np.float32
+    np.testing.assert_allclose(state["scale_by_momentum"]["mu"]["bias"], [0.1], rtol=1e-6)
 
 
 def test_a_slot_starts_from_the_signal_at_its_place():

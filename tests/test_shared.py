@@ -103,8 +103,14 @@ def test_a_number_may_be_that_of_a_stage_that_has_it_from_another():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: adamx.chain(damped(), multiplied(), adamx.scale(2.0)), r"decay must be a decay ra"),
-        (lambda: adamx.chain(damped(Same("scale", "x")), adamx.scale(1.0)), r"scale, which has fac"),
+        (
+            lambda: adamx.chain(damped(), multiplied(), adamx.scale(2.0)),
+            r"decay must be a decay ra",
+        ),
+        (
+            lambda: adamx.chain(damped(Same("scale", "x")), adamx.scale(1.0)),
+            r"scale, which has fac",
+        ),
         (
             lambda: adamx.chain(damped(), multiplied(Same("damped", "decay"))),
             r"decay is the factor of multiplied, which refers back to it",
