@@ -309,3 +309,26 @@ def test_an_axis_of_ones_own_needs_its_own_file_only():
     small = adamx.quantize_state(times(2.0, adamx.adam(0.1)), "bf16", min_size=1)
     assert set(small.init(THETA)["scale_by_rms"]["nu"]["bias"]) == {"@bf16"}
     assert from_config(to_config(small)) == small
+
+
+class Halved(Around, axis="halved"):
+    """What an axis does not say of itself has a default."""
+
+    selects, label = True, "first"
+
+    def choose(self, leaves, inside="", idle=None):
+        return [i == 0 for i, _ in enumerate(leaves)]
+
+    def surround(self, rule):
+        return dataclasses.replace(rule, update=_Times(rule, 0.5).update)
+
+
+def test_an_axis_overrides_only_what_it_changes():
+    opt = adamx.Transformation(tuple(link.within(Halved(None)) for link in adamx.sgd(1.0).links))
+    assert repr(opt) == "halved(scale_by_learning_rate(learning_rate=1.0))"
+    assert set(adamx.explain(opt).groups) == {"first", "not first"}
+    updates, _ = opt.update(THETA, opt.init(THETA))
+    np.testing.assert_allclose(updates["bias"], -0.5 * THETA["bias"])
+    np.testing.assert_array_equal(updates["kernel"], THETA["kernel"])
+    with pytest.raises(TypeError, match="Halved can't be written as JSON"):
+        to_config(opt)
