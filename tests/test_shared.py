@@ -2,6 +2,7 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -148,6 +149,16 @@ def test_variance_reduction_that_is_off_keeps_nothing():
         run(opt, GRADS, START),
         run(adamx.adamw(0.1, 0.95, 0.99, weight_decay=0.0), GRADS, START),
     )
+
+
+def test_an_optimiser_that_is_traced_switches_nothing_off():
+    """A state without the slots of a stage that was off is an error that says so."""
+    opt = adamx.mars(0.1, gamma=0.0)
+    step = jax.jit(lambda opt, g, state, theta: opt.update(g, state, theta))
+    with pytest.raises(adamx.StageError, match=r"replace the number by jnp.zeros\(\(\)\)"):
+        step(opt, GRADS[0], opt.init(START), START)
+    array = opt.replace(gamma=jnp.zeros(()))
+    step(array, GRADS[0], array.init(START), START)
 
 
 def test_the_epsilon_of_prodigy_is_in_units_of_the_distance():

@@ -159,10 +159,13 @@ class Row:
                 if x is not None
             ]
             total = global_sum(ready, own, self.at_leaf)
-            idle = next((i for i, x in enumerate(held) if x is not None), None)
-            if not own and idle is not None:  # a sum over no gradients
-                one = Entering(idle, self.without(idle, self.places), [held[idle]])
-                total = jax.eval_shape(lambda: global_sum(ready, [one], self.at_leaf))
+            idle = [
+                Entering(i, self.without(i, self.places), [x])
+                for i, x in enumerate(held if not own else ())
+                if x is not None
+            ]
+            if idle:  # a sum over no gradients
+                total = jax.eval_shape(lambda: global_sum(ready, idle[:1], self.at_leaf))
                 total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total)
             for k, clock in rule.clocks.items():
                 if clock.settle and own:
@@ -231,9 +234,16 @@ class Row:
         """The error for an entry of the state in which something is missing."""
         kept = self.state.get(name, {})
         held = sorted(kept) if isinstance(kept, dict) else f"a {type(kept).__name__}"
+        link, off = self.named[name], ""
+        if name not in self.state and isinstance(link, Stage) and link.is_traced:
+            off = (
+                " Or was the stage switched off by the number 0? In an optimiser that is an "
+                "argument of a jitted function, numbers are traced, and a traced 0 switches "
+                "nothing off: replace the number by jnp.zeros(()) before init()"
+            )
         return StageError(
             f"its entry in the state is {held}, without {missing}; the state holds "
-            f"{sorted(self.state)}. Was it made by another chain?"
+            f"{sorted(self.state)}. Was it made by another chain?{off}"
         ).within(stage=name)
 
     def per_leaf(

@@ -115,6 +115,11 @@ class Stage(Link):
         names = [k for k in self.definition.domains if callable(self.arguments[k])]
         return f"the schedule of {' or '.join(names)}" if names else super().functions
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether a hyperparameter of it is traced."""
+        return any(isinstance(self.arguments[name], Tracer) for name in self.data)
+
     def replace(self, **changes: Any) -> Stage:
         arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
         return Stage(self.definition, arguments, self.around)
