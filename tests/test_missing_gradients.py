@@ -1,5 +1,7 @@
 """None in the gradients of a step: that parameter keeps what it has, and takes no step."""
 
+import dataclasses
+
 import chex
 import equinox as eqx
 import jax
@@ -10,6 +12,7 @@ import pytest
 
 import adamx
 from adamx import StageError
+from adamx.core import Rule, stage, zeros
 from catalog import OPTIMISERS, REPRESENTATIVES
 from helpers import each_once
 
@@ -39,10 +42,10 @@ def started(opt, params=PARAMS):
 def of(state, name):
     """What is kept of one parameter."""
     slots = {}
-    for stage, kept in state.items():
+    for name_of_stage, kept in state.items():
         if isinstance(kept, dict):
             slots |= {
-                (stage, slot): tree[name]
+                (name_of_stage, slot): tree[name]
                 for slot, tree in kept.items()
                 if isinstance(tree, dict) and name in tree
             }
@@ -464,3 +467,63 @@ def test_an_average_goes_on_inside_shard_map(jit):
     step = shard_map(step, mesh=mesh, in_specs=(spec, spec), out_specs=spec)
     state = (jax.jit(step) if jit else step)(PARAMS, opt.init(PARAMS))
     np.testing.assert_allclose(adamx.polyak_params(state)["a"], PARAMS["a"], rtol=1e-6)
+
+
+@stage
+def pushed():
+    """It adds 1 in every step, and counts the parameters with a gradient by their elements."""
+
+    def update(signal, slots, step):
+        return signal.with_statistic(signal.update + 1), {"seen": slots["seen"] + step.total}
+
+    return Rule(
+        update,
+        slots={"seen": lambda param: jnp.zeros(())},
+        global_sum=lambda signal, slots, step: jnp.sum(jnp.ones_like(signal.update)),
+        without_gradient=True,
+    )
+
+
+@stage
+def shortened():
+    def update(signal, slots, step):
+        short = signal.update[:2]
+        return dataclasses.replace(signal, gradient=short, update=short), slots
+
+    return Rule(update, reshape=lambda shape: (2, *shape[1:]))
+
+
+@stage
+def averaged():
+    def update(signal, slots, step):
+        mean = (slots["mean"] + signal.update) / 2
+        return signal.with_statistic(mean), {"mean": mean}
+
+    return Rule(update, slots={"mean": zeros}, without_gradient=True)
+
+
+@pytest.mark.parametrize("between", [(), (optax.identity(),)], ids=["one block", "two blocks"])
+def test_every_stage_that_runs_without_a_gradient_gets_an_update_of_zero(between):
+    """The parameter takes no step, so its average is the parameter."""
+    opt = adamx.chain(averaged(), pushed(), *between, adamx.polyak_ema(0.5))
+    theta = {"a": jnp.full(2, 3.0), "b": jnp.ones(2)}
+    _, state = opt.update({"a": None, "b": jnp.ones(2)}, opt.init(theta), theta)
+    np.testing.assert_allclose(adamx.polyak_params(state)["a"], 3.0)
+
+
+def test_a_sum_over_no_gradients_is_zero():
+    opt, theta = pushed(), {"a": jnp.ones(2), "b": jnp.ones(3)}
+    _, state = opt.update({"a": None, "b": None}, opt.init(theta), theta)
+    assert state["pushed"]["seen"] == {"a": 0, "b": 0}
+    _, state = opt.update({"a": None, "b": jnp.ones(3)}, state, theta)
+    assert state["pushed"]["seen"] == {"a": 3, "b": 3}
+
+
+def test_behind_a_stage_that_changes_the_shape():
+    """m = 1/2 and then 1/4, for the two elements that are left."""
+    opt = adamx.chain(averaged(), shortened(), averaged())
+    theta = {"a": jnp.ones(4), "b": jnp.ones(4)}
+    _, state = opt.update(theta, opt.init(theta), theta)
+    _, state = opt.update({"a": None, "b": jnp.ones(4)}, state, theta)
+    np.testing.assert_allclose(state["averaged"]["mean"]["a"], np.full(4, 0.25))
+    np.testing.assert_allclose(state["averaged_2"]["mean"]["a"], np.full(2, 0.125))

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import adamx
-from adamx.core import Clock, Real, Rule, stage, zeros
+from adamx.core import Clock, Real, Rule, Slot, stage, zeros
 from adamx.links.link import Around
 from adamx.tools.config import from_config, to_config
 from catalog import run
@@ -53,6 +54,50 @@ REFUSED = {
 def test_a_stage_in_the_wrong_place_is_refused_with_the_right_order(name):
     make, message = REFUSED[name]
     with pytest.raises(adamx.StageError, match=message):
+        make()
+
+
+OVERLAPPING = {
+    "decay behind the rates of a partition": (
+        lambda: adamx.chain(
+            adamx.partition({"kernel": adamx.adam(0.1), "*": adamx.sgd(0.1)}),
+            adamx.where("kernel", adamx.add_decayed_weights(0.1)),
+        ),
+        r"'add_decayed_weights'.*opposite sign",
+    ),
+    "two rates by two patterns": (
+        lambda: adamx.chain(
+            adamx.where(("kernel", "bias"), adamx.adam(0.1)), adamx.where("bias", adamx.sgd(0.1))
+        ),
+        r"'scale_by_learning_rate'.* second learning rate",
+    ),
+    "lookahead in front of the rates of a partition": (
+        lambda: adamx.chain(
+            adamx.where("bias", adamx.lookahead()),
+            adamx.partition({"kernel": adamx.adam(0.1), "*": adamx.sgd(0.1)}),
+        ),
+        r"'lookahead'.*needs the final step",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_a_wrong_order_of_overlapping_selections_is_refused_when_the_parameters_are_known(name):
+    make, message = OVERLAPPING[name]
+    with pytest.raises(adamx.StageError, match=message):
+        make().init(THETA)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: stage(place="directon"), r"place must be one of 'anywhere', .* got 'directon'"),
+        (lambda: stage(reach="rows"), r"reach must be one of 'element', 'row', 'array', got"),
+        (lambda: Slot(zeros, holds="positive"), r"a slot holds one of 'signed', .* got 'positive'"),
+    ],
+)
+def test_a_word_that_does_not_exist_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -141,6 +186,65 @@ def test_an_error_inside_a_stage_says_what_happened_there():
     assert isinstance(e.value.__cause__, TypeError)
 
 
+MISTAKES = {
+    "no signal": (lambda signal: None, r"returned None .*return signal.with_update"),
+    "an array": (lambda signal: signal.update, r"returned an array .*return signal.with_update"),
+    "a number": (lambda signal: signal.with_update(0.0), r"of shape \(1,\) into one of \(\)"),
+    "a complex update": (
+        lambda signal: signal.with_statistic(jax.lax.complex(signal.update, signal.update)),
+        r"turned a real update into a complex one",
+    ),
+    "a missing attribute": (lambda signal: signal.grad, r"raised AttributeError: .*'grad'"),
+    "a missing key": (lambda signal: signal.notes["nu"], r"raised KeyError: 'nu'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_a_stage_is_named(name):
+    shape, message = MISTAKES[name]
+
+    @stage
+    def own():
+        return shape
+
+    with pytest.raises(adamx.StageError, match=rf"stage 'own', parameter \['bias'\].*{message}"):
+        own().update(THETA, own().init(THETA))
+
+
+@pytest.mark.parametrize(
+    ("of_one", "message"),
+    [(jnp.abs, r"gave float32\[1\] .*must return numbers"), (lambda u: u["x"], "raised TypeError")],
+)
+def test_a_mistake_in_a_global_sum_is_named(of_one, message):
+    @stage
+    def own():
+        return Rule(
+            lambda signal, slots, step: (signal, slots),
+            global_sum=lambda signal, slots, step: of_one(signal.update),
+        )
+
+    with pytest.raises(adamx.StageError, match=rf"'own', parameter .* its global_sum {message}"):
+        own().update(THETA, own().init(THETA))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "float64"])
+def test_the_stage_behind_gets_the_precision_of_statistics(dtype):
+    """Whatever dtype a stage computes in, and for constants of NumPy."""
+
+    @stage
+    def own():
+        def update(signal, slots, step):
+            return signal.with_update(np.ones(signal.update.shape, dtype)), {"x": np.float32(1)}
+
+        return Rule(update, slots={"x": lambda param: jnp.zeros((), jnp.float32)})
+
+    with jax.enable_x64(dtype == "float64"):
+        opt = adamx.chain(own(), adamx.adam(0.1))
+        _, state = opt.update(THETA, opt.init(THETA), THETA)
+    assert state["scale_by_momentum"]["mu"]["bias"].dtype == np.float32
+    np.testing.assert_allclose(state["scale_by_momentum"]["mu"]["bias"], [0.1], rtol=1e-6)
+
+
 def test_a_slot_starts_from_the_signal_at_its_place():
     """A stage that keeps the first two elements: behind it slots have two elements."""
 
@@ -205,3 +309,26 @@ def test_an_axis_of_ones_own_needs_its_own_file_only():
     small = adamx.quantize_state(times(2.0, adamx.adam(0.1)), "bf16", min_size=1)
     assert set(small.init(THETA)["scale_by_rms"]["nu"]["bias"]) == {"@bf16"}
     assert from_config(to_config(small)) == small
+
+
+class Halved(Around, axis="halved"):
+    """What an axis does not say of itself has a default."""
+
+    selects, label = True, "first"
+
+    def choose(self, leaves, inside="", idle=None):
+        return [i == 0 for i, _ in enumerate(leaves)]
+
+    def surround(self, rule):
+        return dataclasses.replace(rule, update=_Times(rule, 0.5).update)
+
+
+def test_an_axis_overrides_only_what_it_changes():
+    opt = adamx.Transformation(tuple(link.within(Halved(None)) for link in adamx.sgd(1.0).links))
+    assert repr(opt) == "halved(scale_by_learning_rate(learning_rate=1.0))"
+    assert set(adamx.explain(opt).groups) == {"first", "not first"}
+    updates, _ = opt.update(THETA, opt.init(THETA))
+    np.testing.assert_allclose(updates["bias"], -0.5 * THETA["bias"])
+    np.testing.assert_array_equal(updates["kernel"], THETA["kernel"])
+    with pytest.raises(TypeError, match="Halved can't be written as JSON"):
+        to_config(opt)

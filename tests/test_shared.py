@@ -2,12 +2,13 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import adamx
-from adamx.core import Same
+from adamx.core import Decay, Real, Same, stage
 from catalog import run
 
 GRADS = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
@@ -80,6 +81,55 @@ def test_a_number_of_another_stage_needs_that_stage():
         adamx.chain(unknown, adamx.scale_by_momentum(0.8)).init(START)
 
 
+def test_a_number_is_that_of_the_nearest_stage_in_front():
+    """Rectification follows the division directly before it."""
+    front = [adamx.scale_by_rms(0.999), adamx.bias_correction(), adamx.scale_by_rms(0.5)]
+    shared = adamx.chain(*front, adamx.rectify(), adamx.bias_correction())
+    told = adamx.chain(*front, adamx.rectify(b2=0.5), adamx.bias_correction())
+    np.testing.assert_array_equal(run(shared, GRADS, START), run(told, GRADS, START))
+
+
+@stage
+def damped(decay: Decay = Same("multiplied", "factor")):
+    return lambda signal: signal.with_update((1 - decay) * signal.update)
+
+
+@stage
+def multiplied(factor: Real = Same("scale", "factor")):
+    return lambda signal: signal.with_update(factor * signal.update)
+
+
+def test_a_number_may_be_that_of_a_stage_that_has_it_from_another():
+    opt = adamx.chain(damped(), multiplied(), adamx.scale(0.5))
+    np.testing.assert_allclose(run(opt, GRADS), 0.125 * GRADS)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: adamx.chain(damped(), multiplied(), adamx.scale(2.0)),
+            r"decay must be a decay ra",
+        ),
+        (
+            lambda: adamx.chain(damped(Same("scale", "x")), adamx.scale(1.0)),
+            r"scale, which has fac",
+        ),
+        (
+            lambda: adamx.chain(damped(), multiplied(Same("damped", "decay"))),
+            r"decay is the factor of multiplied, which refers back to it",
+        ),
+        (
+            lambda: adamx.chain(multiplied(Same("scale", "factor", 0.5)), adamx.scale(-2.0)),
+            r"factor must be a number.* which is the factor of scale to the power 0.5",
+        ),
+    ],
+)
+def test_a_reference_that_gives_no_number_is_an_error(make, message):
+    with pytest.raises(adamx.StageError, match=message):
+        make().init(START)
+
+
 @pytest.mark.parametrize(
     ("recipe", "without"),
     [(adamx.adamw, adamx.adam), (adamx.nadamw, adamx.nadam)],
@@ -102,6 +152,16 @@ def test_variance_reduction_that_is_off_keeps_nothing():
         run(opt, GRADS, START),
         run(adamx.adamw(0.1, 0.95, 0.99, weight_decay=0.0), GRADS, START),
     )
+
+
+def test_an_optimiser_that_is_traced_switches_nothing_off():
+    """A state without the slots of a stage that was off is an error that says so."""
+    opt = adamx.mars(0.1, gamma=0.0)
+    step = jax.jit(lambda opt, g, state, theta: opt.update(g, state, theta))
+    with pytest.raises(adamx.StageError, match=r"replace the number by jnp.zeros\(\(\)\)"):
+        step(opt, GRADS[0], opt.init(START), START)
+    array = opt.replace(gamma=jnp.zeros(()))
+    step(array, GRADS[0], array.init(START), START)
 
 
 def test_the_epsilon_of_prodigy_is_in_units_of_the_distance():

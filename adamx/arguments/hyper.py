@@ -45,7 +45,8 @@ class Same:
     ``replace`` changes the value for both stages, and ``hyperparams`` shows one entry.
 
     Attributes:
-        stage: the name of the other stage.
+        stage: the name of the other stage; if a chain has several, the nearest one in front, or
+            else the nearest one behind.
         argument: the name of its argument.
         power: the power to which the value is raised.
     """
@@ -53,6 +54,10 @@ class Same:
     stage: str
     argument: str
     power: float = 1.0
+
+    def __str__(self) -> str:
+        power = f" to the power {self.power}" if self.power != 1 else ""
+        return f"the {self.argument} of {self.stage}{power}"
 
     def of(self, value: Any) -> Any:
         """The value of this argument, given the other stage's value."""

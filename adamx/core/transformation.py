@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, ParamSpec, Self, overload
+from typing import Any, ClassVar, ParamSpec, Self, get_args, overload
 
 import jax
 import optax
@@ -236,6 +236,7 @@ def stage(
     Raises:
         TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
             can't be read, and for one that allows other types beside a hyperparameter.
+        ValueError: for another reach or place.
 
     >>> import adamx
     >>> from adamx.core import Real, stage
@@ -248,6 +249,12 @@ def stage(
     >>> opt.update(jnp.array([4.0, -9.0]), opt.init(jnp.zeros(2)))[0]
     Array([-0.2,  0.3], dtype=float32)
     """
+    for name, value, known in (("reach", reach, Reach), ("place", place, Place)):
+        if value not in get_args(known):
+            raise ValueError(
+                f"stage(): {name} must be one of {', '.join(map(repr, get_args(known)))}, "
+                f"got {as_given(value)}"
+            )
     if factory is None:
         return functools.partial(_stage, reach=reach, place=place, keeps_rounding=keeps_rounding)
     return _stage(factory)

@@ -6,6 +6,7 @@ that uses whole trees. The waiting stages then run as one block.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -24,6 +25,7 @@ from adamx.links.link import Link, choose
 from adamx.links.naming import labels, names
 from adamx.links.observer import Observer, View
 from adamx.links.rule import Rule, Step
+from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.links.stage import Stage, joined
 from adamx.numerics.types import Array, PyTree, State
@@ -56,6 +58,7 @@ class _Waiting(NamedTuple):
     ready: Ready
     kept: dict[str, list[Any]]  # by slot, its values for all parameters
     slots: list[Slots | None]  # the slots of each parameter; None where the stage does not run
+    places: list[Any]  # the shapes of the signals in front of the stage
 
 
 class Row:
@@ -144,6 +147,9 @@ class Row:
             check_clock(name, key, clock, entry[key])
         kept, slots = self.per_leaf(name, rule, entry, here)
         values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
+        held: list[Slots | None] = [None] * len(slots)
+        if rule.without_gradient:
+            held = [self.held(kept, i, here) if x is None else None for i, x in enumerate(slots)]
         ready = Ready(name, stage, Step(_readings(rule, values)), rule)
         if rule.global_sum is not None:
             self.advance()
@@ -153,16 +159,25 @@ class Row:
                 if x is not None
             ]
             total = global_sum(ready, own, self.at_leaf)
+            idle = [
+                Entering(i, self.without(i, self.places), [x])
+                for i, x in enumerate(held if not own else ())
+                if x is not None
+            ]
+            if idle:  # a sum over no gradients
+                total = jax.eval_shape(lambda: global_sum(ready, idle[:1], self.at_leaf))
+                total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total)
             for k, clock in rule.clocks.items():
                 if clock.settle and own:
                     values[k] = clock.settle(values[k], total)
             ready = ready._replace(step=Step(_readings(rule, values), total))
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
-        if rule.without_gradient:
-            slots = [self.held(kept, i, here) if x is None else x for i, x in enumerate(slots)]
-        self.waiting.append(_Waiting(ready, kept, slots))
-        reshape_places(self.places, rule, here)
+        slots = [x if x is not None else y for x, y in zip(slots, held, strict=True)]
+        self.waiting.append(_Waiting(ready, kept, slots, self.places))
+        if rule.reshape is not None:
+            self.places = [*self.places]
+            reshape_places(self.places, rule, here)
 
     def show(self, name: str, link: Observer, here: list[bool] | None) -> None:
         """Run an observer."""
@@ -219,9 +234,16 @@ class Row:
         """The error for an entry of the state in which something is missing."""
         kept = self.state.get(name, {})
         held = sorted(kept) if isinstance(kept, dict) else f"a {type(kept).__name__}"
+        link, off = self.named[name], ""
+        if name not in self.state and isinstance(link, Stage) and link.is_traced:
+            off = (
+                " Or was the stage switched off by the number 0? In an optimiser that is an "
+                "argument of a jitted function, numbers are traced, and a traced 0 switches "
+                "nothing off: replace the number by jnp.zeros(()) before init()"
+            )
         return StageError(
             f"its entry in the state is {held}, without {missing}; the state holds "
-            f"{sorted(self.state)}. Was it made by another chain?"
+            f"{sorted(self.state)}. Was it made by another chain?{off}"
         ).within(stage=name)
 
     def per_leaf(
@@ -270,11 +292,14 @@ class Row:
         leaves: dict[tuple[int, ...], list[int]] = {}
         for i, signal in enumerate(self.signals):
             mine = tuple(k for k, x in enumerate(self.waiting) if x.slots[i] is not None)
-            if signal is not None or mine:
+            if signal is not None:
                 leaves.setdefault(mine, []).append(i)
+            else:  # every stage gets an update of zero, whatever another one made of it
+                for k in mine:
+                    leaves.setdefault((k,), []).append(i)
         for mine, places in leaves.items():
             block = Block.of([self.waiting[k].ready for k in mine], is_last=last)
-            entering = [Entering(i, self.entering(i), self.slots_of(i, mine)) for i in places]
+            entering = [Entering(i, self.entering(i, mine), self.slots_of(i, mine)) for i in places]
             for i, (left, after) in zip(places, run(block, entering, self.at_leaf), strict=True):
                 self.signals[i] = None if self.signals[i] is None else left
                 for k, slots in zip(mine, after, strict=True):
@@ -292,12 +317,19 @@ class Row:
         """The slots of one parameter, for the waiting stages that run on it."""
         return [slots for k in mine if (slots := self.waiting[k].slots[i]) is not None]
 
-    def entering(self, i: int) -> Any:
-        """A parameter's signal; if it has no gradient, zeros and the parameter."""
+    def entering(self, i: int, mine: tuple[int, ...]) -> Any:
+        """A parameter's signal in front of these waiting stages."""
         if self.signals[i] is not None:
             return self.signals[i]
-        shape = self.gradients[i]
-        return jnp.zeros(shape.shape, shape.dtype), self.params and self.params[i]
+        return self.without(i, self.waiting[mine[0]].places)
+
+    def without(self, i: int, places: list[Any]) -> Signal:
+        """The signal of a parameter without a gradient: zeros of the shape at this place."""
+        missing = self.gradients[i]
+        zeros = jnp.zeros(missing.shape, missing.dtype)
+        signal = self.at_leaf(i, Signal.enter, zeros, self.params and self.params[i])
+        zeros = jnp.zeros(np.shape(places[i]), signal.update.dtype)
+        return dataclasses.replace(signal, gradient=zeros, update=zeros)
 
     def pass_through(self, name: str, link: Foreign, here: list[bool] | None) -> None:
         """Let an Optax transformation rewrite the updates."""

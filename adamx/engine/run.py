@@ -8,6 +8,7 @@ not depend on the policy: all policies return the results of :func:`each`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.arguments import hyper
-from adamx.errors import StageError
+from adamx.errors import StageError, described
 from adamx.identity import Static
 from adamx.links.rule import Reach, Rule, Step, keep, widest
 from adamx.links.signal import Signal
@@ -125,14 +126,12 @@ def _advance(
             step = step._replace(clock={**step.clock, **own})
             shape = rule.reshape(signal.update.shape) if rule.reshape else signal.update.shape
             try:
-                signal, after = rule.update(_seen(signal, rule), before, step)
+                made, after = rule.update(_seen(signal, rule), before, step)
+                signal = _checked(made, shape, signal.update.dtype)
                 done.append(keep(before, after))
-                for array in (signal.update, signal.gradient):
-                    if array.shape != shape:
-                        raise reshaped(shape, array.shape)
             except StageError as error:
                 raise error.within(stage=name) from None
-            except (TypeError, ValueError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
                 kept = ", ".join(f"{slot} {kinds(array)}" for slot, array in before.items())
                 raise StageError(
                     f"its update raised {type(error).__name__}: {error} (its gradient is "
@@ -163,9 +162,20 @@ def _summand(
     assert rule.global_sum is not None
     try:
         with _promotion(signal):
-            return rule.global_sum(_seen(signal, rule), slots, step)
+            numbers = rule.global_sum(_seen(signal, rule), slots, step)
+        if any(jnp.ndim(x) for x in jax.tree.leaves(numbers)):
+            raise StageError(
+                f"its global_sum gave {kinds(numbers)} for an array {kind(signal.update)}; it must "
+                "return numbers, which are summed over all parameters"
+            )
+        return numbers
     except StageError as error:
         raise error.within(stage=name) from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StageError(
+            f"its global_sum raised {type(error).__name__}: {error} (its gradient is "
+            f"{kind(signal.gradient)})"
+        ).within(stage=name) from error
 
 
 def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Rule, Step]:
@@ -181,6 +191,25 @@ def _seen(signal: Signal, rule: Rule) -> Signal:
     """
     takes_statistics = any(Slot.of(slot).holds != "exact" for slot in rule.slots.values())
     return signal.limited() if takes_statistics else signal
+
+
+def _checked(signal: Any, shape: tuple[int, ...], dtype: Any) -> Signal:
+    """The signal that a stage has made, with arrays of this shape and dtype."""
+    if not isinstance(signal, Signal):
+        raise StageError(
+            f"it returned {described(signal)}, which is no signal; return signal.with_update(…)"
+        )
+    arrays = {"gradient": signal.gradient, "update": signal.update}
+    for name, array in arrays.items():
+        if jnp.shape(array) != shape:
+            raise reshaped(shape, jnp.shape(array))
+        if jnp.iscomplexobj(array) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            raise StageError(
+                f"it turned a real {name} into a complex one, {kind(array)}; take its real part"
+            )
+    if all(isinstance(x, jax.Array) and x.dtype == dtype for x in arrays.values()):
+        return signal
+    return dataclasses.replace(signal, **{k: jnp.asarray(x, dtype) for k, x in arrays.items()})
 
 
 def _promotion(signal: Signal) -> Any:

@@ -16,6 +16,7 @@ from adamx.errors import StageError
 from adamx.links.link import Link, choose
 from adamx.links.naming import names
 from adamx.links.observer import nothing
+from adamx.links.order import check_order
 from adamx.links.rule import Rule
 from adamx.links.stage import joined
 from adamx.numerics.types import Array, PyTree, State
@@ -32,6 +33,8 @@ def init(links: Sequence[Link], params: PyTree) -> State:
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [as_parameter(path, leaf) for path, leaf in paths]
     chosen = choose(links, functools.partial(paths_of, tree, leaves))
+    if any(here is not None for here in chosen):  # selections may overlap, as chain() can't know
+        check_order(links, chosen)
     beginning = Beginning(tree, leaves)
     for name, link, here in zip(names(links), joined(links), chosen, strict=True):
         link.start(beginning, name, here)

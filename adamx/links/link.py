@@ -104,23 +104,23 @@ class Around(ByValue):
 
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:
         """The call that makes the links inside: pairs of a wrapper and the code of its links."""
-        raise NotImplementedError
+        return f"{self.axis or type(self).__name__}({', '.join(links for _, links in inside)})"
 
     def siblings(self) -> Sequence[tuple[Around | None, str]]:
         """If it selects: the selections that divide all parameters among them, with their names.
 
         None stands for the parameters that no other selection takes.
         """
-        raise NotImplementedError
+        return ((self, self.label), (None, f"not {self.label}"))
 
     def to_json(self, write: Callable[[Any, str], Any]) -> dict[str, Any]:
         """Its arguments as JSON; ``write(value, where)`` writes functions and other objects."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} can't be written as JSON: it has no to_json()")
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Around:
         """The inverse of :meth:`to_json`; TypeError or ValueError for invalid arguments."""
-        raise NotImplementedError
+        raise TypeError(f"{cls.__name__} can't be read from JSON: it has no from_json()")
 
 
 class Beginning(Protocol):
@@ -240,8 +240,13 @@ class Link:
         """The link at one step, with values in place of schedules."""
         return self
 
-    def joined(self, links: Sequence[Link]) -> Link:
-        """The link with values in place of references to other links of its chain."""
+    def joined(self, links: Sequence[Link], place: int) -> Link:
+        """The link with values in place of references to other links of its chain.
+
+        Args:
+            links: the links of the chain.
+            place: its own index among them.
+        """
         return self
 
     def replace(self, **changes: Any) -> Link:

@@ -15,15 +15,38 @@ Place = Literal["anywhere", "direction", "rate", "step", "rounding"]
 """Where a stage may stand, see :func:`adamx.stage`."""
 
 
-def check_order(links: Sequence[Link]) -> None:
+def check_order(
+    links: Sequence[Link], chosen: Sequence[Sequence[bool] | None] | None = None
+) -> None:
     """Raise StageError, which shows the right order, for a stage in a place it does not allow.
 
     Only stages for the same parameters are compared; stages of two groups may have any order.
+
+    Args:
+        links: the links of the chain.
+        chosen: for every link, the parameters it applies to (None for all); without it, the
+            parameters are not known, and stages of two selections count as stages for different
+            parameters.
     """
     stages = [link for link in links if isinstance(link, Stage)]
+    here = [x for link, x in zip(links, chosen or (), strict=False) if isinstance(link, Stage)]
+
+    def first_shared(i: int, places: Sequence[int]) -> Stage | None:
+        """The first stage at these places that applies to the same parameters as stage i."""
+        own = stages[i].where
+        for k in places:
+            if here:
+                shares = _overlap(here[k], here[i])
+            else:  # all parameters of one of the two are parameters of the other
+                short, long = sorted((stages[k].where, own), key=len)
+                shares = long[: len(short)] == short
+            if shares:
+                return stages[k]
+        return None
+
     rates = [i for i, x in enumerate(stages) if x.definition.place == "rate"]
     for i in rates:
-        if first := _first_shared(stages, stages[i], [k for k in rates if k < i]):
+        if first := first_shared(i, [k for k in rates if k < i]):
             raise _error(
                 stages[i],
                 f"{first.name} in front of it has already turned the update into a step; a second "
@@ -33,7 +56,7 @@ def check_order(links: Sequence[Link]) -> None:
     for i, stage in enumerate(stages):
         place = stage.definition.place
         before = [k for k in rates if k < i]
-        if place == "direction" and (rate := _first_shared(stages, stage, before)):
+        if place == "direction" and (rate := first_shared(i, before)):
             raise _error(
                 stage,
                 f"it changes a direction, but {rate.name} in front of it has turned the direction "
@@ -41,7 +64,7 @@ def check_order(links: Sequence[Link]) -> None:
             )
         if place not in ("step", "rounding"):
             continue
-        if rate := _first_shared(stages, stage, [k for k in rates if k > i]):
+        if rate := first_shared(i, [k for k in rates if k > i]):
             raise _error(
                 stage,
                 f"it needs the final step, but {rate.name} behind it changes the update. Put it "
@@ -49,7 +72,7 @@ def check_order(links: Sequence[Link]) -> None:
             )
         behind = range(i + 1, len(stages)) if place == "rounding" else ()
         changing = [k for k in behind if not stages[k].definition.keeps_rounding]
-        if changer := _first_shared(stages, stage, changing):
+        if changer := first_shared(i, changing):
             if changer.definition.place == "rounding":
                 raise _error(
                     stage,
@@ -62,16 +85,11 @@ def check_order(links: Sequence[Link]) -> None:
             )
 
 
-def _first_shared(stages: Sequence[Stage], stage: Stage, places: Sequence[int]) -> Stage | None:
-    """The first stage at these places that applies to the same parameters as this one.
-
-    That is so if all parameters of one of the two are parameters of the other.
-    """
-    for k in places:
-        short, long = sorted((stages[k].where, stage.where), key=len)
-        if long[: len(short)] == short:
-            return stages[k]
-    return None
+def _overlap(a: Sequence[bool] | None, b: Sequence[bool] | None) -> bool:
+    """Whether two links apply to the same parameter."""
+    if a is None or b is None:
+        return any(a or b or [True])
+    return any(x and y for x, y in zip(a, b, strict=True))
 
 
 def _row(first: Stage, second: Stage) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from adamx.errors import StageError
 from adamx.links.signal import Signal
@@ -122,4 +123,5 @@ def keep(before: Slots, after: Slots) -> Slots:
 
 
 def _strong(array: Any) -> Any:
+    array = jnp.asarray(array)
     return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from adamx.errors import StageError
+from adamx.errors import StageError, as_given
 from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.types import Reals, Values
 
@@ -25,6 +25,8 @@ __all__ = [
     "squares_from",
     "zeros",
 ]
+
+Content = Literal["signed", "nonnegative", "exact"]
 
 Slots = dict[str, Any]
 """The slots of one parameter, by name."""
@@ -45,9 +47,16 @@ class Slot:
     """
 
     start: Callable[[Any], Any]
-    holds: Literal["signed", "nonnegative", "exact"] = "signed"
+    holds: Content = "signed"
     form: str = ""
     letter: str = ""
+
+    def __post_init__(self) -> None:
+        if self.holds not in get_args(Content):
+            raise ValueError(
+                f"a slot holds one of {', '.join(map(repr, get_args(Content)))}, "
+                f"got {as_given(self.holds)}"
+            )
 
     def __call__(self, param: Any) -> Any:
         return self.start(param)

@@ -115,31 +115,30 @@ class Stage(Link):
         names = [k for k in self.definition.domains if callable(self.arguments[k])]
         return f"the schedule of {' or '.join(names)}" if names else super().functions
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether a hyperparameter of it is traced."""
+        return any(isinstance(self.arguments[name], Tracer) for name in self.data)
+
     def replace(self, **changes: Any) -> Stage:
         arguments = self.definition.bind(**{**self.arguments, **changes}).arguments
         return Stage(self.definition, arguments, self.around)
 
-    def joined(self, links: Sequence[Link]) -> Stage:
+    def joined(self, links: Sequence[Link], place: int) -> Stage:
         """See :meth:`Link.joined`; StageError if no such stage applies to all its parameters."""
-        shared = {k: x for k, x in self.arguments.items() if isinstance(x, hyper.Same)}
+        shared = [k for k, x in self.arguments.items() if isinstance(x, hyper.Same)]
         if not shared:
             return self
         now = dict(self.arguments)
-        for name, same in shared.items():
-            others = [x for x in links if isinstance(x, Stage) and x.name == same.stage]
-            others = [x for x in others if x.where == self.where[: len(x.where)]]
-            if not others:
-                raise StageError(
-                    f"{name} is the {same.argument} of {same.stage}, but the chain has no such "
-                    f"stage for these parameters; pass {name}=, or add that stage"
-                ).within(stage=self.name)
-            arguments = max(others, key=lambda x: len(x.where)).arguments
-            if same.argument not in arguments:
-                raise StageError(
-                    f"{name} is the {same.argument} of {same.stage}, which has no such argument; "
-                    f"it takes {', '.join(arguments)}"
-                ).within(stage=self.name)
-            now[name] = same.of(arguments[same.argument])
+        for name in shared:
+            now[name] = _followed(name, links, place)
+            if name in self.definition.domains:
+                try:
+                    now[name] = hyper.canonical(name, now[name], self.definition.domains[name])
+                except (TypeError, ValueError) as error:
+                    raise StageError(f"{error}, which is {self.arguments[name]}").within(
+                        stage=self.name
+                    ) from None
         return Stage(self.definition, now, self.around)
 
     def at(self, count: Any) -> Stage:
@@ -232,7 +231,45 @@ jax.tree_util.register_pytree_with_keys_class(Stage)
 
 def joined(links: Sequence[Link]) -> list[Link]:
     """The links of a chain, with values in place of references between them."""
-    return [link.joined(links) for link in links]
+    return [link.joined(links, place) for place, link in enumerate(links)]
+
+
+def _followed(
+    name: str, links: Sequence[Link], place: int, before: tuple[tuple[int, str], ...] = ()
+) -> Any:
+    """The value of an argument, which other stages of the chain may hold.
+
+    Args:
+        name: the argument.
+        links: the links of the chain.
+        place: the index of the stage that has the argument.
+        before: the places and arguments that refer to this one.
+    """
+    stage = links[place]
+    assert isinstance(stage, Stage)
+    same = stage.arguments[name]
+    if not isinstance(same, hyper.Same):
+        return same
+    told = f"{name} is {same}"
+    if (place, name) in before:
+        raise StageError(f"{told}, which refers back to it; pass {name}=").within(stage=stage.name)
+    others = {
+        i: x
+        for i, x in enumerate(links)
+        if isinstance(x, Stage) and x.name == same.stage and i != place
+    }
+    others = {i: x for i, x in others.items() if x.where == stage.where[: len(x.where)]}
+    if not others:
+        raise StageError(
+            f"{told}, but the chain has no such stage for these parameters; pass {name}=, or add "
+            "that stage"
+        ).within(stage=stage.name)
+    nearest = max(others, key=lambda i: (len(others[i].where), i < place, -abs(i - place)))
+    if same.argument not in (known := others[nearest].arguments):
+        raise StageError(
+            f"{told}, which has no such argument; it takes {', '.join(known) or 'none'}"
+        ).within(stage=stage.name)
+    return same.of(_followed(same.argument, links, nearest, (*before, (place, name))))
 
 
 def _hollow(schedule: Any) -> Any:
