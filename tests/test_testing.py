@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from adamx.equations import in_symbols
 
 import adamx
 from adamx.core import NonNegative, Real, Rule, Slot, stage, zeros
+from adamx.equations import in_symbols
 from adamx.testing import check_stage, conformance
 
 NAMES = set(conformance._PROMISES)

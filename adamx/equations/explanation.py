@@ -382,7 +382,7 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Slot], Expression, Exp
     )
     u = defined.get(NEW_UPDATE, u)
     rows = list(zip(*map(_flat, (slot_symbols, kept, starts[0])), strict=True))
-    rows = [(symbol, defined.get(symbol, new), start) for symbol, new, start in rows]
+    rows = [(s, defined[s] if s in defined else new, start) for s, new, start in rows]
     constants = {symbol.before: start for symbol, new, start in rows if new == symbol.before}
     g, u, b, notes = _mapped(lambda x: F.substitute(x, constants), (g, u, b, notes))
     order = list(defined)

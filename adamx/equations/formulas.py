@@ -16,7 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 __all__ = [
     "GRADIENT",
@@ -135,18 +135,22 @@ class Symbol(Expression):
 
     @property
     def hat(self) -> Symbol:
+        """The symbol with a hat."""
         return dataclasses.replace(self, accent="hat")
 
     @property
     def before(self) -> Symbol:
+        """Its value in the step before."""
         return dataclasses.replace(self, lag=-1)
 
     @property
     def after(self) -> Symbol:
+        """Its value in the next step."""
         return dataclasses.replace(self, lag=1)
 
     @property
     def constant(self) -> bool:
+        """Whether the value is the same at every step."""
         return self.lag is None and self != STEP
 
 
@@ -181,10 +185,11 @@ GRADIENT = Function("gradient", (PARAM,))
 
 
 def expression(x: Any) -> Expression:
+    """A number as a formula; a formula as it is."""
     return x if isinstance(x, Expression) else Number(float(x))
 
 
-def is_a(x: Expression, *names: str) -> bool:
+def is_a(x: Expression, *names: str) -> TypeGuard[Function]:
     """Whether it is a function of one of these names."""
     return isinstance(x, Function) and x.name in names
 

@@ -8,19 +8,23 @@ are passed unchanged.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from adamx import stages
 from adamx.equations import formulas as F
 from adamx.equations.explanation import in_symbols
 from adamx.equations.formulas import STEP, ZERO, Number
 from adamx.equations.reader import decayed
+from adamx.equations.writer import Writer
 
 __all__ = ["OVERRIDES"]
 
 
 # The state holds z alone; x, of which the paper speaks, is computed from z and the parameters.
 @in_symbols(stages.schedule_free)
-def schedule_free(signal, learning_rate, b1, r, weight_lr_power):
+def schedule_free(
+    signal: Writer, learning_rate: Any, b1: Any, r: Any, weight_lr_power: Any
+) -> Writer:
     weight = STEP**r
     share = 1 / STEP
     if isinstance(learning_rate, F.Symbol) and weight_lr_power != ZERO:
@@ -38,17 +42,17 @@ def schedule_free(signal, learning_rate, b1, r, weight_lr_power):
 # One clock holds d₀, d, the largest estimate and r, and d² is kept in units of d₀.
 @in_symbols(stages.estimate_distance)
 def estimate_distance(
-    signal,
-    d0,
-    d_coef,
-    growth_rate,
-    safeguard_warmup,
-    bias_corrected,
-    learning_rate,
-    b1,
-    b2,
-    b3,
-):
+    signal: Writer,
+    d0: Any,
+    d_coef: Any,
+    growth_rate: Any,
+    safeguard_warmup: Any,
+    bias_corrected: Any,
+    learning_rate: Any,
+    b1: Any,
+    b2: Any,
+    b3: Any,
+) -> Writer:
     g, unlimited = signal.gradient, growth_rate == Number(math.inf)
     d, kappa = signal.fresh("d"), F.ONE
     if bias_corrected:
@@ -71,7 +75,9 @@ def estimate_distance(
 
 # The shape of an array decides whether its second moment is factored.
 @in_symbols(stages.scale_by_factored_rms)
-def scale_by_factored_rms(signal, decay_rate, eps, b2_cap, min_dim_size_to_factor):
+def scale_by_factored_rms(
+    signal: Writer, decay_rate: Any, eps: Any, b2_cap: Any, min_dim_size_to_factor: Any
+) -> Writer:
     square = signal.gradient**2 + eps
     beta = 1 - STEP**-decay_rate
     capped = not isinstance(b2_cap, Number) or b2_cap.value < 1
@@ -91,8 +97,10 @@ def scale_by_factored_rms(signal, decay_rate, eps, b2_cap, min_dim_size_to_facto
 
 # The clock adds logarithms of μ, and reads four numbers from them.
 @in_symbols(stages.scale_by_nesterov_momentum)
-def scale_by_nesterov_momentum(signal, b1, momentum_decay, constant_decay):
-    def warming_up(t):
+def scale_by_nesterov_momentum(
+    signal: Writer, b1: Any, momentum_decay: Any, constant_decay: Any
+) -> Writer:
+    def warming_up(t: Any) -> Any:
         return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * t))
 
     now = ahead = b1
@@ -108,7 +116,7 @@ def scale_by_nesterov_momentum(signal, b1, momentum_decay, constant_decay):
 
 # The state holds the norm v^(1/p) and computes powers relative to the larger term.
 @in_symbols(stages.scale_by_lp_norm)
-def scale_by_lp_norm(signal, p, b2, eps):
+def scale_by_lp_norm(signal: Writer, p: Any, b2: Any, eps: Any) -> Writer:
     size = F.absolute(signal.gradient)
     if p == Number(math.inf):
         n = signal.let("n", lambda n: F.maximum(b2 * n, size))
@@ -126,7 +134,7 @@ def scale_by_lp_norm(signal, p, b2, eps):
 
 # The clock averages the age of the gradients in v, from which ρ follows for any schedule of β₂.
 @in_symbols(stages.rectify)
-def rectify(signal, threshold, b2):
+def rectify(signal: Writer, threshold: Any, b2: Any) -> Writer:
     longest = signal.let(signal.fresh("ρ", "∞", lag=None if b2.constant else 0), 2 / (1 - b2) - 1)
     if b2.constant:
         beta, t = decayed(b2), STEP
@@ -144,8 +152,10 @@ def rectify(signal, threshold, b2):
 
 # β₃ is computed as 1 − β₃, by numbers that are known before the step.
 @in_symbols(stages.scale_by_mixed_momentum)
-def scale_by_mixed_momentum(signal, b1, b3, alpha, alpha_warmup, b3_warmup):
-    def done(warmup):
+def scale_by_mixed_momentum(
+    signal: Writer, b1: Any, b3: Any, alpha: Any, alpha_warmup: Any, b3_warmup: Any
+) -> Writer:
+    def done(warmup: Any) -> Any:
         return F.minimum(1, STEP / F.maximum(warmup, 1))
 
     signal.named()
@@ -162,7 +172,7 @@ def scale_by_mixed_momentum(signal, b1, b3, alpha, alpha_warmup, b3_warmup):
 
 # The step is computed without the parameter, so that it does not round it.
 @in_symbols(stages.proximal_step)
-def proximal_step(signal, learning_rate, weight_decay):
+def proximal_step(signal: Writer, learning_rate: Any, weight_decay: Any) -> Writer:
     signal.step = True
     if weight_decay == ZERO:
         return signal.with_statistic(-learning_rate * signal.update)
@@ -170,7 +180,7 @@ def proximal_step(signal, learning_rate, weight_decay):
     return signal.with_statistic(moved / (1 + learning_rate * weight_decay) - signal.param)
 
 
-OVERRIDES = (
+OVERRIDES: tuple[Any, ...] = (
     stages.schedule_free,
     stages.estimate_distance,
     stages.scale_by_factored_rms,

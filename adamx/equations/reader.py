@@ -168,7 +168,7 @@ class _Reader:
                 return self.run(inner, inputs)
         if name in SAME:
             return inputs[:1]
-        x = inputs[0] if inputs else None
+        x: Any = inputs[0] if inputs else None
         match name:
             case "convert_element_type":
                 is_condition = equation.invars[0].aval.dtype == np.bool_

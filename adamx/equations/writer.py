@@ -129,7 +129,7 @@ class Writer:
         self.notes: dict[str, Any] = {}
         self.shapes: dict[str, Any] = {}  # of the notes
         self.taken = {Symbol("g"), Symbol("θ"), Symbol("t"), Symbol("f"), Symbol("i")}
-        self._weights: dict[Symbol, Expression] = {}  # what the weights' symbols stand for
+        self._weights: dict[Expression, Expression] = {}  # what the weights' symbols stand for
         self._hats: dict[Expression, tuple[Symbol, Expression]] = {}
         self._pending: dict[Symbol, tuple[Symbol, Expression]] = {}  # hats without a line yet
         self._remembered: set[Expression] = set()

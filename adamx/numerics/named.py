@@ -67,7 +67,7 @@ def named(function: Callable[P, T]) -> Callable[P, T]:
             rest = iter(given)
             filled = [next(rest) if isinstance(x, jax.Array) else x for x in leaves]
             own, named = jax.tree.unflatten(tree, filled)
-            return function(*own, **named)
+            return function(*own, **named)  # pyright: ignore[reportCallIssue]
 
         inner.__name__ = inner.__qualname__ = f"{PREFIX}{len(calls)}"
         kept = [_ARRAY if isinstance(x, jax.Array) else x for x in leaves]
