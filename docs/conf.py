@@ -91,7 +91,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!adamx\.).*\..*"),
     (r"py:(class|data|exc)", r"\w+"),
-    (r"py:class", r"adamx\.trees\.steps\.Params"),  # a type variable
+    (r"py:class", r"adamx\.(trees\.steps\.Params|numerics\.named\.T)"),  # type variables
     (r"py:attr", r"\w+"),
 ]
 
@@ -153,7 +153,7 @@ def public() -> dict[str, Any]:
 
 
 def located(name: str) -> Any:
-    """The object with this full name. (``adamx.explain`` is a function and also a module.)"""
+    """The object with this full name."""
     parts = name.split(".")
     for i in range(len(parts) - 1, 0, -1):
         if (module := sys.modules.get(".".join(parts[:i]))) is not None:

@@ -10,8 +10,9 @@ import pytest
 
 import adamx
 from adamx.core import Decay, Real, Rule, StageError, decaying_average, stage, zeros
-from adamx.equations import OVERRIDES, explain, in_symbols
+from adamx.equations import explain, in_symbols
 from adamx.equations.formulas import Number, Symbol, absolute, is_a, root, walk
+from adamx.equations.overrides import OVERRIDES
 from adamx.equations.shown import latex, text
 from adamx.equations.writer import Writer
 from adamx.testing.equations import Evaluator

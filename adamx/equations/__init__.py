@@ -9,7 +9,7 @@
 ==============  ====================================================================================
 """
 
+from adamx.equations import overrides as overrides  # registers them
 from adamx.equations.explanation import Explanation, explain, in_symbols
-from adamx.equations.overrides import OVERRIDES
 
-__all__ = ["OVERRIDES", "Explanation", "explain", "in_symbols"]
+__all__ = ["Explanation", "explain", "in_symbols"]

@@ -18,13 +18,13 @@ from adamx.equations import formulas as F
 from adamx.equations.formulas import PARAM, START, Expression, Function, Symbol, is_a, walk
 from adamx.equations.reader import SHAPE, Result, base_of, read, solved
 from adamx.equations.shown import latex, text
-from adamx.equations.writer import NEW_UPDATE, Line, Slot, Writer, plain
+from adamx.equations.writer import NEW_UPDATE, Line, Recurrence, Writer, plain
 from adamx.errors import StageError, described
 from adamx.links.foreign import Foreign
 from adamx.links.link import Link
 from adamx.links.rule import KEY, Clock, Rule, Step
 from adamx.links.signal import Signal
-from adamx.links.slots import Slot as Kept
+from adamx.links.slots import Slot
 from adamx.links.stage import Stage, joined
 
 __all__ = ["Explanation", "explain", "in_symbols"]
@@ -273,7 +273,7 @@ LETTERS = {"mu": "m", "nu": "v"}
 """The letters of usual slots; others are called by their own letter, or by their name."""
 
 
-def _read_rule(writer: Writer, link: Stage) -> tuple[list[Slot], Expression, Expression]:
+def _read_rule(writer: Writer, link: Stage) -> tuple[list[Recurrence], Expression, Expression]:
     """The slots, the update and the gradient of a stage, read off its rule."""
     definition, arguments = link.definition, link.arguments
     known = {k: plain(arguments[k]) for k in definition.domains}
@@ -326,11 +326,11 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Slot], Expression, Exp
         (shapes[1],),
         (before[1],),
     )
-    slots: list[Slot] = []
+    slots: list[Recurrence] = []
     for k, new in ticked.items():
         found = solved(new, before[1][k], starts[1][k])
         if found is None:
-            slots.append(Slot(clock_symbols[k], new, starts[1][k]))
+            slots.append(Recurrence(clock_symbols[k], new, starts[1][k]))
             found = clock_symbols[k]
         ticked[k] = found
     readings, reading_shapes, _ = look(
@@ -381,8 +381,8 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Slot], Expression, Exp
         lambda out: (out[0], NEW_UPDATE, *out[2:4], slot_symbols),
     )
     u = defined.get(NEW_UPDATE, u)
-    rows = list(zip(*map(_flat, (slot_symbols, kept, starts[0])), strict=True))
-    rows = [(s, defined[s] if s in defined else new, start) for s, new, start in rows]
+    kept_values = zip(*map(_flat, (slot_symbols, kept, starts[0])), strict=True)
+    rows: list[Any] = [(s, defined.get(s, new), start) for s, new, start in kept_values]
     constants = {symbol.before: start for symbol, new, start in rows if new == symbol.before}
     g, u, b, notes = _mapped(lambda x: F.substitute(x, constants), (g, u, b, notes))
     order = list(defined)
@@ -390,14 +390,14 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Slot], Expression, Exp
     for symbol, new, start in rows:
         value = F.substitute(new, constants)
         if symbol.before not in constants:
-            slots.append(Slot(symbol, value, start, _weight_of(value, symbol, weights)))
+            slots.append(Recurrence(symbol, value, start, _weight_of(value, symbol, weights)))
     writer.has_statistic, writer.step = flags["has_statistic"], flags["step"]
     writer.bias, writer.notes, writer.shapes = b, notes, out[3]
     return slots, u, g
 
 
 def _letter(name: str, slot: Any) -> str:
-    return Kept.of(slot).letter or LETTERS.get(name, name)
+    return Slot.of(slot).letter or LETTERS.get(name, name)
 
 
 def _is_formula(x: Any) -> bool:

@@ -158,8 +158,8 @@ class Symbol(Expression):
 class Function(Expression):
     """A named function of other formulas.
 
-    ``sum``, ``product``, ``quotient`` and ``power`` have the form that :func:`add`,
-    :func:`multiply`, :func:`divide` and :func:`power` give them: numbers are computed and come
+    ``sum``, ``product``, ``quotient`` and ``power`` have the form that ``add``, ``multiply``,
+    ``divide`` and ``power`` give them: numbers are computed and come
     first, terms 0 and factors 1 are left out, a product ends with at most one quotient. ``=``,
     ``<``, ``>`` and ``≥`` are relations, ``cases`` has a relation, a value and another value,
     ``running`` is the product of a symbol over all steps, ``call`` an operation whose formula is

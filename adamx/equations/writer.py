@@ -28,7 +28,7 @@ from adamx.equations.reader import decayed, number
 from adamx.errors import StageError
 from adamx.identity import fingerprint
 
-__all__ = ["Line", "Slot", "Writer"]
+__all__ = ["Line", "Recurrence", "Writer"]
 
 UPDATE = Symbol("update", lag=None)
 """A placeholder for the update in the formulas of a stage."""
@@ -98,7 +98,7 @@ class Line:
 
 
 @dataclasses.dataclass
-class Slot:
+class Recurrence:
     """A slot, or a clock, of a stage that is read: its symbol and its new value."""
 
     symbol: Symbol
@@ -139,7 +139,7 @@ class Writer:
 
     # A stage that was read
 
-    def stage(self, slots: Sequence[Slot], update: Expression, gradient: Expression) -> None:
+    def stage(self, slots: Sequence[Recurrence], update: Expression, gradient: Expression) -> None:
         """Write the lines of a stage, and replace the update and the gradient.
 
         Args:
