@@ -20,6 +20,7 @@ import pytest
 import adamx
 from adamx import StageError
 from adamx.arguments import spellings
+from adamx.links.link import Around
 from adamx.arguments.signature import Signature
 from helpers import each_once, says
 
@@ -817,9 +818,9 @@ def test_bias_corrected_twice():
         ([ADAM], ("of type list", "chain(*transformations)")),
         ((ADAM, ADAM), ("of type tuple", "chain(*transformations)")),
         ({"a": ADAM}, ("of type dict",)),
-        (adamx.adam, ("adam", "of type function", "is called")),
-        (adamx.scale_by_momentum, ("scale_by_momentum()", "is called")),
-        (optax.adam, ("adam", "of type function", "is called")),
+        (adamx.adam, ("adam", "of type function", "call it: adam(")),
+        (adamx.scale_by_momentum, ("of type function", "call it: scale_by_momentum(")),
+        (optax.adam, ("adam", "of type function", "call it: adam(")),
         (None, ("got None of type NoneType",)),
         ("adam", ("got 'adam' of type str",)),
         (0.1, ("got 0.1 of type float",)),
@@ -827,8 +828,40 @@ def test_bias_corrected_twice():
     ids=["list", "tuple", "dict", "recipe", "stage", "optax", "None", "str", "float"],
 )
 def test_chain_of_what_is_no_transformation(given, parts):
-    with pytest.raises(TypeError, match=says("chain() takes transformations", *parts)):
+    with pytest.raises(TypeError, match=says("chain() takes a transformation", *parts)):
         adamx.chain(ADAM, given)
+
+
+@pytest.mark.parametrize("wrap", ["where", "partition", "quantize_state"])
+def test_a_wrapper_names_itself_where_no_transformation_is_given(wrap):
+    call = {
+        "where": lambda: adamx.where("a", adamx.adamw),
+        "partition": lambda: adamx.partition({"*": adamx.adamw}),
+        "quantize_state": lambda: adamx.quantize_state(adamx.adamw, "int8"),
+    }[wrap]
+    with pytest.raises(TypeError, match=says(f"{wrap}() takes", "call it: adamw(")):
+        call()
+
+
+def test_an_optimiser_does_not_hold_the_parameters():
+    with pytest.raises(TypeError, match="passed to init and update"):
+        adamx.adamw({"w": W}, 1e-3)
+
+
+def test_a_recipe_returns_a_transformation():
+    @adamx.recipe
+    def returning_three(rate: float = 0.1):
+        return 3
+
+    with pytest.raises(TypeError, match="returning_three returned 3"):
+        returning_three()
+
+
+def test_two_axes_do_not_share_a_key():
+    with pytest.raises(ValueError, match="an axis 'where' already"):
+
+        class Another(Around, axis="where"):
+            pass
 
 
 # Applying updates ------------------------------------------------------------------------------

@@ -821,7 +821,7 @@ def constant(loss):
             "no single learning rate .* ambiguous",
         ),
         ({"opt": 0.1}, TypeError, "opt must be .* got 0.1 of type float"),
-        ({"opt": lambda rate: rate}, TypeError, "takes transformations"),
+        ({"opt": lambda rate: rate}, TypeError, "takes a transformation"),
         ({"rates": [0.1]}, ValueError, "at least two different learning rates"),
         ({"rates": [[0.1, 0.2]]}, ValueError, "at least two different learning rates"),
         ({"rates": [0.1, -0.1]}, ValueError, "positive and finite, got -0.1"),

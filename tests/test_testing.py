@@ -388,5 +388,5 @@ def test_arguments_that_can_not_be_meant():
         ValueError, match=r"gradients have the shapes \(3,\), but parameters have \(2,\)"
     ):
         check_stage(adamx.scale(1.0), params=np.ones(2), gradients=np.ones((4, 3)))
-    with pytest.raises(TypeError, match="chain\\(\\) takes transformations"):
+    with pytest.raises(TypeError, match="chain\\(\\) takes a transformation"):
         check_stage(adamx.scale)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias, get_origin
 
 import jax
@@ -126,9 +126,12 @@ def canonical(name: str, given: Any, domain: Domain) -> Any:
                 "which no float holds"
             ) from None
     if value is None:
+        hint = ""
+        if isinstance(given, (Mapping, list, tuple)):
+            hint = ". An optimiser does not hold the parameters; they are passed to init and update"
         raise TypeError(
             f"{name} must be a number, a real array or a schedule (count -> value), "
-            f"got {as_given(given)}"
+            f"got {as_given(given)}{hint}"
         )
     known = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
     if known:

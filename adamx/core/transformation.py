@@ -294,17 +294,21 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
         scale_by_learning_rate(learning_rate=0.001),
     )
     """
-    links: list[Link] = []
-    for given in transformations:
-        if isinstance(given, Transformation):
-            links += given.links
-        elif callable(getattr(given, "init", None)) and callable(getattr(given, "update", None)):
-            links.append(Foreign(given))
-        else:
-            raise TypeError(
-                f"chain() takes transformations, got {as_given(given)}; "
-                "a list is passed as chain(*transformations), and a recipe or a stage is called: "
-                "scale_by_momentum(), not scale_by_momentum"
-            )
+    links = [link for given in transformations for link in links_of(given, "chain")]
     check_order(links)
     return Transformation(tuple(links))
+
+
+def links_of(given: Any, function: str) -> tuple[Link, ...]:
+    """The links of a transformation that was passed to a function of this name."""
+    if isinstance(given, Transformation):
+        return given.links
+    if callable(getattr(given, "init", None)) and callable(getattr(given, "update", None)):
+        return (Foreign(given),)
+    name = getattr(given, "__name__", "")
+    hint = f"call it: {name}(…)" if callable(given) and name else ""
+    if isinstance(given, (list, tuple)) and function == "chain":
+        hint = "a list is passed as chain(*transformations)"
+    raise TypeError(
+        f"{function}() takes a transformation, got {as_given(given)}{'; ' if hint else ''}{hint}"
+    )

@@ -70,6 +70,15 @@ class Around(ByValue):
     def __init_subclass__(cls, axis: str = "", **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.axis = axis
+        known = cls.axes.get(axis)
+        if known is not None and (known.__module__, known.__name__) != (
+            cls.__module__,
+            cls.__name__,
+        ):
+            raise ValueError(
+                f"there is an axis {axis!r} already, {known.__module__}.{known.__name__}; "
+                "give this one another key"
+            )
         if axis:
             cls.axes[axis] = cls
 

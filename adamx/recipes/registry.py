@@ -34,8 +34,8 @@ def recipe(factory: Callable[P, Transformation]) -> Callable[P, Transformation]:
         The same function, which checks its arguments.
 
     Raises:
-        TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, and for an annotation
-            that can't be read.
+        TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
+            can't be read, and from a call in which the factory returns no transformation.
         ValueError: if another module has a recipe of this name.
 
     >>> from adamx.core import Decay, NonNegative
@@ -63,7 +63,13 @@ def recipe(factory: Callable[P, Transformation]) -> Callable[P, Transformation]:
 
     @functools.wraps(factory)
     def make(*args: P.args, **kwargs: P.kwargs) -> Transformation:
-        return made(**signature.checked(*args, **kwargs))
+        opt = made(**signature.checked(*args, **kwargs))
+        if not isinstance(opt, Transformation):
+            raise TypeError(
+                f"the recipe {signature.name} returned {as_given(opt)}, where a transformation is "
+                "needed: return chain(…)"
+            )
+        return opt
 
     _RECIPES[signature.name] = make
     return make

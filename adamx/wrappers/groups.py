@@ -6,9 +6,12 @@ import textwrap
 from collections.abc import Mapping
 
 import jax
+from typing import Any
+
 import optax
 
 from adamx.core import Transformation, chain
+from adamx.core.transformation import links_of
 from adamx.errors import described
 from adamx.links.link import Around, choose
 from adamx.numerics.types import PyTree
@@ -62,7 +65,7 @@ def where(selector: Selector, transformation: optax.GradientTransformation) -> T
     >>> opt.update(still, opt.init(params), params)[0]
     {'bias': Array([-0., -0.], dtype=float32), 'kernel': Array([-0.1, -0.1], dtype=float32)}
     """
-    return _within(Where(selector), transformation)
+    return _within(Where(selector), transformation, "where")
 
 
 def partition(
@@ -126,14 +129,15 @@ def partition(
     selectors = tuple(transformations)
     return chain(
         *(
-            _within(Part(selectors, index), transformation)
+            _within(Part(selectors, index), transformation, "partition")
             for index, transformation in enumerate(transformations.values())
         )
     )
 
 
-def _within(chosen: Around, transformation: optax.GradientTransformation) -> Transformation:
-    return Transformation(tuple(link.within(chosen) for link in chain(transformation).links))
+def _within(chosen: Around, transformation: Any, function: str) -> Transformation:
+    links = links_of(transformation, function)
+    return Transformation(tuple(link.within(chosen) for link in links))
 
 
 class PartitionSummary(dict[str, Transformation]):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain
+from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation
+from adamx.core.transformation import links_of
 from adamx.errors import as_given
 from adamx.links.link import Around
 from adamx.links.stage import Stage
@@ -89,7 +90,7 @@ def quantize_state(
     ), mu='bf16', nu=int8(block_size=32))
     """
     quantized = Quantized.of(codec, slots, min_size=min_size, seed=seed)
-    links = chain(opt).links
+    links = links_of(opt, "quantize_state")
     quantized.check([link for link in links if isinstance(link, Stage)])
     return Transformation(tuple(link.within(quantized) for link in links))
 
