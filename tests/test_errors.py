@@ -20,8 +20,8 @@ import pytest
 import adamx
 from adamx import StageError
 from adamx.arguments import spellings
-from adamx.links.link import Around
 from adamx.arguments.signature import Signature
+from adamx.links.link import Around
 from helpers import each_once, says
 
 PARAMS = {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-
-import jax
 from typing import Any
 
+import jax
 import optax
 
 from adamx.core import Transformation, chain
