@@ -89,7 +89,10 @@ def mars(
     .. math::
         c_t &= g_t + \gamma \frac{\beta_1}{1 - \beta_1} (g_t - g_{t-1}), \qquad g_0 = 0 \\
         \tilde c_t &= c_t \min(1, 1 / \lVert c_t \rVert) \\
-        \theta_t &= \text{AdamW's step with } \tilde c_t \text{ for its gradient}
+        m_t &= \beta_1 m_{t-1} + (1-\beta_1) \tilde c_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |\tilde c_t|^2 \\
+        \theta_t &= \theta_{t-1} - \alpha \left( \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
+        + \lambda \theta_{t-1} \right)
 
     :func:`reduce_variance` can be used before any other recipe, too:
     ``chain(reduce_variance(b1), clip_by_norm(1.0), lion(rate, b1, b2))``.

@@ -49,7 +49,7 @@ def adafactor(
         \beta_t &= 1 - t^{-0.8}, \qquad
         R_t = \beta_t R_{t-1} + (1-\beta_t)\, \text{mean}_j (|g_t|^2 + \epsilon), \qquad
         C_t = \beta_t C_{t-1} + (1-\beta_t)\, \text{mean}_i (|g_t|^2 + \epsilon) \\
-        u_t &= g_t \Big/ \sqrt{R_t C_t / \text{mean}(R_t)}, \qquad
+        u_t &= g_t \Big/ \sqrt{R_t C_t / \text{mean}_i(R_t)}, \qquad
         \hat u_t = u_t / \max(1, \text{RMS}(u_t) / d) \\
         \theta_t &= \theta_{t-1} - \rho_t \max(\epsilon_2, \text{RMS}(\theta_{t-1}))\, \hat u_t,
         \qquad \rho_t = \min(10^{-2}, 1/\sqrt t)

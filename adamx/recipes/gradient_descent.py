@@ -17,7 +17,8 @@ def sgd(
 
     .. math::
         b_t = \mu b_{t-1} + g_t, \qquad \theta_t = \theta_{t-1} - \alpha b_t
-        \quad \text{or, with Nesterov,} \quad \theta_{t-1} - \alpha (g_t + \mu b_t)
+
+    With Nesterov's form, :math:`\theta_t = \theta_{t-1} - \alpha (g_t + \mu b_t)`.
 
     Args:
         learning_rate: α ≥ 0.

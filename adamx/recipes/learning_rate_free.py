@@ -40,7 +40,7 @@ def prodigy(
         r_t &= \beta_3 r_{t-1} + \eta_t d_{t-1}^2 \langle g_t, \theta_0 - \theta_{t-1} \rangle,
         \qquad s_t = \beta_3 s_{t-1} + \eta_t d_{t-1}^2 g_t \\
         \hat d_t &= c\, r_t / \lVert s_t \rVert_1, \qquad
-        d_t = \min(\max(d_0, \hat d_1, \dots, \hat d_t), \gamma d_{t-1}) \\
+        d_t = \min(D_t, \gamma d_{t-1}), \qquad D_t = \max(D_{t-1}, \hat d_t), \qquad D_0 = d_0 \\
         m_t &= \beta_1 m_{t-1} + (1-\beta_1)\, d_{t-1} g_t, \qquad
         v_t = \beta_2 v_{t-1} + (1-\beta_2)\, d_{t-1}^2 |g_t|^2 \\
         \theta_t &= \theta_{t-1} - \eta_t d_{t-1} \left(

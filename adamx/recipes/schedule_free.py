@@ -41,9 +41,9 @@ def schedule_free_adamw(
         \gamma_t = \gamma \min(1, t / T_\text{warmup}) \\
         x_t &= (1 - c_t)\, x_{t-1} + c_t z_t, \qquad
         c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^p \\
-        y_t &= (1-\beta_1) z_t + \beta_1 x_t
+        y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad z_0 = \theta_0, \qquad x_0 = \theta_0
 
-    The parameters are y. For evaluation and as the result of the training, use x =
+    The parameters are y, and start at θ₀. For evaluation and as the result of the training, use x =
     ``schedule_free_eval_params(state, params)``. The state contains only z and v, as much as Adam's
     state.
 

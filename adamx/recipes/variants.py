@@ -148,10 +148,12 @@ def nadamw(
     r"""NAdamW: NAdam with decoupled weight decay.
 
     .. math::
-        \theta_t = \theta_{t-1}
+        \mu_t &= \beta_1 \left(1 - \tfrac12 \cdot 0.96^{t\psi}\right), \qquad
+        m_t = \mu_t m_{t-1} + (1-\mu_t) g_t \\
+        \bar m_t &= \frac{\mu_{t+1} m_t}{1 - \prod_{i=1}^{t+1} \mu_i}
+        + \frac{(1 - \mu_t) g_t}{1 - \prod_{i=1}^{t} \mu_i} \\
+        \theta_t &= \theta_{t-1}
         - \alpha \left(\frac{\bar m_t}{\sqrt{\hat v_t} + \epsilon} + \lambda \theta_{t-1}\right)
-
-    with the averages of :func:`nadam`.
 
     Args:
         learning_rate: α ≥ 0.
@@ -374,7 +376,7 @@ def yogi(
     .. math::
         m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, & \hat m_t &= m_t / (1 - \beta_1^t) \\
         v_t &= v_{t-1} - (1-\beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2) |g_t|^2,
-        & \hat v_t &= v_t / (1 - \beta_2^t) \\
+        & v_0 &= a, \qquad \hat v_t = v_t / (1 - \beta_2^t) \\
         \theta_t &= \theta_{t-1} - \alpha \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
 
     Args:
@@ -382,7 +384,7 @@ def yogi(
         b1: β₁ in [0, 1).
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂; the paper advises 1e-3.
-        initial_accumulator_value: v₀ ≥ 0.
+        initial_accumulator_value: a ≥ 0, the value v₀.
 
     Equals optax.yogi except for the start of m, which is 0 here, as in the paper. Optax (like
     TensorFlow Addons) starts both m and v at ``initial_accumulator_value``, which biases the first
@@ -418,12 +420,12 @@ def adopt(
 
     .. math::
         m_t &= \beta_1 m_{t-1} + (1-\beta_1) \operatorname{clip}\left(
-        \frac{g_t}{\max(\sqrt{v_{t-1}}, \epsilon)}, \pm t^{1/4}\right) \\
-        v_t &= \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \quad v_0 = |g_0|^2 \\
+        \frac{g_t}{\max(\sqrt{v_{t-1}}, \epsilon)}, \pm (t-1)^{1/4}\right), \qquad m_1 = 0 \\
+        v_t &= \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad v_1 = |g_1|^2 \\
         \theta_t &= \theta_{t-1} - \alpha m_t
 
     The gradient is divided by the root mean square of the *previous* gradients, and then averaged.
-    The first update (t = 0) is zero.
+    The first update is zero.
 
     Args:
         learning_rate: α ≥ 0; the authors' default is 0.001.

@@ -45,8 +45,10 @@ def lookahead(sync_period: Positive = 5, slow_step_size: NonNegative = 0.8):
     r"""After every k steps, move back part of the way to the start of these steps (Lookahead).
 
     .. math::
-        \text{every } k\text{-th step:} \quad
-        \phi \leftarrow \phi + \alpha (\theta + u - \phi), \quad u \leftarrow \phi - \theta
+        \phi_t &= \begin{cases} \phi_{t-1} + \alpha (\theta + u_t - \phi_{t-1}) & t \bmod k = 0 \\
+        \phi_{t-1} & \text{otherwise} \end{cases}, \qquad \phi_0 = \theta_0 \\
+        u &\leftarrow \begin{cases} \phi_t - \theta & t \bmod k = 0 \\
+        u_t & \text{otherwise} \end{cases}
 
     Use it as the last stage of any chain, ``chain(adam(rate), lookahead())``, where the update is
     the final step. After k steps of the fast parameters θ, the slow parameters φ take one step, and
@@ -207,16 +209,14 @@ def schedule_free(
         z_t &= z_{t-1} + u_t \\
         x_t &= (1 - c_t)\, x_{t-1} + c_t z_t, \qquad
         c_t = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^p \\
-        y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad u \leftarrow y_t - y_{t-1}
+        y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad u \leftarrow y_t - y_{t-1}, \qquad
+        z_0 = \theta_0, \qquad x_0 = \theta_0
 
     The parameters are y, at which gradients are computed. :func:`schedule_free_eval_params` returns
     x, for evaluation. Use the stage as the last one, where u is a step (−γ times a direction), in a
     chain without momentum, because the average replaces the momentum. The state contains only z; x
-    is computed from z and the parameters:
-
-    .. math::
-        y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1}) + \bigl(1 - \beta_1 (1 - c_t)\bigr) u_t
-
+    is computed from z and the parameters,
+    :math:`y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1}) + (1 - \beta_1 (1 - c_t)) u_t`
     (with an additional term while β₁ changes). With β₁ = 0, the parameters equal z, and the stage
     does not change the update.
 

@@ -79,7 +79,7 @@ def growing_clip(exponent: NonNegative = 0.25):
     r"""Limit every element of the update by a bound that grows with the step count (ADOPT).
 
     .. math::
-        u \leftarrow \operatorname{clip}(u, \pm t^p), \qquad t = 0 \text{ in the first step}
+        u \leftarrow \operatorname{clip}(u, \pm (t-1)^p)
 
     In ADOPT it comes after :func:`scale_by_delayed_rms`, whose first update is zero. It prevents
     long steps while the denominator is based on few gradients. For complex u, the modulus is
@@ -120,9 +120,9 @@ def clip_by_global_norm(max_norm: Positive):
     r"""Shrink the update so that its norm over all parameters is at most ``max_norm``.
 
     .. math::
-        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right), \qquad
-        \lVert u \rVert^2 = \sum_\text{all parameters} |u|^2
+        u \leftarrow u \cdot \min\left(1, \frac{c}{\lVert u \rVert}\right)
 
+    The norm is the root of the sum of |u|² over all parameters.
     Before the first statistic, it clips the gradient. Every finite gradient is clipped, even if its
     squares would overflow. Non-finite elements remain visible: with a NaN, all elements become NaN;
     with an infinity, this element stays non-finite and all others become 0.

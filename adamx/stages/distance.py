@@ -46,7 +46,7 @@ def estimate_distance(
         r_t &= \beta_3 r_{t-1} + \eta_t d_{t-1}^2 \langle g_t, \theta_0 - \theta_{t-1} \rangle,
         \qquad s_t = \beta_3 s_{t-1} + \eta_t d_{t-1}^2 g_t \\
         \hat d_t &= c\, r_t / \lVert s_t \rVert_1, \qquad
-        d_t = \min(\max(d_0, \hat d_1, \dots, \hat d_t), \gamma d_{t-1}) \\
+        d_t = \min(D_t, \gamma d_{t-1}), \qquad D_t = \max(D_{t-1}, \hat d_t), \qquad D_0 = d_0 \\
         g &\leftarrow d_{t-1} g_t
 
     with :math:`\langle\cdot,\cdot\rangle` and :math:`\lVert\cdot\rVert_1` over all parameters, and

@@ -49,16 +49,15 @@ def scale_by_factored_rms(
         R_t &= \beta_t R_{t-1} + (1-\beta_t)\, \text{mean}_j (|g_t|^2 + \epsilon), \qquad
         C_t = \beta_t C_{t-1} + (1-\beta_t)\, \text{mean}_i (|g_t|^2 + \epsilon) \\
         \beta_t &= \min(1 - t^{-\rho}, \beta_\text{cap}), \qquad
-        u_{ij} \leftarrow u_{ij} \Big/ \sqrt{\frac{R_i C_j}{\text{mean}(R)}}
+        u \leftarrow u \Big/ \sqrt{\frac{R_t C_t}{\text{mean}_i(R_t)}}
 
     The product of R and C, divided by the mean of R, is the best rank-one approximation of the
     averaged squares in the generalised Kullback-Leibler divergence. An array is factored along its
     two longest axes; j is the longest one (the later one, if two are equally long). Every index of
     the other axes has its own factors. If the second longest axis is shorter than
-    ``min_dim_size_to_factor``, and for vectors and scalars, the full average is kept:
-
-    .. math::
-        v_t = \beta_t v_{t-1} + (1-\beta_t)(|g_t|^2 + \epsilon), \qquad u \leftarrow u/\sqrt{v_t}
+    ``min_dim_size_to_factor``, and for vectors and scalars, the full average is kept,
+    :math:`v_t = \beta_t v_{t-1} + (1-\beta_t)(|g_t|^2 + \epsilon)`, and
+    :math:`u \leftarrow u/\sqrt{v_t}`.
 
     Since β = 0 in the first step, the averages do not contain their start at zero, and there is no
     bias to correct.

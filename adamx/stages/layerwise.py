@@ -34,9 +34,10 @@ def trust_ratio(
     r"""Give each array an update in proportion to the norm of its parameters (LARS, LAMB).
 
     .. math::
-        u \leftarrow r\, (u + \lambda \theta), \qquad
         r = \eta \frac{\lVert \theta \rVert}{\lVert u \rVert + \lambda \lVert \theta \rVert
-        + \epsilon}, \qquad r = 1 \text{ where a norm is } 0
+        + \epsilon}, \qquad u \leftarrow r\, (u + \lambda \theta)
+
+    Where ‖θ‖ or the denominator is 0, r is 1.
 
     Before the learning rate, it makes any recipe layer-wise: after Adam's stages it gives LAMB,
     before the momentum LARS. The decay λ is the decay of LARS, which adds the norm λ‖θ‖ separately.

@@ -60,8 +60,9 @@ def scale_by_heavy_ball(momentum: Decay = 0.9, nesterov: bool = False):
     r"""Replace the update by its decaying sum, the velocity of a heavy ball (SGD with momentum).
 
     .. math::
-        b_t = \mu b_{t-1} + u_t, \qquad
-        u \leftarrow b_t \quad \text{or, with Nesterov,} \quad u_t + \mu b_t
+        b_t = \mu b_{t-1} + u_t, \qquad u \leftarrow b_t
+
+    With Nesterov's form, :math:`u \leftarrow u_t + \mu b_t`.
 
     The velocity is a sum, not an average: it amplifies a constant gradient by :math:`1/(1-\mu)`,
     and there is no bias to correct.

@@ -33,8 +33,9 @@ def stochastic_rounding(seed: int = 0):
     r"""Round the new parameter up or down at random, without bias.
 
     .. math::
-        \theta_t = \mathrm{SR}(\theta_{t-1} + u), \qquad \mathbb{E}\,\mathrm{SR}(x) = x
+        \theta_t = \mathrm{SR}(\theta_{t-1} + u)
 
+    The expectation of SR(x) is x.
     SR(x) is one of the two neighbours of x in the parameter's dtype; the nearer neighbour is more
     probable. A small step changes the parameter rarely, and then by one unit in the last place. Its
     mean is the size of the step. Numbers of the parameter's dtype are not changed, and numbers

@@ -102,8 +102,9 @@ def scale_by_delayed_rms(b2: Decay = 0.9999, eps: NonNegative = 1e-6):
     r"""Divide the update by the root mean square of the gradients before this one (ADOPT).
 
     .. math::
-        u \leftarrow \frac{u}{\max(\sqrt{v_{t-1}}, \epsilon)}, \qquad
-        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad v_0 = |g_0|^2
+        u \leftarrow \begin{cases} 0 & t = 1 \\
+        u / \max(\sqrt{v_{t-1}}, \epsilon) & \text{otherwise} \end{cases}, \qquad
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad v_1 = |g_1|^2
 
     The denominator does not depend on the current gradient, so ADOPT converges for any β₂. The
     first step only initialises v with the first squared gradient, and its update is zero. So v does

@@ -38,8 +38,9 @@ def cautious(floor: Positive = 1e-3):
 
     .. math::
         \phi = \mathbb 1[u \cdot g < 0], \qquad
-        u \leftarrow \frac{\phi\, u}{\max(\bar\phi, c)}, \qquad
-        \bar\phi = \text{the fraction of } \phi = 1 \text{ in the array}
+        u \leftarrow \frac{\phi\, u}{\max(\operatorname{mean}(\phi), c)}
+
+    The mean of φ is the fraction of the array that agrees.
 
     Use it after any recipe, ``chain(adam(rate), cautious())``. There the update is a step, which
     should point against the gradient. Or use it before the learning rate. There the update is a
@@ -51,7 +52,7 @@ def cautious(floor: Positive = 1e-3):
     Args:
         floor: c > 0, a lower bound for the divisor, so that a few remaining coordinates are not
             enlarged too much. 1e-3 as in the authors' code (the paper divides by
-            :math:`\bar\phi + \epsilon`, its first version by :math:`\bar\phi + 1/d`).
+            the mean + ε, its first version by the mean + 1/d).
 
     Source: Liang et al. 2024 (arXiv 2411.16085), Algorithm 1.
 

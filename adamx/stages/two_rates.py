@@ -84,10 +84,9 @@ def scale_by_mixed_momentum(
     warm-up of T = ``b3_warmup`` steps, in which it grows from β₁ such that its half-life grows
     linearly:
 
-    .. math::
-        \alpha_t = \min(1, t/T) \, \alpha, \qquad
-        \frac{1}{\log \beta_{3,t}} = \frac{1 - s}{\log \beta_1} + \frac{s}{\log \beta_3},
-        \quad s = \min(1, t/T)
+    :math:`\alpha_t = \min(1, t/T) \, \alpha` and
+    :math:`1 / \log \beta_{3,t} = (1 - s) / \log \beta_1 + s / \log \beta_3` with
+    :math:`s = \min(1, t/T)`.
 
     Keeps ``mu`` (m) and ``mu_slow`` (n), shaped like the parameter, and the step t.
 
