@@ -405,6 +405,8 @@ class Program:
         self.input = dict(self.now)
         for name, value in self.arrows:
             self.now[name] = value(self)
+        if [name for name, _ in self.arrows] == ["g"]:  # in front of the first statistic
+            self.now["u"] = self.now["g"]
         for name in [*self.definitions]:
             self.value(name, "t")
         self.before, self.input_before = self.now, self.input

@@ -101,8 +101,8 @@ def cautious_adamw(
     .. math::
         u_t = \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}, \quad
         \phi_t = \mathbb 1[u_t \cdot g_t > 0], \quad
-        \theta_t = \theta_{t-1} - \alpha \left( \frac{\phi_t u_t}{\max(\operatorname{mean}(\phi_t), c)}
-        + \lambda \theta_{t-1} \right)
+        \theta_t = \theta_{t-1} - \alpha \left(
+        \frac{\phi_t u_t}{\max(\operatorname{mean}(\phi_t), c)} + \lambda \theta_{t-1} \right)
 
     Args:
         learning_rate: α ≥ 0; the authors' default is 1e-3.

@@ -222,7 +222,8 @@ def scale_by_yogi(
 
     .. math::
         v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2)\, |g_t|^2, \qquad
-        v_0 = a, \qquad u \leftarrow \frac{u}{\sqrt{v_t + \epsilon_\text{root} w_t} + \epsilon \sqrt{w_t}
+        v_0 = a, \qquad
+        u \leftarrow \frac{u}{\sqrt{v_t + \epsilon_\text{root} w_t} + \epsilon \sqrt{w_t}
         + \hat\epsilon}
 
     Adam's v changes by (1 − β₂) :math:`|v - g^2|`, Yogi's v by (1 − β₂) :math:`g^2`. After a large
@@ -238,8 +239,8 @@ def scale_by_yogi(
         eps_hat: added to the root before the correction. This is the paper's ε, as the paper has no
             correction.
         eps_root: added inside the corrected root.
-        initial_accumulator_value: a, the value v₀. The paper recommends the mean square of the gradients at the
-            start.
+        initial_accumulator_value: a, the value v₀. The paper recommends the mean square of the
+            gradients at the start.
 
     Source: Zaheer et al. 2018, Adaptive methods for nonconvex optimization (NeurIPS), Algorithm 2.
 

@@ -73,7 +73,8 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
     .. math::
         u \leftarrow -\alpha \frac{u + \lambda \theta}{1 + \alpha \lambda}
 
-    so that the new parameter is :math:`(\theta - \alpha u) / (1 + \alpha \lambda)`. This is the proximal step of :math:`\lambda \lVert \theta \rVert^2 / 2`. It replaces
+    so that the new parameter is :math:`(\theta - \alpha u) / (1 + \alpha \lambda)`. This is the
+    proximal step of :math:`\lambda \lVert \theta \rVert^2 / 2`. It replaces
     :func:`add_decayed_weights` and :func:`scale_by_learning_rate`, and equals them to first order
     in αλ. Unlike them, the decay never changes the sign of a parameter, however large αλ is.
 
