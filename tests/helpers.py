@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-__all__ = ["each_once", "is_drawn", "says"]
+__all__ = ["branches", "each_once", "is_drawn", "says"]
 
 
 def says(*parts):
@@ -31,3 +31,11 @@ def is_drawn(path):
     pixels = np.asarray(matplotlib.image.imread(path))[..., :3]
     colours = np.unique((pixels * 255).astype(np.uint8).reshape(-1, 3), axis=0)
     return len(colours) > 16 and np.mean(np.ptp(pixels, axis=(0, 1))) > 0.5
+
+
+def branches(row):
+    """A row without what mathtext does not know: alignment and cases, each case by itself."""
+    head, found, tail = row.partition(r"\begin{cases}")
+    inside, _, rest = tail.partition(r"\end{cases}")
+    parts = inside.split(r"\\") if found else [""]
+    return [f"{head}{part}{rest}".replace("&", "") for part in parts]

@@ -17,6 +17,7 @@ from adamx.equations.shown import latex, text
 from adamx.equations.writer import Writer
 from adamx.testing.equations import Evaluator
 from catalog import OPTIMISERS, REPRESENTATIVES, run, slow_but, x64
+from helpers import branches
 
 pytestmark = pytest.mark.sampled
 
@@ -436,14 +437,6 @@ def test_an_observer_changes_nothing():
 
 
 # In LaTeX, and in a notebook
-
-
-def branches(row):
-    """A row without what mathtext does not know: alignment and cases, each case by itself."""
-    head, found, tail = row.partition(r"\begin{cases}")
-    inside, _, rest = tail.partition(r"\end{cases}")
-    parts = inside.split(r"\\") if found else [""]
-    return [f"{head}{part}{rest}".replace("&", "") for part in parts]
 
 
 EVERY = {name: make(0.05) for name, make in OPTIMISERS.items()} | {
