@@ -18,39 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, TypeGuard
 
-__all__ = [
-    "GRADIENT",
-    "ONE",
-    "PARAM",
-    "START",
-    "STEP",
-    "ZERO",
-    "Expression",
-    "Function",
-    "Number",
-    "Symbol",
-    "absolute",
-    "add",
-    "cases",
-    "divide",
-    "exp",
-    "expression",
-    "indicator",
-    "log",
-    "maximum",
-    "mean",
-    "minimum",
-    "multiply",
-    "norm",
-    "power",
-    "relation",
-    "rms",
-    "root",
-    "sign",
-    "substitute",
-    "walk",
-]
-
 
 class Expression:
     """A formula in normalised form; Python's operators build new formulas."""
@@ -214,34 +181,9 @@ def root(x: Any) -> Expression:
     return of("sqrt", x)
 
 
-def sign(x: Any) -> Expression:
-    """The sign of x; the sign of 0 is 0."""
-    return of("sign", x)
-
-
 def absolute(x: Any) -> Expression:
     """|x|."""
     return x if is_a(expression(x), "abs", "norm", "rms") else of("abs", x)
-
-
-def log(x: Any) -> Expression:
-    """The natural logarithm."""
-    return of("log", x)
-
-
-def exp(x: Any) -> Expression:
-    """eˣ."""
-    return of("exp", x)
-
-
-def rms(x: Any) -> Expression:
-    """The root mean square over one array."""
-    return of("rms", x)
-
-
-def indicator(holds: Expression) -> Expression:
-    """1 where the relation holds, 0 elsewhere."""
-    return of("indicator", holds)
 
 
 def norm(x: Any, over: str = "") -> Expression:
@@ -252,6 +194,17 @@ def norm(x: Any, over: str = "") -> Expression:
 def mean(x: Any, over: str = "array") -> Expression:
     """The mean over one array, or over a part of it."""
     return of("mean", x, over=over)
+
+
+def _function(name: str) -> Callable[[Any], Expression]:
+    return lambda x: of(name, x)
+
+
+sign = _function("sign")
+log = _function("log")
+exp = _function("exp")
+rms = _function("rms")  # over one array
+indicator = _function("indicator")  # 1 where a relation holds, 0 elsewhere
 
 
 def maximum(x: Any, y: Any) -> Expression:

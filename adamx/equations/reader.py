@@ -299,10 +299,6 @@ def _quotient(x: Expression, y: Expression) -> Expression:
     return x / y
 
 
-def _logarithm(x: Any) -> Expression:
-    return F.log(x)
-
-
 def _raised(base: Expression) -> Expression:
     """eˣ; the exponential of a multiple of t is a power."""
     if isinstance(base, Number):
@@ -334,17 +330,14 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "exp": _raised,
     "exp2": lambda x: 2**x,
     "expm1": lambda x: _raised(x) - 1,
-    "log": _logarithm,
-    "log1p": lambda x: _logarithm(1 + x),
-    "tanh": functools.partial(F.of, "tanh"),
-    "sin": functools.partial(F.of, "sin"),
-    "cos": functools.partial(F.of, "cos"),
+    "log": F.log,
+    "log1p": lambda x: F.log(1 + x),
     "logistic": lambda x: 1 / (1 + F.exp(-x)),
-    "erf": functools.partial(F.of, "erf"),
-    "floor": functools.partial(F.of, "floor"),
-    "round": functools.partial(F.of, "round"),
     "rem": functools.partial(F.of, "mod"),
-    "atan2": functools.partial(F.of, "atan2"),
+    **{
+        name: functools.partial(F.of, name)
+        for name in ("tanh", "sin", "cos", "erf", "floor", "round", "atan2")
+    },
     "eq": _relation("="),
     "lt": _relation("<"),
     "gt": _relation(">"),
@@ -409,7 +402,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
         1 - F.expression(beta) * decayed(F.expression(decay), before=True)
     ),
     "divide": lambda u, by, *positive: _quotient(F.expression(u), by),
-    "log": _logarithm,
+    "log": F.log,
     "mean": lambda x, axes=None, keepdims=False: F.mean(x, _BLOCKS.get(_over(axes), _over(axes))),
     "norm": _norm_of,
     "squares_of": lambda x, axis: (F.norm(x, _over(axis)) ** 2, ZERO, ZERO),
