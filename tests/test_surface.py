@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,24 @@ def test_the_index_is_up_to_date(capsys):
         "docs/api/names.md is not what the docstrings say; make it again with\n"
         "    python -m adamx.family --index > docs/api/names.md"
     )
+
+
+def test_equations_are_imported_when_they_are_asked_for():
+    program = """
+import sys, adamx
+assert "adamx.equations" not in sys.modules
+adamx.explain(adamx.sgd(0.1))
+assert "adamx.equations" in sys.modules and callable(adamx.explain)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=DOCS.parent)
+
+
+def test_imports_point_downward():
+    """A room imports from the rooms below it; the equations from all that stages need."""
+    rooms = ["numerics", "identity", "trees", "arguments", "links", "engine", "core", "states"]
+    rooms += ["stages", "recipes", "wrappers", "tools", "equations", "testing"]
+    for path in (DOCS.parent / "adamx").glob("*/**/*.py"):
+        room = path.relative_to(DOCS.parent / "adamx").parts[0]
+        found = re.findall(r"^ *from adamx\.(\w+)", path.read_text("utf-8"), re.MULTILINE)
+        above = {x for x in found if x in rooms and rooms.index(x) > rooms.index(room)}
+        assert above <= {"family"}, f"{path} imports {above}"
