@@ -297,6 +297,14 @@ def test_a_schedule_is_a_symbol_and_below_stands_what_it_is():
     ]
 
 
+def test_a_schedule_made_of_schedules_shows_them():
+    rate = optax.join_schedules([optax.constant_schedule(0.1), falling(0.2)], [5])
+    assert lines(adamx.sgd(rate))[-1] == (
+        "αₜ = join_schedules(boundaries=[5], "
+        "schedules=[constant_schedule(value=0.1), falling(start=0.2)])(t − 1)"
+    )
+
+
 def test_a_schedule_that_is_a_tree_of_numbers_shows_them():
     assert lines(adamx.schedule_free_adamw(0.1, warmup_steps=3))[-1] == "αₜ = ramp(0.1, 3.0)(t − 1)"
 

@@ -1,4 +1,4 @@
-"""The call that made an Optax transformation, read off its closures."""
+"""The call that made an Optax transformation or a schedule, read off its closures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import optax
 
 from adamx.arguments import hyper
 
-__all__ = ["written"]
+__all__ = ["call", "written"]
 
 
 def written(transformation: Any) -> str:
@@ -34,6 +34,35 @@ def written(transformation: Any) -> str:
     else:
         parts = list(_arguments(name, _factory(update), captured))
     return f"{_public(update)}({', '.join(parts)})"
+
+
+def call(function: Any) -> str:
+    """The call that made a schedule: its name, and the numbers and functions that it captured."""
+    if isinstance(function, functools.partial):  # jax.tree_util.Partial as well
+        known: dict[Any, Any] = dict(enumerate(function.args)) | function.keywords
+        name = hyper.origin(function.func)
+    else:
+        known, name = _captured(function), hyper.origin(function)
+    shown = {key: _told(value) for key, value in known.items()}
+    parts = [x if isinstance(key, int) else f"{key}={x}" for key, x in shown.items() if x]
+    return f"{name}({', '.join(parts)})"
+
+
+def _told(value: Any) -> str:
+    """A number, or a list of numbers or schedules; empty for anything else."""
+    if isinstance(value, (bool, int, float, np.ndarray, jax.Array)):
+        return hyper.show(value)
+    if isinstance(value, Mapping):
+        rows = {key: _told(x) for key, x in value.items()}
+        return (
+            f"{{{', '.join(f'{key}: {x}' for key, x in rows.items())}}}"
+            if all(rows.values())
+            else ""
+        )
+    if isinstance(value, (list, tuple)):
+        parts = [call(x) if inspect.isfunction(x) else _told(x) for x in value]
+        return f"[{', '.join(parts)}]" if parts and all(parts) else ""
+    return ""
 
 
 def _captured(function: Any) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.arguments import hyper
+from adamx.arguments import closures, hyper
 from adamx.equations import formulas as F
 from adamx.equations.formulas import PARAM, START, Expression, Function, Symbol, is_a, walk
 from adamx.equations.reader import SHAPE, Result, base_of, read, solved
@@ -128,18 +126,7 @@ def describe(value: Any) -> str:
     """The text for a schedule (with its arguments) or for an array (with its type)."""
     if not callable(value) or isinstance(value, (np.ndarray, jax.Array)):
         return hyper.show(value)
-    if isinstance(value, functools.partial):  # jax.tree_util.Partial as well
-        known = dict(enumerate(value.args)) | value.keywords
-        name = hyper.origin(value.func)
-    else:
-        captured = inspect.getclosurevars(value).nonlocals if inspect.isfunction(value) else {}
-        known, name = dict(captured), hyper.origin(value)
-    shown = [
-        hyper.show(x) if isinstance(key, int) else f"{key}={hyper.show(x)}"
-        for key, x in known.items()
-        if isinstance(x, (bool, int, float, np.ndarray, jax.Array))
-    ]
-    return f"{name}({', '.join(shown)})(t − 1)" if shown else f"{name}(t − 1)"
+    return f"{closures.call(value)}(t − 1)".replace("()(t", "(t")
 
 
 def in_symbols(stage: Callable[..., Any]) -> Callable[[Any], Any]:
