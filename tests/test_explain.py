@@ -369,6 +369,111 @@ def test_a_stage_of_ones_own_is_read_as_it_is():
     agree(adamx.chain(average(0.5), corrected, power(0.5), adamx.sgd(0.1)))
 
 
+def own(update, **slots):
+    """A stage of one's own with these slots, and a learning rate."""
+
+    @stage
+    def mine():
+        return Rule(update, slots=slots)
+
+    return adamx.chain(mine(), STEP)
+
+
+def shaped(function):
+    @stage
+    def mine():
+        return lambda signal: signal.with_update(function(signal.update))
+
+    return adamx.chain(mine(), STEP)
+
+
+def _keeps(what, start=zeros):
+    def update(signal, slots, step):
+        kept = getattr(signal, what)
+        return signal.with_statistic(signal.update - 0.5 * slots["p"]), {"p": kept}
+
+    return own(update, p=start)
+
+
+def _chosen(signal, slots, step):
+    m = 0.9 * slots["m"] + signal.update
+    return signal.with_statistic(jnp.where(m > 0, m, 0.5 * m) + signal.update), {"m": m}
+
+
+@stage
+def averaged_by_the_rest(b: Decay):
+    mean = decaying_average(1 - b)
+
+    def update(signal, slots, step):
+        mu = mean(slots["mu"], signal.update)
+        return signal.with_statistic(mu, weight=mean.weight(step)), {"mu": mu}
+
+    return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
+
+
+@jax.jit
+def power_of_a_sign(x, n):
+    return jnp.sign(x) * jnp.abs(x) ** n
+
+
+OWN = {
+    "no momentum": adamx.adam(0.05, b1=0.0),
+    "a ball without momentum": adamx.sgd(0.05, momentum=0.0),
+    "a choice of a slot": own(_chosen, m=zeros),
+    "the last update": adamx.chain(MOMENTUM, _keeps("update")),
+    "the last gradient": adamx.chain(MOMENTUM, _keeps("gradient")),
+    "the last gradient, first 1": _keeps("update", lambda param: jnp.ones_like(zeros(param))),
+    "a decay of a schedule": adamx.chain(
+        averaged_by_the_rest(lambda t: 0.3 * (1 - 0.3 / (t + 1))), CORRECTED, STEP
+    ),
+    "a clip by name": shaped(lambda u: jnp.clip(u, min=-0.1, max=0.1)),
+    "a clip from below": shaped(lambda u: jnp.clip(u, 0.1)),
+    "a function in jit": shaped(lambda u: power_of_a_sign(u, 0.5)),
+    "not greater than 0": shaped(lambda u: jnp.where(-u >= 0, u, 2 * u)),
+    "not 0": shaped(lambda u: jnp.where(u != 0.5, u, 1.0)),
+    "a choice, no divisor": shaped(lambda u: jnp.where(jnp.maximum(u, 0) == 0, 1.0, u)),
+    "a large limit": shaped(lambda u: jnp.minimum(1e12 * u, 1e10)),
+    "a remainder": shaped(lambda u: 2 * jnp.fmod(u, 0.3)),
+    "a power of a logarithm": shaped(lambda u: jnp.log(1 + jnp.abs(u)) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_equations_of_ones_own_stage_are_what_it_computes(name):
+    agree(OWN[name])
+
+
+UNREADABLE = {
+    "two sorts": shaped(lambda u: jnp.sort(u) - jnp.sort(-u)),
+    "whole numbers": shaped(lambda u: (10 * u).astype(jnp.int32).astype(u.dtype)),
+    "pairs": shaped(lambda u: jnp.sum((u[:, None] - u[None]) ** 2) * u),
+    "fewer bits": shaped(lambda u: u.astype(jnp.bfloat16).astype(u.dtype)),
+    "complex": shaped(lambda u: jnp.abs(u + 1j * u)),
+    "a step that is not the last": adamx.chain(
+        adamx.sgd(0.05), adamx.schedule_free(), adamx.scale(0.5)
+    ),
+    "a power that changes": adamx.chain(
+        adamx.sgd(0.05), adamx.schedule_free(0.05, r=lambda t: 0.5 * t)
+    ),
+    "a scheduled size": adamx.adafactor(0.05, min_dim_size_to_factor=lambda t: 2),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_says_why(name):
+    assert any(line.remark for line in explain(UNREADABLE[name]).lines)
+
+
+def test_a_formula_of_very_many_parts_is_not_written_out():
+    def halved(u):
+        x = u
+        for _ in range(30):
+            x = 0.5 * (x + jnp.abs(u) / x)
+        return x
+
+    assert len(str(explain(shaped(halved)))) < 5000
+
+
 @stage
 def ranked():
     """A stage with a primitive that has no formula."""
@@ -394,7 +499,7 @@ def test_a_stage_that_cannot_be_traced_is_a_line_with_its_name():
         return lambda signal: signal.with_update(signal.update @ signal.update[:order])
 
     assert lines(of_vectors(2), adamx.sgd(0.1))[1:] == [
-        "gₜ ← of_vectors(gₜ; order=2)   (it can't be traced with an array of shape (5, 7))",
+        "gₜ ← of_vectors(gₜ; order=2)   (TypeError in tracing it)",
         "θₜ = θₜ₋₁ − 0.1 gₜ",
     ]
 

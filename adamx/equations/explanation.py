@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,16 @@ import numpy as np
 
 from adamx.arguments import closures, hyper
 from adamx.equations import formulas as F
-from adamx.equations.formulas import PARAM, START, Expression, Function, Symbol, is_a, walk
+from adamx.equations.formulas import (
+    PARAM,
+    START,
+    ZERO,
+    Expression,
+    Function,
+    Symbol,
+    is_a,
+    walk,
+)
 from adamx.equations.reader import SHAPE, Result, base_of, read, solved
 from adamx.equations.shown import latex, text
 from adamx.equations.writer import NEW_UPDATE, Line, Recurrence, Writer, plain
@@ -107,6 +116,8 @@ _REMARKS = [
         "Inner products and 1-norms are over all parameters with this line.",
     ),
     ({("norm", "array")}, "Norms with the index l are over one array."),
+    ({("total", "array")}, "Sums with the index l are over one array."),
+    ({("total", "")}, "Sums without an index are over all parameters with this line."),
     ({("norm", "unit")}, "Norms with the index unit are over the weights of one output."),
     ({("mean", "array")}, "Means are over one array."),
     ({("rms", "")}, "RMS is the root mean square of one array."),
@@ -218,18 +229,51 @@ def _group(rows: Sequence[tuple[tuple[Any, str], ...]]) -> str:
     return " and ".join(words) or "other parameters"
 
 
-def compose(links: Sequence[Link]) -> Explanation:
-    """The equations of a sequence of links."""
+class NotReadable(Exception):
+    """A rule whose equations can't be read, and why."""
+
+
+def compose(links: Sequence[Link], opaque: Collection[str] = ()) -> Explanation:
+    """The equations of a sequence of links; those of these names are lines with their name."""
     writer = Writer()
     for link in joined(links):
         if isinstance(link, Foreign):
             writer.opaque(f"{link!r}(", ")", "Optax transformation; its equations are not known")
+        elif isinstance(link, Stage) and link.name in opaque:
+            _opaque(writer, link, "a stage behind it changes its step")
         elif isinstance(link, Stage):  # an observer changes nothing
-            try:
-                _overridden(writer, link) if link.definition.equations else _read(writer, link)
-            except StageError as error:
-                raise error.within(stage=link.name) from None
+            _explained(writer, link)
+    if writer.assumed not in (None, writer.form):
+        return compose(links, ("schedule_free",))
     return Explanation(*writer.finish())
+
+
+def _explained(writer: Writer, link: Stage) -> None:
+    """Write the equations of a stage; its name, where they can't be read."""
+    if link.definition.equations is not None:
+        try:
+            _overridden(writer, link)
+        except NotImplementedError:
+            _opaque(writer, link, "its equations are not written for these arguments")
+        return
+    taken = writer.taken
+    try:
+        stage, flags = _read_rule(writer, link)
+    except Exception as error:
+        if isinstance(error, StageError) and writer.is_certain:
+            raise error.within(stage=link.name) from None
+        writer.taken = taken
+        is_told = isinstance(error, NotReadable)
+        _opaque(writer, link, str(error) if is_told else f"{type(error).__name__} in tracing it")
+    else:
+        writer.stage(*stage, **flags)
+
+
+def _opaque(writer: Writer, link: Stage, why: str) -> None:
+    """Write a stage as one line with its name."""
+    writer.is_certain = False
+    arguments = repr(link)[len(link.name) + 1 : -1]
+    writer.opaque(f"{link.name}(", f"; {arguments})" if arguments else ")", why)
 
 
 def _overridden(writer: Writer, link: Stage) -> None:
@@ -240,28 +284,12 @@ def _overridden(writer: Writer, link: Stage) -> None:
     )
 
 
-def _read(writer: Writer, link: Stage) -> None:
-    """Write the equations of a stage; its name, where its rule can't be traced."""
-    taken = writer.taken
-    try:
-        slots, update, gradient = _read_rule(writer, link)
-    except StageError:
-        raise
-    except Exception:
-        writer.taken = taken
-        arguments = repr(link)[len(link.name) + 1 : -1]
-        tail = f"; {arguments})" if arguments else ")"
-        writer.opaque(f"{link.name}(", tail, f"it can't be traced with an array of shape {SHAPE}")
-    else:
-        writer.stage(slots, update, gradient)
-
-
 LETTERS = {"mu": "m", "nu": "v"}
 """The letters of usual slots; others are called by their own letter, or by their name."""
 
 
-def _read_rule(writer: Writer, link: Stage) -> tuple[list[Recurrence], Expression, Expression]:
-    """The slots, the update and the gradient of a stage, read off its rule."""
+def _read_rule(writer: Writer, link: Stage) -> tuple[tuple[Any, ...], dict[str, bool]]:
+    """The arguments of :meth:`Writer.stage` for a stage, read off its rule."""
     definition, arguments = link.definition, link.arguments
     known = {k: plain(arguments[k]) for k in definition.domains}
     symbols = {k: writer.number(k, arguments[k]) for k, x in known.items() if x is None}
@@ -353,6 +381,7 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Recurrence], Expressio
         (formulas, before[0], readings),
     )
     total = _mapped(_over_all, total)
+    look(_check_settled, (), ())
 
     def update(rule: Rule, given: Any, kept: Any, clock: Any, total: Any) -> Any:
         new, kept = rule.update(
@@ -367,7 +396,9 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Recurrence], Expressio
         (formulas, before[0], readings, total),
         lambda out: (out[0], NEW_UPDATE, *out[2:4], slot_symbols),
     )
-    u = defined.get(NEW_UPDATE, u)
+    new: Any = defined.get(NEW_UPDATE)
+    u = u if new is None else new
+    g = F.substitute(g, {NEW_UPDATE: u})
     kept_values = zip(*map(_flat, (slot_symbols, kept, starts[0])), strict=True)
     rows: list[Any] = [(s, defined.get(s, new), start) for s, new, start in kept_values]
     constants = {symbol.before: start for symbol, new, start in rows if new == symbol.before}
@@ -378,9 +409,8 @@ def _read_rule(writer: Writer, link: Stage) -> tuple[list[Recurrence], Expressio
         value = F.substitute(new, constants)
         if symbol.before not in constants:
             slots.append(Recurrence(symbol, value, start, _weight_of(value, symbol, weights)))
-    writer.has_statistic, writer.step = flags["has_statistic"], flags["step"]
-    writer.bias, writer.notes, writer.shapes = b, notes, out[3]
-    return slots, u, g
+    writer.shapes = out[3]
+    return (slots, u, g, b, notes), flags
 
 
 def _letter(name: str, slot: Any) -> str:
@@ -399,17 +429,26 @@ def _flat(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=_is_formula)
 
 
+def _check_settled(rule: Rule) -> None:
+    if any(clock.settle for clock in rule.clocks.values()):
+        raise NotReadable("a clock of it depends on a sum over all parameters")
+
+
 def _over_all(x: Expression) -> Expression:
-    """A number of one array as a sum over all parameters."""
-
-    def widened(part: Expression) -> Expression:
-        if not isinstance(part, Function):
-            return part
-        over = "" if part.name in ("norm", "total") and part.over == "array" else part.over
-        own = dataclasses.replace(part, over=over)
-        return F.rebuilt(own, tuple(map(widened, part.children)))
-
-    return widened(x)
+    """A number of one array as a sum over all parameters, for sums and squared norms."""
+    if x == ZERO:
+        return x
+    if is_a(x, "total") and x.over == "array":
+        return dataclasses.replace(x, over="")
+    if is_a(x, "power") and is_a(x.children[0], "norm") and x.children[0].over == "array":
+        return F.power(dataclasses.replace(x.children[0], over=""), x.children[1])
+    if is_a(x, "sum"):
+        return F.add(*map(_over_all, x.children))
+    if is_a(x, "product", "quotient"):
+        over = [y for y in x.children if any(is_a(z, "total", "norm") for z in walk(y))]
+        if len(over) == 1 and not (is_a(x, "quotient") and over[0] is x.children[1]):
+            return F.substitute(x, {over[0]: _over_all(over[0])})
+    raise NotReadable("its sum over all parameters is not a sum over each array")
 
 
 def _weight_of(

@@ -228,6 +228,7 @@ RELATIONS: dict[str, Callable[[float, float], bool]] = {
     ">": lambda x, y: x > y,
     "≥": lambda x, y: x >= y,
     "=": lambda x, y: x == y,
+    "≠": lambda x, y: x != y,
 }
 
 

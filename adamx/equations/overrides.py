@@ -25,6 +25,8 @@ __all__ = ["OVERRIDES"]
 def schedule_free(
     signal: Writer, learning_rate: Any, b1: Any, r: Any, weight_lr_power: Any
 ) -> Writer:
+    if not (r.constant and weight_lr_power.constant):
+        raise NotImplementedError
     weight = STEP**r
     share = 1 / STEP
     if isinstance(learning_rate, F.Symbol) and weight_lr_power != ZERO:
@@ -36,7 +38,9 @@ def schedule_free(
         share = signal.let("c", F.cases(total.equals(0), 1, w / total))
     z = signal.let("z", lambda z: z + signal.update, start=F.START)
     x = signal.let("x", lambda x: (1 - share) * x + share * z, start=F.START)
-    return signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
+    signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
+    signal.assumed = signal.form
+    return signal
 
 
 # One clock holds d₀, d, the largest estimate and r, and d² is kept in units of d₀.
@@ -78,6 +82,8 @@ def estimate_distance(
 def scale_by_factored_rms(
     signal: Writer, decay_rate: Any, eps: Any, b2_cap: Any, min_dim_size_to_factor: Any
 ) -> Writer:
+    if not isinstance(min_dim_size_to_factor, int):
+        raise NotImplementedError
     square = signal.gradient**2 + eps
     beta = 1 - STEP**-decay_rate
     capped = not isinstance(b2_cap, Number) or b2_cap.value < 1

@@ -9,7 +9,9 @@ becomes ``f(…)`` of the symbols that it depends on.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,15 +21,15 @@ import numpy as np
 
 from adamx.equations import formulas as F
 from adamx.equations.formulas import ONE, STEP, ZERO, Expression, Number, Symbol, is_a
-from adamx.numerics.named import PREFIX, Call, filled, recorded
+from adamx.numerics.named import CALLS, PREFIX, filled, recorded
 
 __all__ = ["SHAPE", "Result", "base_of", "decayed", "number", "read", "solved"]
 
-SHAPE = (5, 7)
+SHAPE = (53, 59)
 """The shape of the parameter with which rules are traced. A rule that treats shapes differently is
 read as it treats matrices."""
 
-_HUGE = 2.0**31 - 2  # numbers from here on are limits of formats
+_HUGE = 2.0**100  # numbers from here on stand for infinity
 
 
 def double() -> Any:
@@ -73,11 +75,11 @@ def read(
             Wherever such a result is used, its symbol stands for it; of two symbols of one result,
             the last.
     """
-    with double(), recorded() as calls:
+    with double(), recorded(), jax.disable_jit(False):
         closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
     given = jax.tree.leaves(list(formulas), is_leaf=_is_formula)
     wanted = jax.tree.leaves(symbols(out), is_leaf=_is_formula)
-    reader = _Reader(calls)
+    reader = _Reader()
     for v, symbol in reversed(list(zip(closed.jaxpr.outvars, wanted, strict=True))):
         if isinstance(symbol, Symbol) and not hasattr(v, "val") and v not in closed.jaxpr.invars:
             reader.symbols.setdefault(v, symbol)
@@ -91,7 +93,7 @@ def _is_formula(x: Any) -> bool:
 
 def decayed(beta: Expression, *, before: bool = False) -> Expression:
     """The product of β over all steps (with ``before``, without this one); βᵗ if β is constant."""
-    if isinstance(beta, Symbol) and not beta.constant:
+    if not beta.constant:
         running = F.of("running", beta)
         return running / beta if before else running
     if beta == ZERO:
@@ -110,23 +112,24 @@ def solved(new: Expression, before: Symbol, start: Any) -> Expression | None:
     if is_a(new, "accumulated") or new == before:
         return new if new != before else start
     change = new - before
-    if change.constant:
+    if change.constant and isinstance(start, Expression):
         return start + change * STEP
     if is_a(new, "sum") and is_a(new.children[0], "cases") and new.children[1:] == (ONE,):
         condition, counted, reset = new.children[0].children
         period = condition.children[1]
         counts = (counted, reset) == (before, ZERO) and condition == (before < period)
-        if counts and isinstance(period, Number):
-            return F.of("cycle", period)  # 1, 2, … k, 1, 2, …
+        if counts and isinstance(period, Number) and start == ZERO:
+            return F.of("mod", STEP - 1, max(math.ceil(period.value), 1)) + 1
     if is_a(new, "min") and isinstance(new.children[1], Number):
-        counted = solved(new.children[0], before, start)
-        return None if counted is None else F.minimum(counted, new.children[1])
+        grows = isinstance(change := new.children[0] - before, Number) and change.value > 0
+        return F.minimum(start + change * STEP, new.children[1]) if grows else None
     return None
 
 
 class _Reader:
-    def __init__(self, calls: list[Call]):
-        self.calls = calls
+    """Evaluates a jaxpr on formulas, and remembers how large they are."""
+
+    def __init__(self) -> None:
         self.symbols: dict[Any, Symbol] = {}
         self.defined: dict[Symbol, Expression] = {}
 
@@ -142,59 +145,115 @@ class _Reader:
 
         for equation in jaxpr.eqns:
             inputs = [value(v) for v in equation.invars]
-            for v, x in zip(equation.outvars, self.equation(equation, inputs), strict=True):
+            outputs = (
+                None
+                if max(map(_size, inputs), default=0) > _LARGEST
+                else self.known(equation, inputs)
+            )
+            if outputs is None:
+                symbols = {s: None for y in inputs for s in F.walk(y) if isinstance(s, Symbol)}
+                outputs = [
+                    F.of("unknown", *symbols, over=f"{equation.primitive.name}\0{next(_COUNT)}")
+                    for _ in equation.outvars
+                ]
+            for v, x in zip(equation.outvars, outputs, strict=True):
                 symbol = self.symbols.get(v)
                 if symbol is not None:
                     self.defined[symbol] = x
                 known[v] = x if symbol is None else symbol
         return [value(v) for v in jaxpr.outvars]
 
-    def equation(self, equation: Any, inputs: list[Any]) -> Sequence[Any]:
+    def known(self, equation: Any, inputs: list[Any]) -> Sequence[Any] | None:
+        """The results of an equation; None if there is no formula for them."""
         name, given = equation.primitive.name, equation.params
         inner = given.get("call_jaxpr") or given.get("jaxpr") or given.get("fun_jaxpr")
         if inner is not None and hasattr(inner, "consts"):
             label = str(given.get("name") or "")
             if label.startswith(PREFIX):
-                call = self.calls[int(label.removeprefix(PREFIX))]
+                call = CALLS[int(label.removeprefix(PREFIX))]
                 if call.name in NAMED:
                     args, named = filled(call, inputs)
                     found = NAMED[call.name](*args, **named)
                     return found if isinstance(found, tuple) else (found,)
-            info = getattr(inner.jaxpr, "debug_info", None)
-            label = label or str(getattr(info, "func_name", ""))
-            if label in DERIVED:
+            source = str(getattr(getattr(inner.jaxpr, "debug_info", None), "func_src_info", ""))
+            label, _, place = source.partition(" at ")
+            if label in DERIVED and place.startswith(_HOME):
                 return (DERIVED[label](*inputs[-_arity(equation) :]),)
             if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"):
                 return self.run(inner, inputs)
+            return None
+        if not inputs or not equation.outvars:
+            return None
+        x, before, after = inputs[0], equation.invars[0].aval, equation.outvars[0].aval
         if name in SAME:
-            return inputs[:1]
-        x: Any = inputs[0] if inputs else None
-        match name:
-            case "convert_element_type":
-                is_condition = equation.invars[0].aval.dtype == np.bool_
-                to_number = jnp.issubdtype(given["new_dtype"], np.number)
-                return (_as_number(x) if is_condition and to_number else x,)
-            case "integer_pow":
-                return (F.power(x, given["y"]),)
-            case "reduce_sum":
-                return (_summed(x, given["axes"], equation.invars[0].aval.shape),)
-            case _ if name in PRIMITIVES:
-                size = math.prod(equation.outvars[0].aval.shape or (1,))
-                return (PRIMITIVES[name](*inputs),) if size else (ZERO,)
-        symbols = {s: None for y in inputs for s in F.walk(y) if isinstance(s, Symbol)}
-        unknown = F.of("unknown", *symbols, over=name)
-        return (unknown,) * len(equation.outvars)
+            return (x,) if isinstance(x, Number) or _is_aligned(name, before, after) else None
+        if name == "convert_element_type":
+            return _converted(x, before.dtype, after.dtype)
+        if name == "integer_pow":
+            return (F.power(x, given["y"]),)
+        if name == "reduce_sum":
+            return _summed(x, given["axes"], before.shape)
+        if name in PARTS and isinstance(x, Number):
+            return (x,)
+        if not math.prod(after.shape or (1,)):
+            return (ZERO,)
+        is_whole = np.issubdtype(before.dtype, np.integer)
+        if is_whole and name in ("max", "min"):
+            small = [y for y in inputs if not (isinstance(y, Number) and abs(y.value) >= _COUNTS)]
+            if len(small) == 1:
+                return small
+        if name not in PRIMITIVES or (is_whole and name in ("and", "or", "not", "div", "rem")):
+            return None
+        if len(after.shape) > len(SHAPE):
+            return None
+        try:
+            return (PRIMITIVES[name](*inputs),)
+        except TypeError:  # more operands than the usual ones
+            return None
+
+
+_COUNT = itertools.count()
+_COUNTS = 2**31 - 2  # whole numbers from here on are limits of counters
+_LARGEST = 400  # formulas of more parts are not shown
+_HOME = os.path.dirname(os.path.dirname(__file__))
+
+
+def _size(x: Any) -> int:
+    """The number of parts of a formula, at most slightly more than the largest that is shown."""
+    return sum(1 for _ in itertools.islice(F.walk(x), _LARGEST + 1)) if x is not None else 0
+
+
+def _is_aligned(name: str, before: Any, after: Any) -> bool:
+    """Whether elements stay at their places, beside axes of length 1."""
+    if name not in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
+        return True
+    small = math.prod(before.shape) == 1
+    plain = [tuple(n for n in x.shape if n != 1) for x in (before, after)]
+    same = plain[0] == plain[1] or (name == "broadcast_in_dim" and len(plain[0]) < 2)
+    return small or (same and len(after.shape) <= len(SHAPE))
+
+
+def _converted(x: Expression, before: Any, after: Any) -> Sequence[Any] | None:
+    if before == np.bool_:
+        return (_as_number(x),) if np.issubdtype(after, np.number) else (x,)
+    exact = isinstance(x, Number) or is_a(x, "RN", "SR") or jnp.issubdtype(before, jnp.integer)
+    narrows = not jnp.issubdtype(after, jnp.floating) or (
+        jnp.finfo(after).bits < jnp.finfo(before).bits if not exact else False
+    )
+    return (x,) if exact or not narrows else None
 
 
 def _constant(x: Any) -> Expression:
     """A constant array as a number, if all its elements are equal."""
     values = np.asarray(x)
-    if values.dtype == np.bool_ or np.issubdtype(values.dtype, np.number):
+    if values.dtype == np.bool_ or (
+        np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
+    ):
         if values.size and (values == values.flat[0]).all():
             return number(values.flat[0])
         if values.size and np.isnan(values).all():
             return Number(math.nan)
-    return F.of("unknown", over="constant")
+    return F.of("unknown", over=f"constant\0{next(_COUNT)}")
 
 
 def _arity(equation: Any) -> int:
@@ -205,12 +264,14 @@ def _as_number(condition: Expression) -> Expression:
     return condition if isinstance(condition, Number) else F.indicator(condition)
 
 
-def _summed(x: Expression, axes: Sequence[int], shape: tuple[int, ...]) -> Expression:
+def _summed(x: Expression, axes: Sequence[int], shape: tuple[int, ...]) -> Sequence[Any] | None:
     if x == ZERO or not shape:
-        return x
+        return (x,)
+    if isinstance(x, Number) or len(shape) > len(SHAPE):
+        return None
     if is_a(x, "power") and x.children[1] == Number(2.0):
-        return F.norm(x.children[0], _over(axes, shape)) ** 2
-    return F.of("total", x, over=_over(axes, shape))
+        return (F.norm(x.children[0], _over(axes, shape)) ** 2,)
+    return (F.of("total", x, over=_over(axes, shape)),)
 
 
 def _over(axes: Any, shape: tuple[int, ...] = SHAPE) -> str:
@@ -232,8 +293,10 @@ def _relation(name: str) -> Callable[[Any, Any], Expression]:
             limit = x.children[1]
             if isinstance(limit, Number) and limit.value > y.value:
                 x = x.children[0]
-        if is_a(x, "cycle") and name == "≥" and y == x.children[0] and isinstance(y, Number):
-            return F.of("mod", STEP, max(math.ceil(y.value), 1)).equals(0)
+        if name == "≥" and isinstance(y, Number) and is_a(x, "sum") and is_a(x.children[0], "mod"):
+            period = Number(float(math.ceil(y.value)))
+            if x == F.of("mod", STEP - 1, period) + 1:
+                return F.of("mod", STEP, period).equals(0)
         if y == ZERO and is_a(x, "product"):  # products of signs have the signs of products
             first = x.children[0]
             if isinstance(first, Number) and first.value < 0:
@@ -243,8 +306,9 @@ def _relation(name: str) -> Callable[[Any, Any], Expression]:
         return F.relation(name, x, y)
 
     def related_to_zero(name: str, x: Expression) -> Expression:
-        flipped = {"<": ">", ">": "<"}.get(name, name)
-        return _relation(flipped)(x, ZERO)
+        if name == "≥":
+            return F.relation(name, ZERO, x)
+        return _relation({"<": ">", ">": "<"}.get(name, name))(x, ZERO)
 
     return related
 
@@ -265,10 +329,18 @@ def _both(x: Expression, y: Expression) -> Expression:
     return F.of("and", x, y)
 
 
+def _negated(x: Expression) -> Expression:
+    if isinstance(x, Number):
+        return Number(1 - x.value)
+    pairs = {"=": "≠", "≠": "="}
+    if is_a(x, *pairs):
+        return F.relation(pairs[x.name], *x.children)
+    return F.of("not", x)
+
+
 def _selected(condition: Expression, otherwise: Expression, value: Expression) -> Expression:
-    """A choice; one that only keeps a divisor from being 0 is left out."""
-    parts = condition.children if is_a(condition, "and") else (condition,)
-    if value == ONE and otherwise.equals(0) in parts:
+    """A choice; one that keeps atan2(0, 0) from being undefined is left out."""
+    if value == ONE and is_a(condition, "and") and otherwise.equals(0) in condition.children:
         return otherwise
     return F.cases(condition, value, otherwise)
 
@@ -285,18 +357,28 @@ def _extreme(choose: Callable[[Any, Any], Expression]) -> Callable[[Any, Any], E
     return chosen
 
 
-def _clipped(x: Expression, low: Expression, high: Expression) -> Expression:
-    if low == -high:
-        return F.of("clip", x, high)
-    return F.minimum(F.maximum(x, low), high)
+def _least(x: Expression, y: Expression) -> Expression:
+    """A minimum; min(max(x, −b), b) is a clip."""
+    for bound, inside in ((x, y), (y, x)):
+        if is_a(inside, "max") and -bound in inside.children and not isinstance(inside, Number):
+            one, other = inside.children
+            return F.of("clip", other if one == -bound else one, bound)
+    return _extreme(F.minimum)(x, y)
 
 
 def _quotient(x: Expression, y: Expression) -> Expression:
-    if is_a(x, "total") and x.over == "array" and y == Number(float(math.prod(SHAPE))):
-        return F.mean(x.children[0])
-    if is_a(x, "power") and is_a(x.children[0], "norm") and y == Number(float(math.prod(SHAPE))):
-        return F.mean(x.children[0].children[0] ** 2) if x.children[0].over == "array" else x / y
+    """A quotient; a sum divided by the number of its terms is a mean."""
+    if isinstance(y, Number):
+        square = is_a(x, "power") and x.children[1] == Number(2.0)
+        part = x.children[0] if square else x
+        size = _SIZES.get(getattr(part, "over", ""))
+        if size == y.value and is_a(part, "norm" if square else "total"):
+            inside = part.children[0] ** 2 if square else part.children[0]
+            return F.mean(inside, _BLOCKS.get(part.over, part.over))
     return x / y
+
+
+_SIZES = {"array": math.prod(SHAPE), "axis=0": SHAPE[0], "axis=1": SHAPE[1]}
 
 
 def _raised(base: Expression) -> Expression:
@@ -311,6 +393,9 @@ SAME = {
     *("real", "optimization_barrier", "reduce_precision", "device_put", "sharding_constraint"),
     *("pvary", "pcast", "conj"),
 }
+PARTS = {"slice", "dynamic_slice", "gather", "transpose", "rev", "concatenate"}
+"""Primitives that take some elements, which are all equal in a number."""
+
 PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "add": F.add,
     "add_any": F.add,
@@ -319,8 +404,8 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "div": _quotient,
     "neg": lambda x: -x,
     "max": _extreme(F.maximum),
-    "min": _extreme(F.minimum),
-    "clamp": lambda low, x, high: _clipped(x, low, high),
+    "min": _least,
+    "clamp": lambda low, x, high: _least(F.maximum(x, low), high),
     "sqrt": F.root,
     "rsqrt": lambda x: 1 / F.root(x),
     "square": lambda x: x**2,
@@ -333,12 +418,14 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "log": F.log,
     "log1p": lambda x: F.log(1 + x),
     "logistic": lambda x: 1 / (1 + F.exp(-x)),
-    "rem": functools.partial(F.of, "mod"),
+    "rem": functools.partial(F.of, "rem"),
     **{
         name: functools.partial(F.of, name)
         for name in ("tanh", "sin", "cos", "erf", "floor", "round", "atan2")
     },
     "eq": _relation("="),
+    "ne": _relation("≠"),
+    "not": lambda x: _negated(x),
     "lt": _relation("<"),
     "gt": _relation(">"),
     "ge": _relation("≥"),
@@ -357,8 +444,6 @@ DERIVED: Mapping[str, Callable[..., Expression]] = {
     "_expm1": lambda x: _raised(x) - 1,
     "_limited": lambda x, largest: x,
     "_dithered": lambda x, *bits: F.of("SR", x),
-    "clip": lambda x, low, high: _clipped(x, low, high),
-    "sigmoid": lambda x: 1 / (1 + F.exp(-x)),
 }
 
 
@@ -410,5 +495,5 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     "shrunk": _shrunk,
     "shrunk_to_rms": lambda x, most: x / F.maximum(1, F.rms(x) / most),
     "rounded": lambda x, dtype: F.of("RN", x) if jnp.finfo(dtype).bits < 32 else x,
-    "bits": lambda key, shape, label="": F.of("unknown", over="bits"),
+    "bits": lambda key, shape, label="": F.of("unknown", over=f"random bits\0{next(_COUNT)}"),
 }

@@ -6,13 +6,23 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from adamx.equations.formulas import Expression, Function, Number, Symbol, is_a, of
+from adamx.equations.formulas import (
+    STEP,
+    Expression,
+    Function,
+    Number,
+    Symbol,
+    is_a,
+    of,
+    substitute,
+    walk,
+)
 
 __all__ = ["latex", "text"]
 
 _WEAK, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
 _BINDING = {
-    **dict.fromkeys(("cases", "<", ">", "≥", "="), _WEAK),
+    **dict.fromkeys(("cases", "<", ">", "≥", "=", "≠"), _WEAK),
     "sum": _SUM,
     "product": _PRODUCT,
     "quotient": _PRODUCT,
@@ -63,7 +73,7 @@ class _Renderer:
         assert isinstance(x, Function)
         if hasattr(self, f"_{x.name}"):
             return getattr(self, f"_{x.name}")(x)
-        if x.name in ("<", ">", "≥", "="):
+        if x.name in ("<", ">", "≥", "=", "≠"):
             left, right = x.children
             return f"{self(left, _SUM)} {self.relations.get(x.name, x.name)} {self(right, _SUM)}"
         inside = ", ".join(map(self, x.children))
@@ -91,10 +101,11 @@ class _Renderer:
         return f"{self.word(head)}{', '.join(map(self, x.children))}{self.word(tail)}"
 
     def _unknown(self, x: Function) -> str:
-        return f"f{self.parentheses(', '.join(map(self, x.children)))}"
+        name = Symbol("f", x.over.partition("\0")[2], lag=None)
+        return self.symbol(name) + self.parentheses(", ".join(map(self, x.children)))
 
     def _mod(self, x: Function) -> str:
-        return self.functions["mod"].join(map(self, x.children))
+        return self.functions["mod"].join(self(child, _POWER) for child in x.children)
 
     def _clip(self, x: Function) -> str:
         return self.functions["clip"].format(*map(self, x.children))
@@ -139,6 +150,16 @@ def _step(lag: int | None) -> str:
     return {None: "", 0: "t", -1: "t−1", 1: "t+1"}[lag]
 
 
+def _indexed(x: Expression) -> Expression:
+    """The formula of step i in place of t."""
+    table: dict[Expression, Expression] = {STEP: Symbol("i", lag=None)}
+    for symbol in walk(x):
+        if isinstance(symbol, Symbol) and symbol.lag == 0:
+            index = f"{symbol.index},i" if symbol.index else "i"
+            table[symbol] = dataclasses.replace(symbol, index=index, lag=None)
+    return substitute(x, table)
+
+
 class _Text(_Renderer):
     minus: str = "−"
     dot: str = " · "
@@ -152,7 +173,7 @@ class _Text(_Renderer):
         "indicator": "𝟙[{}]",
         "clip": "clip({}, ±{})",
         "rms": "RMS({})",
-        "total": "Σ({})",
+        "total": "Σ{over}({})",
         "mod": " mod ",
     }
 
@@ -180,7 +201,7 @@ class _Text(_Renderer):
     def _power(self, x: Function) -> str:
         base, exponent = x.children
         shown, above = self(base, _ATOM), self(exponent)
-        if is_a(base, "sqrt"):
+        if is_a(base, "sqrt", "log", "mod"):
             shown = f"({shown})"
         if all(letter in _SUPERSCRIPTS for letter in above):
             return shown + "".join(_SUPERSCRIPTS[letter] for letter in above)
@@ -191,7 +212,8 @@ class _Text(_Renderer):
 
     def _running(self, x: Function) -> str:
         (factor,) = x.children
-        assert isinstance(factor, Symbol)
+        if not isinstance(factor, Symbol):
+            return f"∏({self(_indexed(factor))})"
         index = f"{factor.index},i" if factor.index else "i"
         return f"∏{factor.letter}{_ACCENTS[factor.accent]}{_lowered(index)}"
 
@@ -238,7 +260,7 @@ class _Latex(_Renderer):
     minus: str = "-"
     dot: str = r" \cdot "
     thin: str = r" \, "
-    relations: Mapping[str, str] = {"≥": r"\geq"}
+    relations: Mapping[str, str] = {"≥": r"\geq", "≠": r"\neq"}
     functions: Mapping[str, str] = {
         "sqrt": r"\sqrt{{{}}}",
         "abs": "|{}|",
@@ -310,7 +332,8 @@ class _Latex(_Renderer):
 
     def _running(self, x: Function) -> str:
         (factor,) = x.children
-        assert isinstance(factor, Symbol)
+        if not isinstance(factor, Symbol):
+            return rf"\prod_{{i=1}}^t {self.parentheses(self(_indexed(factor)))}"
         letter = self.symbol(dataclasses.replace(factor, index="", lag=None))
         index = f"{factor.index},i" if factor.index else "i"
         return rf"\prod_{{i=1}}^t {letter}{self.below(index)}"

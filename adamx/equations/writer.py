@@ -135,57 +135,93 @@ class Writer:
         self._remembered: set[Expression] = set()
         self._recurrences: dict[Any, Symbol] = {}
         self._awaiting: list[Line] = []
+        self._unknown: dict[str, int] = {}  # numbers of results without a formula
+        self.assumed: Expression | None = None  # a step that equations assume to be the last one
+        self.is_certain = True  # whether all stages so far could be read
         self._name: Expression | None = None
 
     # A stage that was read
 
-    def stage(self, slots: Sequence[Recurrence], update: Expression, gradient: Expression) -> None:
-        """Write the lines of a stage, and replace the update and the gradient.
+    def stage(
+        self,
+        slots: Sequence[Recurrence],
+        update: Expression,
+        gradient: Expression,
+        bias: Expression | None,
+        notes: dict[str, Any],
+        *,
+        has_statistic: bool,
+        step: bool,
+    ) -> None:
+        """Write the lines of a stage, and replace the signal.
 
         Args:
             slots: its slots and clocks, in the order of computation.
             update: the new update, a formula of :attr:`update`.
             gradient: the new gradient.
+            bias: the new bias.
+            notes: the new notes.
+            has_statistic: whether a statistic has been computed.
+            step: whether the update is a step.
         """
         new = PARAM + (UPDATE if update == UPDATE else NEW_UPDATE)
         for x in slots:
             x.value = substitute(x.value, {new: NEXT_PARAM})
-        kept = [x for x in slots if x.value not in (UPDATE, self.gradient)]
-        previous = [x.symbol.before for x in slots if x not in kept]
-        if previous or self._asks([x.value for x in kept], update, gradient):
+        keeps_update = [x for x in slots if (x.value, x.start) == (UPDATE, ZERO)]
+        kept = [x for x in slots if x not in keeps_update]
+        if keeps_update or self._asks([x.value for x in kept], update, gradient):
             self.named()
         table: dict[Expression, Expression] = {UPDATE: self.form}
-        if previous:  # the stage keeps the update, whose own symbol serves
-            table |= dict.fromkeys(previous, self.previous)
+        for x in keeps_update:  # the symbol of the update serves
+            table |= {x.symbol: self.form, x.symbol.before: self.previous}
+        for x in [*kept]:
+            if isinstance(self.gradient, Symbol) and (x.value, x.start) == (self.gradient, ZERO):
+                kept.remove(x)
+                self._remembered.add(self.gradient)
+                table |= {x.symbol: self.gradient, x.symbol.before: self.gradient.before}
         makes_param = update != UPDATE and not is_a(PARAM + update, "sum")
 
         def filled(x: Expression) -> Expression:
-            return substitute(x, table)
+            """The formula with the symbols of this chain."""
+            return substitute(substitute(x, table), table)
 
-        shared = self._shared([filled(x) for x in (*(x.value for x in kept), update, gradient)])
-        for part, letter in shared:
-            table[part] = self.let(letter, filled(part))
+        shared = self._shared(
+            [substitute(x, table) for x in (*(x.value for x in kept), update, gradient)]
+        )
+
+        def written(x: Expression) -> Expression:
+            """The formula, after the lines of the shared parts that it contains."""
+            for part, letter in shared:
+                if part not in table and part in walk(substitute(x, table)):
+                    table[part] = self.let(letter, filled(part))
+            return filled(x)
+
         if makes_param:
             for x in kept:
                 x.value = substitute(x.value, {NEW_UPDATE: NEXT_PARAM - PARAM})
         is_changed = False
         for x in sorted(kept, key=lambda x: NEXT_PARAM in walk(x.value)):  # these come last
-            if NEXT_PARAM in walk(x.value) and not is_changed:
-                self._change(filled(filled(update)))
+            if not is_changed and {NEXT_PARAM, NEW_UPDATE}.intersection(walk(x.value)):
+                self._signal(written(update), has_statistic, step)
                 is_changed = True
-            if NEW_UPDATE in walk(x.value) and not is_changed:
-                self._change(filled(filled(update)))
-                table[NEW_UPDATE], is_changed = self.named().form, True
-            symbol = self.let(x.symbol, filled(filled(x.value)), start=x.start, weight=x.weight)
+                if NEW_UPDATE in walk(x.value):
+                    table[NEW_UPDATE] = self.named().form
+            symbol = self.let(x.symbol, written(x.value), start=x.start, weight=x.weight)
             table |= {x.symbol: symbol, x.symbol.before: symbol.before}
+        same = gradient == update
+        update, gradient = written(update), written(gradient)
         if not is_changed:
-            self._change(filled(filled(update)))
-        if not self.has_statistic:
+            self._signal(update, has_statistic, step)
+        if not has_statistic and same:
             self._assign_gradient()
         elif gradient != self.gradient:
-            self.gradient = filled(filled(gradient))
-        self.notes = jax.tree.map(filled, self.notes, is_leaf=_is_formula)
-        self.bias = None if self.bias is None else filled(self.bias)
+            self.gradient = gradient
+        self.notes = jax.tree.map(filled, notes, is_leaf=_is_formula)
+        self.bias = None if bias is None else filled(bias)
+
+    def _signal(self, update: Expression, has_statistic: bool, step: bool) -> None:
+        self.has_statistic, self.step = has_statistic, step
+        self._change(update)
 
     def _asks(self, values: Sequence[Expression], update: Expression, gradient: Expression) -> bool:
         """Whether the stage uses the update so that it needs a line of its own."""
@@ -216,7 +252,9 @@ class Writer:
 
     def with_update(self, update: Expression) -> Writer:
         """Replace the update, and the gradient too if no statistic has been computed."""
-        self.stage([], update, self.gradient if self.has_statistic else update)
+        gradient = self.gradient if self.has_statistic else update
+        flags = {"has_statistic": self.has_statistic, "step": self.step}
+        self.stage([], update, gradient, self.bias, self.notes, **flags)
         return self
 
     def with_statistic(self, update: Expression, weight: Expression | None = None) -> Writer:
@@ -387,7 +425,7 @@ class Writer:
         for line in self._awaiting:
             value = substitute(line.value, {NEXT_PARAM: Symbol("θ")})
             self._append(dataclasses.replace(line, value=value))
-        used = {x for line in self.lines for x in walk(line.value)}
+        used = {x for line in self.lines for y in (line.value, line.start) for x in walk(y)}
         return tuple(self.lines), {s: x for s, x in self.numbers.items() if s in used}
 
     # Helpers
@@ -414,7 +452,8 @@ class Writer:
         The old symbol is used again, unless the next step needs its value.
         """
         name = self._name if self.has_statistic else self.gradient
-        if not isinstance(name, Symbol) or name in self._remembered:
+        noted = (x for note in jax.tree.leaves(self.notes, is_leaf=_is_formula) for x in walk(note))
+        if not isinstance(name, Symbol) or name in self._remembered or name in noted:
             letter = "u" if self.has_statistic else "c" if name in self._remembered else "g"
             name = self.fresh(letter)
         if self.has_statistic:
@@ -446,9 +485,18 @@ class Writer:
             symbol, weight = self._pending.pop(hat)
             self.lines.append(Line(hat, _over(symbol, self._meant(weight)), again=self._has(hat)))
         self._pending.pop(line.symbol.hat, None)
-        unknown = {getattr(x, "over", ""): None for x in walk(value) if is_a(x, "unknown")}
-        remark = line.remark or ", ".join(f"f computes {name}" for name in unknown if name)
-        self.lines.append(dataclasses.replace(line, value=self._meant(value), remark=remark))
+        unknown = dict.fromkeys(x for x in walk(value) if is_a(x, "unknown"))
+        table: dict[Expression, Expression] = {}
+        names: list[str] = []
+        for x in unknown:
+            what, _, key = x.over.partition("\0")
+            index = self._unknown.setdefault(key, len(self._unknown) + 1)
+            shown = str(index) if index > 1 else ""
+            table[x] = dataclasses.replace(x, over=f"{what}\0{shown}")
+            names.append(f"f{shown} computes {what}")
+        value = substitute(self._meant(value), table) if table else self._meant(value)
+        remark = line.remark or ", ".join(dict.fromkeys(names))
+        self.lines.append(dataclasses.replace(line, value=value, remark=remark))
 
     def _meant(self, x: Expression) -> Expression:
         """The formula with weights in place of their symbols."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 
-__all__ = ["PREFIX", "Call", "filled", "named", "recorded"]
+__all__ = ["CALLS", "PREFIX", "Call", "filled", "named", "recorded"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,18 +36,20 @@ class Call(NamedTuple):
     tree: Any
 
 
-_calls: contextvars.ContextVar[list[Call] | None] = contextvars.ContextVar("calls", default=None)
+_recording: contextvars.ContextVar[bool] = contextvars.ContextVar("recording", default=False)
+
+CALLS: list[Call] = []
+"""All recorded calls; JAX keeps the traces of jitted functions, which refer to them by number."""
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[list[Call]]:
-    """Record the calls of named functions, which appear in a jaxpr as ``adamx_call_<index>``."""
-    calls: list[Call] = []
-    token = _calls.set(calls)
+def recorded() -> Iterator[None]:
+    """Let calls of named functions appear in a jaxpr as ``adamx_call_<number>``."""
+    token = _recording.set(True)
     try:
-        yield calls
+        yield
     finally:
-        _calls.reset(token)
+        _recording.reset(token)
 
 
 def named(function: Callable[P, T]) -> Callable[P, T]:
@@ -55,8 +57,7 @@ def named(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        calls = _calls.get()
-        if calls is None:
+        if not _recording.get():
             return function(*args, **kwargs)
         leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=lambda x: x is None)
         arrays = [x for x in leaves if isinstance(x, jax.Array)]
@@ -69,9 +70,9 @@ def named(function: Callable[P, T]) -> Callable[P, T]:
             own, named = jax.tree.unflatten(tree, filled)
             return function(*own, **named)  # pyright: ignore[reportCallIssue]
 
-        inner.__name__ = inner.__qualname__ = f"{PREFIX}{len(calls)}"
+        inner.__name__ = inner.__qualname__ = f"{PREFIX}{len(CALLS)}"
         kept = [_ARRAY if isinstance(x, jax.Array) else x for x in leaves]
-        calls.append(Call(function.__name__, kept, tree))
+        CALLS.append(Call(function.__name__, kept, tree))
         return jax.jit(inner)(*arrays)
 
     return call

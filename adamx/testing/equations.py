@@ -82,11 +82,11 @@ class Evaluator:
             return self._of(starts[symbol], name)
         return self.now[x][name]
 
-    def _running(self, factor: Symbol, name: str) -> Any:
+    def _running(self, factor: Expression, name: str) -> Any:
         key = factor, name
         t, product = self.products.get(key, (0, 1.0))
         if t < self.t:
-            self.products[key] = self.t, product * self._symbol(factor, name)
+            self.products[key] = self.t, product * self._of(factor, name)
         return self.products[key][1]
 
     def _of(self, x: Any, name: str) -> Any:
@@ -96,9 +96,7 @@ class Evaluator:
             return self._symbol(x, name)
         assert isinstance(x, Function)
         if x.name == "running":
-            (factor,) = x.children
-            assert isinstance(factor, Symbol)
-            return self._running(factor, name)
+            return self._running(x.children[0], name)
         if x.name in ("norm1", "inner") or (x.name in ("norm", "total") and not x.over):
             parts = [[self._of(a, other) for a in x.children] for other in self.params]
             sums = [sum(np.sum(term(*part)) for part in parts) for term in [_TERMS[x.name]]]
@@ -149,6 +147,9 @@ _FUNCTIONS: Mapping[str, Any] = {
     "min": np.minimum,
     "atan2": np.arctan2,
     "mod": np.mod,
+    "rem": np.fmod,
+    "not": np.logical_not,
+    "erf": np.vectorize(math.erf),
     "RN": np.float64,  # rounds to the parameter's dtype, here float64
     "SR": np.float64,
     **RELATIONS,
