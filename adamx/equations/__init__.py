@@ -3,7 +3,8 @@
 ==============  ====================================================================================
 ``formulas``    formulas in a normalised form
 ``shown``       formulas as text and as LaTeX
-``reader``      the formulas of a rule, read off its jaxpr
+``reader``      formulas, read off a jaxpr
+``rules``       what a stage does: its clocks, slots and signal
 ``writer``      the lines of an algorithm: names, averages and their corrections
 ``overrides``   the equations of the stages whose arithmetic differs from the paper's form
 ==============  ====================================================================================

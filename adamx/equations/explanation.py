@@ -8,30 +8,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adamx.arguments import closures, hyper
-from adamx.equations import formulas as F
 from adamx.equations.formulas import (
-    PARAM,
-    START,
-    ZERO,
-    Expression,
     Function,
     Symbol,
-    is_a,
     walk,
 )
-from adamx.equations.reader import SHAPE, Result, base_of, read, solved
+from adamx.equations.rules import NotReadable, RuleReader
 from adamx.equations.shown import latex, text
-from adamx.equations.writer import NEW_UPDATE, Line, Recurrence, Writer, plain
+from adamx.equations.writer import Line, Writer
 from adamx.errors import StageError, described
 from adamx.links.foreign import Foreign
 from adamx.links.link import Link
-from adamx.links.rule import KEY, Clock, Rule, Step
-from adamx.links.signal import Signal
-from adamx.links.slots import Slot
 from adamx.links.stage import Stage, joined
 
 __all__ = ["Explanation", "explain", "in_symbols"]
@@ -229,10 +219,6 @@ def _group(rows: Sequence[tuple[tuple[Any, str], ...]]) -> str:
     return " and ".join(words) or "other parameters"
 
 
-class NotReadable(Exception):
-    """A rule whose equations can't be read, and why."""
-
-
 def compose(links: Sequence[Link], opaque: Collection[str] = ()) -> Explanation:
     """The equations of a sequence of links; those of these names are lines with their name."""
     writer = Writer()
@@ -258,7 +244,7 @@ def _explained(writer: Writer, link: Stage) -> None:
         return
     taken = writer.taken
     try:
-        stage, flags = _read_rule(writer, link)
+        stage, flags = RuleReader(writer, link).read()
     except Exception as error:
         if isinstance(error, StageError) and writer.is_certain:
             raise error.within(stage=link.name) from None
@@ -282,180 +268,3 @@ def _overridden(writer: Writer, link: Stage) -> None:
     equations(
         writer, **{k: writer.number(k, x) if k in domains else x for k, x in link.arguments.items()}
     )
-
-
-LETTERS = {"mu": "m", "nu": "v"}
-"""The letters of usual slots; others are called by their own letter, or by their name."""
-
-
-def _read_rule(writer: Writer, link: Stage) -> tuple[tuple[Any, ...], dict[str, bool]]:
-    """The arguments of :meth:`Writer.stage` for a stage, read off its rule."""
-    definition, arguments = link.definition, link.arguments
-    known = {k: plain(arguments[k]) for k in definition.domains}
-    symbols = {k: writer.number(k, arguments[k]) for k, x in known.items() if x is None}
-    fixed = {k: known.get(k) if known.get(k) is not None else x for k, x in arguments.items()}
-    is_narrow = definition.place == "rounding"  # it acts on parameters of few bits only
-    dtype = jnp.dtype(jnp.float32 if is_narrow else jnp.float64)
-    param_dtype = jnp.dtype(jnp.bfloat16) if is_narrow else dtype
-    array, scalar = jax.ShapeDtypeStruct(SHAPE, dtype), jax.ShapeDtypeStruct((), dtype)
-    numbers = dict.fromkeys(symbols, scalar)
-
-    def rule(numbers: Mapping[str, Any]) -> Rule:
-        made = definition.factory(**{**fixed, **numbers})
-        rule = made if isinstance(made, Rule) else Rule(lambda s, slots, step: (made(s), slots))
-        if rule.seed is None:
-            return rule
-        key = Clock(lambda: jnp.zeros((), jnp.uint32), lambda key: key, lambda key: key)
-        return dataclasses.replace(rule, seed=None, clocks={**rule.clocks, "bits": key})
-
-    def look(function: Any, shapes: Any, formulas: Any, names: Any = lambda out: out) -> Result:
-        return read(
-            lambda numbers, given: function(rule(numbers), *given),
-            [numbers, shapes],
-            [symbols, formulas],
-            names,
-        )
-
-    # The names of slots and clocks.
-    param = jax.ShapeDtypeStruct(SHAPE, param_dtype)
-    starts, shapes, _ = look(
-        lambda rule, param: (
-            {k: start(param) for k, start in rule.slots.items()},
-            {k: clock.start() for k, clock in rule.clocks.items()},
-        ),
-        (param,),
-        (START,),
-    )
-    letters: dict[str, str] = {}
-    look(lambda rule: letters.update({k: _letter(k, s) for k, s in rule.slots.items()}), (), ())
-    slot_symbols = {
-        k: jax.tree.map(lambda _, k=k: writer.fresh(letters[k]), x, is_leaf=_is_formula)
-        for k, x in starts[0].items()
-    }
-    clock_symbols = {k: writer.fresh(k[0]) for k in starts[1]}
-    before = _mapped(lambda s: s.before, (slot_symbols, clock_symbols))
-
-    # Clocks, solved where they count steps or add logarithms.
-    ticked, _, _ = look(
-        lambda rule, kept: {k: clock.tick(kept[k]) for k, clock in rule.clocks.items()},
-        (shapes[1],),
-        (before[1],),
-    )
-    slots: list[Recurrence] = []
-    for k, new in ticked.items():
-        found = solved(new, before[1][k], starts[1][k])
-        if found is None:
-            slots.append(Recurrence(clock_symbols[k], new, starts[1][k]))
-            found = clock_symbols[k]
-        ticked[k] = found
-    readings, reading_shapes, _ = look(
-        lambda rule, kept: {k: clock.read(kept[k]) for k, clock in rule.clocks.items()},
-        (shapes[1],),
-        (ticked,),
-    )
-    weights = {
-        base_of(x): readings[k]
-        for k, x in ticked.items()
-        if is_a(x, "accumulated") and _is_formula(readings[k])
-    }
-    readings = _mapped(lambda x: writer.weight_symbol(x) if x in weights.values() else x, readings)
-
-    # The rule itself.
-    notes, note_shapes = writer.notes, writer.shapes
-    bias = None if writer.bias is None else scalar
-    flags: dict[str, bool] = {}
-
-    def signal(g: Any, u: Any, p: Any, bias: Any, notes: Any) -> Signal:
-        dtypes = (param_dtype, param_dtype)
-        return Signal(
-            g, u, bias, writer.has_statistic, writer.step, notes, True, _param=p, _dtypes=dtypes
-        )
-
-    given = (array, array, array, bias, note_shapes)
-    formulas = (writer.gradient, writer.update, PARAM, writer.bias, notes)
-    total, total_shapes, _ = look(
-        lambda rule, given, kept, clock: (
-            None if rule.global_sum is None else rule.global_sum(signal(*given), kept, Step(clock))
-        ),
-        (given, shapes[0], reading_shapes),
-        (formulas, before[0], readings),
-    )
-    total = _mapped(_over_all, total)
-    look(_check_settled, (), ())
-
-    def update(rule: Rule, given: Any, kept: Any, clock: Any, total: Any) -> Any:
-        new, kept = rule.update(
-            signal(*given), kept, Step({KEY: clock.get("bits"), **clock}, total)
-        )
-        flags.update(has_statistic=new.has_statistic, step=new.step)
-        return new.gradient, new.update, new.bias, new.notes, kept
-
-    (g, u, b, notes, kept), out, defined = look(
-        update,
-        (given, shapes[0], reading_shapes, total_shapes),
-        (formulas, before[0], readings, total),
-        lambda out: (out[0], NEW_UPDATE, *out[2:4], slot_symbols),
-    )
-    new: Any = defined.get(NEW_UPDATE)
-    u = u if new is None else new
-    g = F.substitute(g, {NEW_UPDATE: u})
-    kept_values = zip(*map(_flat, (slot_symbols, kept, starts[0])), strict=True)
-    rows: list[Any] = [(s, defined.get(s, new), start) for s, new, start in kept_values]
-    constants = {symbol.before: start for symbol, new, start in rows if new == symbol.before}
-    g, u, b, notes = _mapped(lambda x: F.substitute(x, constants), (g, u, b, notes))
-    order = list(defined)
-    rows.sort(key=lambda row: order.index(row[0]) if row[0] in defined else -1)
-    for symbol, new, start in rows:
-        value = F.substitute(new, constants)
-        if symbol.before not in constants:
-            slots.append(Recurrence(symbol, value, start, _weight_of(value, symbol, weights)))
-    writer.shapes = out[3]
-    return (slots, u, g, b, notes), flags
-
-
-def _letter(name: str, slot: Any) -> str:
-    return Slot.of(slot).letter or LETTERS.get(name, name)
-
-
-def _is_formula(x: Any) -> bool:
-    return isinstance(x, Expression)
-
-
-def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    return jax.tree.map(function, tree, is_leaf=_is_formula)
-
-
-def _flat(tree: Any) -> list[Any]:
-    return jax.tree.leaves(tree, is_leaf=_is_formula)
-
-
-def _check_settled(rule: Rule) -> None:
-    if any(clock.settle for clock in rule.clocks.values()):
-        raise NotReadable("a clock of it depends on a sum over all parameters")
-
-
-def _over_all(x: Expression) -> Expression:
-    """A number of one array as a sum over all parameters, for sums and squared norms."""
-    if x == ZERO:
-        return x
-    if is_a(x, "total") and x.over == "array":
-        return dataclasses.replace(x, over="")
-    if is_a(x, "power") and is_a(x.children[0], "norm") and x.children[0].over == "array":
-        return F.power(dataclasses.replace(x.children[0], over=""), x.children[1])
-    if is_a(x, "sum"):
-        return F.add(*map(_over_all, x.children))
-    if is_a(x, "product", "quotient"):
-        over = [y for y in x.children if any(is_a(z, "total", "norm") for z in walk(y))]
-        if len(over) == 1 and not (is_a(x, "quotient") and over[0] is x.children[1]):
-            return F.substitute(x, {over[0]: _over_all(over[0])})
-    raise NotReadable("its sum over all parameters is not a sum over each array")
-
-
-def _weight_of(
-    value: Expression, symbol: Symbol, weights: Mapping[Expression, Expression]
-) -> Expression | None:
-    """The weight of an average with this new value."""
-    if len(weights) == 1:
-        return next(iter(weights.values()))
-    own = (weight for beta, weight in weights.items() if beta * symbol.before in walk(value))
-    return next(own, None)
