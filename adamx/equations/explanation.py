@@ -11,11 +11,7 @@ import jax
 import numpy as np
 
 from adamx.arguments import closures, hyper
-from adamx.equations.formulas import (
-    Function,
-    Symbol,
-    walk,
-)
+from adamx.equations.formulas import Function, Symbol, walk
 from adamx.equations.rules import NotReadable, RuleReader
 from adamx.equations.shown import latex, text
 from adamx.equations.writer import Line, Writer

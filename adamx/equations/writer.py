@@ -116,7 +116,6 @@ class Writer:
 
     update: Expression = UPDATE
     param: Expression = PARAM
-    next_param: Expression = NEXT_PARAM
 
     def __init__(self) -> None:
         self.lines: list[Line] = [Line(Symbol("g"), GRADIENT)]
@@ -277,11 +276,6 @@ class Writer:
         if name not in self.notes:
             raise StageError(f"there is no note {name!r}; put this stage after {by}")
         return self.notes[name]
-
-    def without_bias(self) -> Writer:
-        """Forget the bias, because the update does not depend on it."""
-        self.bias = None
-        return self
 
     # Lines
 
