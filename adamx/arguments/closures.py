@@ -21,8 +21,9 @@ __all__ = ["call", "written"]
 def written(transformation: Any) -> str:
     """The call that made a transformation, as far as its closures show it."""
     update = transformation.update
-    if isinstance(update, functools.partial) and update.args:  # of a chain of adamx
-        rows = [row.strip() for row in repr(update.args[0]).splitlines()]
+    program = update.args[0] if isinstance(update, functools.partial) and update.args else None
+    if hasattr(program, "links"):  # of a chain of adamx
+        rows = [row.strip() for row in repr(program).splitlines()]
         return " ".join(rows).replace("( ", "(").replace(", )", ")")
     captured = _captured(transformation.init) | _captured(update)
     name = hyper.origin(update)
