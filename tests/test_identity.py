@@ -34,6 +34,8 @@ from adamx.identity import ByValue, fingerprint
 from catalog import slow_but
 from helpers import each_once
 
+pytestmark = pytest.mark.sampled
+
 W = jnp.ones(2)
 LR = 0.5
 

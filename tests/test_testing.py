@@ -16,6 +16,8 @@ from adamx.core import NonNegative, Real, Rule, Slot, stage, zeros
 from adamx.equations import in_symbols
 from adamx.testing import check_stage, conformance
 
+pytestmark = pytest.mark.sampled
+
 NAMES = set(conformance._PROMISES)
 
 

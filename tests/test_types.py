@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import jax
+import pytest
 
 import adamx
 import adamx.core
@@ -15,6 +16,7 @@ import adamx.core
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_arrays_are_what_annotations_say():
     checked = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "checked_arrays.py")],
