@@ -46,14 +46,14 @@ def test_it_is_the_papers_rule(name):
     assert close(row, np.zeros_like(grads), start), "all zero"
 
 
-@pytest.mark.parametrize("name", slow_but(STAGES[::3], ROWS))
+@pytest.mark.parametrize("name", slow_but(list(STAGES)[::3], ROWS))
 def test_of_complex_parameters_it_is_the_papers_rule(name):
     row = ROWS[name]
     grads, start = gradients(row)
     assert close(row, grads.astype(np.complex64), start.astype(np.complex64))
 
 
-@pytest.mark.parametrize("name", slow_but(STAGES[1::3], ROWS))
+@pytest.mark.parametrize("name", slow_but(list(STAGES)[1::3], ROWS))
 def test_in_double_precision_it_is_the_oracle(name):
     row = ROWS[name]
     grads, start = gradients(row)
