@@ -20,7 +20,7 @@ from adamx.tools.sweep_result import Sweep
 from adamx.wrappers import *
 
 if TYPE_CHECKING:
-    from adamx.equations import Explanation, explain, in_symbols
+    from adamx.equations import Explanation, explain
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,6 @@ __all__ = [
     "from_config",
     "get_recipe",
     "hyperparams",
-    "in_symbols",
     "list_recipes",
     "recipe",
     "restore_state",
@@ -55,7 +54,7 @@ __all__ += wrappers.__all__
 
 def __getattr__(name: str) -> Any:
     """Equations are imported when they are asked for."""
-    if name in ("Explanation", "explain", "in_symbols"):
+    if name in ("Explanation", "explain"):
         from adamx import equations
 
         return getattr(equations, name)

@@ -13,7 +13,7 @@ import pytest
 
 import adamx
 from adamx.core import NonNegative, Real, Rule, Slot, stage, zeros
-from adamx.equations import in_symbols
+from adamx.equations import paper_form
 from adamx.testing import check_stage, conformance
 
 pytestmark = pytest.mark.sampled
@@ -163,9 +163,9 @@ def misprinted(factor: Real = 0.5):
     return shaped(lambda u: factor * u)
 
 
-@in_symbols(misprinted)
-def _(signal, factor):
-    return signal.with_update(2 * factor * signal.update)
+@paper_form(misprinted)
+def _(factor):
+    return shaped(lambda u: 2 * factor * u)
 
 
 @stage

@@ -10,7 +10,7 @@
 ==============  ====================================================================================
 """
 
-from adamx.equations import overrides as overrides  # registers them
-from adamx.equations.explanation import Explanation, explain, in_symbols
+from adamx.equations.explanation import Explanation, explain
+from adamx.equations.overrides import paper_form  # registers the rules of the papers
 
-__all__ = ["Explanation", "explain", "in_symbols"]
+__all__ = ["Explanation", "explain", "paper_form"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,15 +12,14 @@ import numpy as np
 
 from adamx.arguments import closures, hyper
 from adamx.equations.formulas import Function, Symbol, walk
-from adamx.equations.rules import NotReadable, RuleReader
+from adamx.equations.lines import Line, written
+from adamx.equations.program import Program
 from adamx.equations.shown import latex, text
-from adamx.equations.writer import Line, Writer
-from adamx.errors import StageError, described
+from adamx.errors import described
 from adamx.links.foreign import Foreign
 from adamx.links.link import Link
-from adamx.links.stage import Stage, joined
 
-__all__ = ["Explanation", "explain", "in_symbols"]
+__all__ = ["Explanation", "explain"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,31 +125,6 @@ def describe(value: Any) -> str:
     return f"{closures.call(value)}(t − 1)".replace("()(t", "(t")
 
 
-def in_symbols(stage: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Register the equations of a stage: a function of the signal and the stage's arguments.
-
-    >>> from adamx.core import Real, stage
-    >>> from adamx.equations import explain, in_symbols
-    >>> from adamx.equations.formulas import absolute, sign
-    >>> @stage
-    ... def power(exponent: Real):
-    ...     return lambda s: s.with_update(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
-    >>> @in_symbols(power)
-    ... def _(signal, exponent):
-    ...     return signal.with_update(sign(signal.update) * absolute(signal.update) ** exponent)
-    >>> explain(adamx.chain(power(0.5), adamx.scale_by_learning_rate(0.1)))
-    gₜ = ∇f(θₜ₋₁)
-    gₜ ← sign(gₜ) |gₜ|^0.5
-    θₜ = θₜ₋₁ − 0.1 gₜ
-    """
-
-    def register(equations: Any) -> Any:
-        stage.definition.equations = equations  # pyright: ignore[reportFunctionMemberAccess]
-        return equations
-
-    return register
-
-
 def explain(opt: Any) -> Explanation:
     r"""The equations that an optimiser computes in one step.
 
@@ -215,52 +189,11 @@ def _group(rows: Sequence[tuple[tuple[Any, str], ...]]) -> str:
     return " and ".join(words) or "other parameters"
 
 
-def compose(links: Sequence[Link], opaque: Collection[str] = ()) -> Explanation:
-    """The equations of a sequence of links; those of these names are lines with their name."""
-    writer = Writer()
-    for link in joined(links):
-        if isinstance(link, Foreign):
-            writer.opaque(f"{link!r}(", ")", "Optax transformation; its equations are not known")
-        elif isinstance(link, Stage) and link.name in opaque:
-            _opaque(writer, link, "a stage behind it changes its step")
-        elif isinstance(link, Stage):  # an observer changes nothing
-            _explained(writer, link)
-    if writer.assumed not in (None, writer.form):
-        return compose(links, ("schedule_free",))
-    return Explanation(*writer.finish())
-
-
-def _explained(writer: Writer, link: Stage) -> None:
-    """Write the equations of a stage; its name, where they can't be read."""
-    if link.definition.equations is not None:
-        try:
-            _overridden(writer, link)
-        except NotImplementedError:
-            _opaque(writer, link, "its equations are not written for these arguments")
-        return
-    taken = writer.taken
-    try:
-        stage, flags = RuleReader(writer, link).read()
-    except Exception as error:
-        if isinstance(error, StageError) and writer.is_certain:
-            raise error.within(stage=link.name) from None
-        writer.taken = taken
-        is_told = isinstance(error, NotReadable)
-        _opaque(writer, link, str(error) if is_told else f"{type(error).__name__} in tracing it")
-    else:
-        writer.stage(*stage, **flags)
-
-
-def _opaque(writer: Writer, link: Stage, why: str) -> None:
-    """Write a stage as one line with its name."""
-    writer.is_certain = False
-    arguments = repr(link)[len(link.name) + 1 : -1]
-    writer.opaque(f"{link.name}(", f"; {arguments})" if arguments else ")", why)
-
-
-def _overridden(writer: Writer, link: Stage) -> None:
-    domains, equations = link.definition.domains, link.definition.equations
-    assert equations is not None
-    equations(
-        writer, **{k: writer.number(k, x) if k in domains else x for k, x in link.arguments.items()}
-    )
+def compose(links: Sequence[Link]) -> Explanation:
+    """The equations of a sequence of links."""
+    program = Program(links)
+    rows = program.read()
+    if not program.is_last:
+        program = Program(links, ["schedule_free"])
+        rows = program.read()
+    return Explanation(*written(*rows, program.numbers))

@@ -1,52 +1,105 @@
-"""The equations of the stages whose arithmetic differs from the form in their papers.
+"""Rules in the arithmetic of the papers, of the stages that compute in another way.
 
-Each equation is a function of the :class:`~adamx.equations.writer.Writer`, which has the vocabulary
-of the numeric signal, and of the stage's arguments. Hyperparameters are formulas; other arguments
-are passed unchanged.
+Such a rule takes the arguments of its stage, is read in place of the stage's own rule, and computes
+the same for matrices. ``let`` gives a value a line of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
-from adamx import stages
-from adamx.equations import formulas as F
-from adamx.equations.explanation import in_symbols
-from adamx.equations.formulas import STEP, ZERO, Number
-from adamx.equations.reader import decayed
-from adamx.equations.writer import Writer
+import jax.numpy as jnp
 
-__all__ = ["OVERRIDES"]
+from adamx import stages
+from adamx.core import (
+    Clock,
+    Rule,
+    Slot,
+    decay_clock,
+    decaying_average,
+    is_off,
+    iterate,
+    squares,
+    zeros,
+)
+from adamx.equations.formulas import fresh
+from adamx.equations.program import LAST, NotReadable, is_constant, let, mean_along, over_all, width
+from adamx.numerics.arithmetic import log
+
+__all__ = ["OVERRIDES", "paper_form"]
+
+
+def paper_form(stage: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Register a rule in the arithmetic of a paper, which ``explain`` reads in place of a stage's.
+
+    >>> from adamx.core import Real, stage
+    >>> from adamx.equations import explain, paper_form
+    >>> @stage
+    ... def power(exponent: Real):
+    ...     def shape(signal):
+    ...         size = jnp.exp(exponent * jnp.log(jnp.abs(signal.update)))
+    ...         return signal.with_update(jnp.sign(signal.update) * size)
+    ...     return shape
+    >>> @paper_form(power)
+    ... def _(exponent):
+    ...     return lambda s: s.with_update(jnp.sign(s.update) * jnp.abs(s.update) ** exponent)
+    >>> explain(adamx.chain(power(0.5), adamx.scale_by_learning_rate(0.1)))
+    gₜ = ∇f(θₜ₋₁)
+    gₜ ← sign(gₜ) √|gₜ|
+    θₜ = θₜ₋₁ − 0.1 gₜ
+    """
+
+    def register(form: Any) -> Any:
+        stage.definition.equations = form  # pyright: ignore[reportFunctionMemberAccess]
+        return form
+
+    return register
+
+
+STEPS = Clock(lambda: jnp.zeros(()), lambda t: t + 1, lambda t: t)
+
+
+def number(start: float, letter: str) -> Slot:
+    """A slot of one number, the same for all parameters."""
+    return Slot(lambda param: jnp.full((), start, param.dtype), letter=letter)
 
 
 # The state holds z alone; x, of which the paper speaks, is computed from z and the parameters.
-@in_symbols(stages.schedule_free)
-def schedule_free(
-    signal: Writer, learning_rate: Any, b1: Any, r: Any, weight_lr_power: Any
-) -> Writer:
-    if not (r.constant and weight_lr_power.constant):
-        raise NotImplementedError
-    weight = STEP**r
-    share = 1 / STEP
-    if isinstance(learning_rate, F.Symbol) and weight_lr_power != ZERO:
-        largest = signal.let("γ", lambda before: F.maximum(before, learning_rate))
-        weight = weight * largest**weight_lr_power
-    if weight != F.ONE:
-        w = signal.let("w", weight)
-        total = signal.let("W", lambda before: before + w)
-        share = signal.let("c", F.cases(total.equals(0), 1, w / total))
-    z = signal.let("z", lambda z: z + signal.update, start=F.START)
-    x = signal.let("x", lambda x: (1 - share) * x + share * z, start=F.START)
-    signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
-    signal.assumed = signal.form
-    return signal
+@paper_form(stages.schedule_free)
+def schedule_free(learning_rate: Any, b1: Any, r: Any, weight_lr_power: Any) -> Rule:
+    if not (is_constant(r) and is_constant(weight_lr_power)):
+        raise NotReadable("its weights have powers that change")
+    is_weighted = not (isinstance(learning_rate, float) or is_off(weight_lr_power))
+    slots = {"z": Slot(iterate, letter="z"), "x": Slot(iterate, letter="x")}
+    if is_weighted:
+        slots["largest"] = number(0.0, "γ")
+    if is_weighted or not is_off(r):
+        slots["total"] = number(0.0, "W")
+
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        t, kept = step.clock["steps"], {}
+        weight, share = t**r, 1 / t
+        if is_weighted:
+            kept["largest"] = jnp.maximum(slots["largest"], learning_rate)
+            weight = weight * kept["largest"] ** weight_lr_power
+        if "total" in slots:
+            weight = let(weight, "w")
+            kept["total"] = slots["total"] + weight
+            share = let(jnp.where(kept["total"] == 0, 1.0, weight / kept["total"]), "c")
+        z = slots["z"] + signal.update
+        x = (1 - share) * slots["x"] + share * z
+        signal = signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
+        return signal.with_notes(**{LAST: signal.update}), kept | {"z": z, "x": x}
+
+    return Rule(update, slots, {"steps": STEPS})
 
 
 # One clock holds d₀, d, the largest estimate and r, and d² is kept in units of d₀.
-@in_symbols(stages.estimate_distance)
+@paper_form(stages.estimate_distance)
 def estimate_distance(
-    signal: Writer,
     d0: Any,
     d_coef: Any,
     growth_rate: Any,
@@ -56,134 +109,177 @@ def estimate_distance(
     b1: Any,
     b2: Any,
     b3: Any,
-) -> Writer:
-    g, unlimited = signal.gradient, growth_rate == Number(math.inf)
-    d, kappa = signal.fresh("d"), F.ONE
-    if bias_corrected:
-        kappa = signal.let("κ", F.root(signal.weight(b2)) / signal.weight(b1))
-    rate = learning_rate * kappa
-    inner = F.of("inner", g, F.START - signal.param)
-    r = signal.let("r", lambda r: b3 * r + d.before**2 * rate * inner)
-    seen = d.before**2 * (1 if safeguard_warmup else rate) * g
-    s = F.of("norm1", signal.let("s", lambda s: b3 * s + seen))
-    estimate = signal.let(d.hat, F.cases(s.equals(0), 0, d_coef * r / s))
-    if unlimited:
-        signal.let(d, F.maximum(d.before, estimate), start=d0)
-    else:
-        largest = signal.let("D", lambda before: F.maximum(before, estimate), start=d0)
-        first, grown = F.maximum(d0, estimate), d.before
-        grown = signal.let("e", F.cases(grown.equals(d0), first, grown))
-        signal.let(d, F.minimum(largest, growth_rate * grown), start=d0)
-    return signal.with_update(d.before * signal.update).with_notes(distance=d.before, unit=d)
+) -> Rule:
+    unlimited = isinstance(growth_rate, float) and growth_rate == math.inf
+    slots = {"r": number(0.0, "r"), "s": zeros, "start": iterate, "d": number(d0, "d")}
+    if not unlimited:
+        slots["largest"] = number(d0, "D")
+
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        g, d, rate, kept = signal.gradient, slots["d"], learning_rate, {}
+        if bias_corrected:
+            rate = rate * let(jnp.sqrt(step.clock["w2"]) / step.clock["w1"], "κ")
+        inner = over_all(jnp.tensordot(g, slots["start"] - signal.param, g.ndim))
+        r = b3 * slots["r"] + d**2 * rate * inner
+        s = b3 * slots["s"] + d**2 * (1 if safeguard_warmup else rate) * g
+        size = over_all(jnp.sum(jnp.abs(s)))
+        estimate = let(jnp.where(size == 0, 0.0, d_coef * r / size), fresh("d", accent="hat"))
+        if unlimited:
+            new = jnp.maximum(d, estimate)
+        else:
+            kept["largest"] = jnp.maximum(slots["largest"], estimate)
+            grown = let(jnp.where(d == d0, jnp.maximum(d0, estimate), d), "e")
+            new = jnp.minimum(kept["largest"], growth_rate * grown)
+        signal = signal.with_update(d * signal.update).with_notes(distance=d, unit=new)
+        return signal, kept | {"r": r, "s": s, "start": slots["start"], "d": new}
+
+    weights = {"w1": decay_clock(log(b1)), "w2": decay_clock(log(b2))} if bias_corrected else {}
+    return Rule(update, slots, weights)
 
 
 # The shape of an array decides whether its second moment is factored.
-@in_symbols(stages.scale_by_factored_rms)
+@paper_form(stages.scale_by_factored_rms)
 def scale_by_factored_rms(
-    signal: Writer, decay_rate: Any, eps: Any, b2_cap: Any, min_dim_size_to_factor: Any
-) -> Writer:
+    decay_rate: Any, eps: Any, b2_cap: Any, min_dim_size_to_factor: Any
+) -> Rule:
     if not isinstance(min_dim_size_to_factor, int):
-        raise NotImplementedError
-    square = signal.gradient**2 + eps
-    beta = 1 - STEP**-decay_rate
-    capped = not isinstance(b2_cap, Number) or b2_cap.value < 1
-    beta = signal.let("β", F.minimum(beta, b2_cap) if capped else beta)
-    row = signal.average("R", beta, of=F.mean(square, "j"))
-    column = signal.average("C", beta, of=F.mean(square, "i"))
-    v = signal.let(
-        "v",
-        lambda v: F.cases(
-            F.of("width", signal.gradient) >= max(min_dim_size_to_factor, 1),
-            row * column / F.mean(row, "i"),
-            beta * v + (1 - beta) * square,
-        ),
-    )
-    return signal.with_statistic(signal.update / F.root(v))
+        raise NotReadable("the shapes of what it keeps depend on the step")
+
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        square = signal.gradient**2 + eps
+        beta = 1 - step.clock["steps"] ** -decay_rate
+        capped = not isinstance(b2_cap, float) or b2_cap < 1
+        beta = let(jnp.minimum(beta, b2_cap) if capped else beta, "β")
+        row = beta * slots["R"] + (1 - beta) * mean_along(square, "j")
+        column = beta * slots["C"] + (1 - beta) * mean_along(square, "i")
+        v = jnp.where(
+            width(signal.gradient) >= max(min_dim_size_to_factor, 1),
+            row * column / mean_along(row, "i"),
+            beta * slots["v"] + (1 - beta) * square,
+        )
+        signal = signal.with_statistic(signal.update / jnp.sqrt(v))
+        return signal, {"R": row, "C": column, "v": v}
+
+    slots = {
+        "R": lambda param: mean_along(zeros(param), "j"),
+        "C": lambda param: mean_along(zeros(param), "i"),
+        "v": zeros,
+    }
+    return Rule(update, slots, {"steps": STEPS})
 
 
 # The clock adds logarithms of μ, and reads four numbers from them.
-@in_symbols(stages.scale_by_nesterov_momentum)
-def scale_by_nesterov_momentum(
-    signal: Writer, b1: Any, momentum_decay: Any, constant_decay: Any
-) -> Writer:
-    def warming_up(t: Any) -> Any:
-        return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * t))
+@paper_form(stages.scale_by_nesterov_momentum)
+def scale_by_nesterov_momentum(b1: Any, momentum_decay: Any, constant_decay: Any) -> Rule:
+    warms_up = not (isinstance(momentum_decay, float) and momentum_decay == math.inf)
 
-    now = ahead = b1
-    if momentum_decay != Number(math.inf):
-        now = signal.let("μ", warming_up(STEP))
-        ahead = signal.let(now.after, warming_up(STEP + 1))
-    signal.named()
-    m = signal.average("m", b1 if constant_decay else now, of=signal.update)
-    product = decayed(now)
-    u = ahead * m / (1 - ahead * product) + (1 - now) * signal.update / (1 - product)
-    return signal.with_statistic(signal.let(m.hat, u))
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        t, now, ahead = step.clock["steps"], b1, b1
+        if warms_up:
+            mu = fresh("μ")
+            now = let(b1 * (1 - 0.5 * 0.96 ** (momentum_decay * t)), mu)
+            ahead = let(b1 * (1 - 0.5 * 0.96 ** (momentum_decay * (t + 1))), mu.after)
+        product = now * slots["product"]
+        beta = b1 if constant_decay else now
+        m = beta * slots["m"] + (1 - beta) * signal.update
+        u = ahead * m / (1 - ahead * product) + (1 - now) * signal.update / (1 - product)
+        u = let(u, fresh("m", accent="hat"))
+        return signal.with_statistic(u), {"m": m, "product": product}
+
+    return Rule(update, {"m": zeros, "product": number(1.0, "P")}, {"steps": STEPS})
 
 
 # The state holds the norm v^(1/p) and computes powers relative to the larger term.
-@in_symbols(stages.scale_by_lp_norm)
-def scale_by_lp_norm(signal: Writer, p: Any, b2: Any, eps: Any) -> Writer:
-    size = F.absolute(signal.gradient)
-    if p == Number(math.inf):
-        n = signal.let("n", lambda n: F.maximum(b2 * n, size))
-        return signal.with_statistic(signal.update / (n + eps))
+@paper_form(stages.scale_by_lp_norm)
+def scale_by_lp_norm(p: Any, b2: Any, eps: Any) -> Rule:
+    if isinstance(p, float) and p == math.inf:
+
+        def largest(signal: Any, slots: Any, step: Any) -> Any:
+            n = jnp.maximum(b2 * slots["n"], jnp.abs(signal.gradient))
+            return signal.with_statistic(signal.update / (n + eps)), {"n": n}
+
+        return Rule(largest, {"n": squares})
     q = b2**p
-    if p.constant:
-        v = signal.average("v", q, of=size**p)
-        shrunk, n = signal.weight_symbol(signal.weight(q)) ** (1 / p), v ** (1 / p)
-    else:
-        q = signal.let("q", q)
-        shrunk = signal.weight_symbol(signal.weight(q) ** (1 / p))
-        n = signal.let("n", lambda n: (q * n**p + (1 - q) * size**p) ** (1 / p), weight=shrunk)
-    return signal.with_statistic(signal.update / (n + eps * shrunk), weight=1 / shrunk)
+    mean = decaying_average(q)
+
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        size, shrunk = jnp.abs(signal.gradient) ** p, mean.weight(step) ** (1 / p)
+        if is_constant(p):
+            v = mean(slots["v"], size)
+            n, kept = v ** (1 / p), {"v": v}
+        else:
+            q = let(b2**p, "q")
+            n = (q * slots["n"] ** p + (1 - q) * size) ** (1 / p)
+            kept = {"n": n}
+        u = signal.update / (n + eps * shrunk)
+        return signal.with_statistic(u, weight=1 / shrunk), kept
+
+    return Rule(update, {"v" if is_constant(p) else "n": squares}, mean.clocks)
 
 
 # The clock averages the age of the gradients in v, from which ρ follows for any schedule of β₂.
-@in_symbols(stages.rectify)
-def rectify(signal: Writer, threshold: Any, b2: Any) -> Writer:
-    longest = signal.let(signal.fresh("ρ", "∞", lag=None if b2.constant else 0), 2 / (1 - b2) - 1)
-    if b2.constant:
-        beta, t = decayed(b2), STEP
-        rho = signal.let("ρ", longest - 2 * t * beta / (1 - beta))
-    else:
-        ages = signal.let("S", lambda S: b2 * S + signal.weight(b2))
-        rho = signal.let("ρ", F.minimum(2 * ages / signal.weight(b2) - 1, longest))
-    spread = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
-    r = signal.let("r", F.root(spread))
-    undivided, before = signal.note("undivided", by="scale_by_rms or scale_by_belief")
-    if signal.bias is not None:
-        signal.bias = F.cases(rho > threshold, signal.bias, F.ONE if before is None else before)
-    return signal.with_update(F.cases(rho > threshold, r * signal.form, undivided))
+@paper_form(stages.rectify)
+def rectify(threshold: Any, b2: Any) -> Rule:
+
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        t, kept = step.clock["steps"], {}
+        longest = let(2 / (1 - b2) - 1, fresh("ρ", "∞"))
+        if is_constant(b2):
+            rho = longest - 2 * t * b2**t / (1 - b2**t)
+        else:
+            kept["product"] = b2 * slots["product"]
+            weight = 1 - kept["product"]
+            kept["ages"] = b2 * slots["ages"] + weight
+            rho = jnp.minimum(2 * kept["ages"] / weight - 1, longest)
+        rho = let(rho, "ρ")
+        r = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
+        r = let(jnp.sqrt(r), "r")
+        undivided, before = signal.note("undivided", by="scale_by_rms or scale_by_belief")
+        bias = signal.bias
+        if bias is not None:
+            bias = jnp.where(rho > threshold, bias, 1.0 if before is None else before)
+        u = jnp.where(rho > threshold, r * signal.update, undivided)
+        return dataclasses.replace(signal, update=u, bias=bias), kept
+
+    slots = {} if is_constant(b2) else {"ages": number(0.0, "S"), "product": number(1.0, "P")}
+    return Rule(update, slots, {"steps": STEPS})
 
 
 # β₃ is computed as 1 − β₃, by numbers that are known before the step.
-@in_symbols(stages.scale_by_mixed_momentum)
+@paper_form(stages.scale_by_mixed_momentum)
 def scale_by_mixed_momentum(
-    signal: Writer, b1: Any, b3: Any, alpha: Any, alpha_warmup: Any, b3_warmup: Any
-) -> Writer:
-    def done(warmup: Any) -> Any:
-        return F.minimum(1, STEP / F.maximum(warmup, 1))
+    b1: Any, b3: Any, alpha: Any, alpha_warmup: Any, b3_warmup: Any
+) -> Rule:
+    fast = decaying_average(b1)
 
-    signal.named()
-    m = signal.average("m", b1, of=signal.update)
-    if alpha_warmup != ZERO:
-        alpha = signal.let("α", done(alpha_warmup) * alpha)
-    if b3_warmup != ZERO:
-        s = signal.let("s", done(b3_warmup))
-        start = 0 if b1 == ZERO else (1 - s) / F.log(b1)
-        b3 = signal.let(signal.fresh("β", "3"), F.exp(1 / (start + s / F.log(b3))))
-    n = signal.average("n", b3, of=signal.update)
-    return signal.with_statistic(signal.unbiased(m) + alpha * n)
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        def done(warmup: Any) -> Any:
+            return jnp.minimum(1.0, step.clock["steps"] / jnp.maximum(warmup, 1.0))
+
+        m, factor, beta = fast(slots["m"], signal.update), alpha, b3
+        if not is_off(alpha_warmup):
+            factor = let(done(alpha_warmup) * alpha, "α")
+        if not is_off(b3_warmup):
+            s = let(done(b3_warmup), "s")
+            start = 0 if is_off(b1) else (1 - s) / jnp.log(b1)
+            beta = let(jnp.exp(1 / (start + s / jnp.log(b3))), fresh("β", "3"))
+        n = beta * slots["n"] + (1 - beta) * signal.update
+        u = m / fast.weight(step) + factor * n
+        return signal.with_statistic(u), {"m": m, "n": n}
+
+    return Rule(update, {"m": zeros, "n": zeros}, {**fast.clocks, "steps": STEPS})
 
 
 # The step is computed without the parameter, so that it does not round it.
-@in_symbols(stages.proximal_step)
-def proximal_step(signal: Writer, learning_rate: Any, weight_decay: Any) -> Writer:
-    signal.step = True
-    if weight_decay == ZERO:
-        return signal.with_statistic(-learning_rate * signal.update)
-    moved = signal.param - learning_rate * signal.update
-    return signal.with_statistic(moved / (1 + learning_rate * weight_decay) - signal.param)
+@paper_form(stages.proximal_step)
+def proximal_step(learning_rate: Any, weight_decay: Any) -> Any:
+    def shape(signal: Any) -> Any:
+        if is_off(weight_decay):
+            return signal.with_step(-learning_rate * signal.update)
+        moved = signal.param - learning_rate * signal.update
+        return signal.with_step(moved / (1 + learning_rate * weight_decay) - signal.param)
+
+    return shape
 
 
 OVERRIDES: tuple[Any, ...] = (

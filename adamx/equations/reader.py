@@ -1,6 +1,6 @@
-"""Read the formulas of a rule off its jaxpr.
+"""Read the formulas of a program off its jaxpr.
 
-A rule is traced with one array in place of a parameter, in double precision. Every value in the
+A program is traced with one array in place of a parameter, in double precision. Every value in the
 jaxpr becomes a formula: primitives become operators, and calls of named functions
 (:mod:`adamx.numerics.named`) become the formulas of their names. A primitive that is not known
 becomes ``f(…)`` of the symbols that it depends on.
@@ -8,136 +8,115 @@ becomes ``f(…)`` of the symbols that it depends on.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adamx.equations import formulas as F
-from adamx.equations.formulas import ONE, STEP, ZERO, Expression, Number, Symbol, is_a
+from adamx.equations.formulas import ONE, STEP, ZERO, Expression, Number, Symbol, as_power, is_a
 from adamx.numerics.named import CALLS, PREFIX, filled, recorded
 
-__all__ = ["SHAPE", "Result", "base_of", "decayed", "number", "read", "solved"]
+__all__ = ["SHAPE", "Definition", "number", "read"]
 
 SHAPE = (53, 59)
 """The shape of the parameter with which rules are traced. A rule that treats shapes differently is
 read as it treats matrices."""
 
 _HUGE = 2.0**100  # numbers from here on stand for infinity
+_LARGEST = 400  # formulas of more parts are not shown
+_HOME = os.path.dirname(os.path.dirname(__file__))
+_COUNT = itertools.count()
 
 
-def double() -> Any:
-    """A context of double precision, in which numbers keep the digits that the user wrote."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return jax.experimental.enable_x64()  # pyright: ignore # JAX below 0.8
-
-
-def number(x: Any) -> Number:
-    """A number of a program, without the rounding errors of its arithmetic."""
-    x = float(x)
-    return Number(float(f"{x:.12g}") if math.isfinite(x) else x)
-
-
-class Result(NamedTuple):
-    """What was read.
+@dataclasses.dataclass
+class Definition:
+    """A value with a symbol.
 
     Attributes:
-        formulas: the results, as a tree of formulas.
-        shapes: their shapes.
-        defined: the formulas of the results that have symbols, in the order of computation.
+        kind: "update", "slot", "clock", "let", or "formula" for a value without a symbol.
+        symbol: stands for the value wherever it is used.
+        value: its formula.
+        start: its value before the first step.
+        weight: the weight of the average that it is; of an update, its bias.
+        beside: values of which one is its weight.
+        is_gradient: whether it is an update before the first statistic, and so the gradient.
+        remark: why its formula is not known.
     """
 
-    formulas: Any
-    shapes: Any
-    defined: dict[Symbol, Expression]
+    kind: str
+    symbol: Symbol
+    value: Expression = ZERO
+    start: Expression = ZERO
+    weight: Expression = ONE
+    beside: Sequence[Definition] = ()
+    is_gradient: bool = False
+    remark: str = ""
 
 
 def read(
-    function: Callable[..., Any],
+    trace: Callable[..., tuple[list[Any], list[Definition]]],
     shapes: Sequence[Any],
-    formulas: Sequence[Any],
-    symbols: Callable[[Any], Any] = lambda out: out,
-) -> Result:
-    """The formulas that a function of arrays computes.
+    formulas: Sequence[Expression],
+) -> tuple[list[Definition], list[Definition]]:
+    """The formulas of the results of a program.
 
     Args:
-        function: a function of trees of arrays.
+        trace: gives arrays, and for each of them a definition without a value.
         shapes: the shapes of its arguments.
-        formulas: trees like the arguments, with a formula for each array.
-        symbols: from the tree of results to the tree with symbols in place of some of them.
-            Wherever such a result is used, its symbol stands for it; of two symbols of one result,
-            the last.
+        formulas: the formulas of its arguments.
+
+    Returns:
+        The definitions with their values, and those that need lines in the order of computation.
     """
-    with double(), recorded(), jax.disable_jit(False):
-        closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
-    given = jax.tree.leaves(list(formulas), is_leaf=_is_formula)
-    wanted = jax.tree.leaves(symbols(out), is_leaf=_is_formula)
+    rows: list[Definition] = []
+
+    def run(*given: Any) -> list[Any]:
+        arrays, made = trace(*given)
+        rows.extend(made)
+        return arrays
+
+    # Double precision keeps the digits that the user wrote.
+    double = getattr(jax, "enable_x64", None)
+    if double is None:
+        double = jax.experimental.enable_x64  # pyright: ignore # JAX below 0.8
+    with double(True), recorded(), jax.disable_jit(False):
+        closed = jax.make_jaxpr(run)(*shapes)
     reader = _Reader()
-    for v, symbol in reversed(list(zip(closed.jaxpr.outvars, wanted, strict=True))):
-        if isinstance(symbol, Symbol) and not hasattr(v, "val") and v not in closed.jaxpr.invars:
-            reader.symbols.setdefault(v, symbol)
-    found = reader.run(closed, given)
-    return Result(jax.tree.unflatten(jax.tree.structure(out), found), out, reader.defined)
-
-
-def _is_formula(x: Any) -> bool:
-    return isinstance(x, Expression)
-
-
-def decayed(beta: Expression, *, before: bool = False) -> Expression:
-    """The product of β over all steps (with ``before``, without this one); βᵗ if β is constant."""
-    if not beta.constant:
-        running = F.of("running", beta)
-        return running / beta if before else running
-    if beta == ZERO:
-        return ONE if before else ZERO
-    return beta ** (STEP - 1) if before else beta**STEP
-
-
-def solved(new: Expression, before: Symbol, start: Any) -> Expression | None:
-    """The value of a clock after t steps, if it counts them or adds logarithms; otherwise None.
-
-    Args:
-        new: its value after a step, a formula of the value before.
-        before: the symbol of the value before.
-        start: the value before the first step.
-    """
-    if is_a(new, "accumulated") or new == before:
-        return new if new != before else start
-    change = new - before
-    if change.constant and isinstance(start, Expression):
-        return start + change * STEP
-    if is_a(new, "sum") and is_a(new.children[0], "cases") and new.children[1:] == (ONE,):
-        condition, counted, reset = new.children[0].children
-        period = condition.children[1]
-        counts = (counted, reset) == (before, ZERO) and condition == (before < period)
-        if counts and isinstance(period, Number) and start == ZERO:
-            return F.of("mod", STEP - 1, max(math.ceil(period.value), 1)) + 1
-    if is_a(new, "min") and isinstance(new.children[1], Number):
-        grows = isinstance(change := new.children[0] - before, Number) and change.value > 0
-        return F.minimum(start + change * STEP, new.children[1]) if grows else None
-    return None
+    for row, v in zip(rows, closed.jaxpr.outvars, strict=True):
+        if row.kind != "formula" and not hasattr(v, "val") and v not in closed.jaxpr.invars:
+            reader.rows.setdefault(v, row)
+    values = reader.run(closed, formulas)
+    claimed = {*map(id, reader.rows.values())}
+    for row, value in zip(rows, values, strict=True):
+        if id(row) not in claimed:
+            row.value = value
+            reader.order += [row] if row.kind != "formula" else []
+    for row in reader.order:
+        row.start = reader.starts.get(row.symbol, ZERO)
+        row.value = F.substitute(row.value, reader.previous)
+    return rows, [row for row in reader.order if row.kind != "formula"]
 
 
 class _Reader:
-    """Evaluates a jaxpr on formulas, and remembers how large they are."""
+    """Evaluates a jaxpr on formulas, and collects definitions."""
 
     def __init__(self) -> None:
-        self.symbols: dict[Any, Symbol] = {}
-        self.defined: dict[Symbol, Expression] = {}
+        self.rows: dict[Any, Definition] = {}  # of the variables of the program
+        self.order: list[Definition] = []
+        self.starts: dict[Symbol, Expression] = {}
+        self.previous: dict[Symbol, Expression] = {}  # values of the step before, where solved
 
     def run(self, closed: Any, given: Sequence[Any]) -> list[Any]:
         jaxpr = closed.jaxpr
-        known: dict[Any, Any] = dict(
-            zip(jaxpr.constvars, map(_constant, closed.consts), strict=True)
-        )
+        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_constant, closed.consts)))
         known.update(zip(jaxpr.invars, given, strict=True))
 
         def value(v: Any) -> Any:
@@ -145,23 +124,36 @@ class _Reader:
 
         for equation in jaxpr.eqns:
             inputs = [value(v) for v in equation.invars]
-            outputs = (
-                None
-                if max(map(_size, inputs), default=0) > _LARGEST
-                else self.known(equation, inputs)
-            )
+            is_large = any(sum(1 for _ in F.walk(x)) > _LARGEST for x in inputs)
+            outputs = None if is_large else self.known(equation, inputs)
             if outputs is None:
-                symbols = {s: None for y in inputs for s in F.walk(y) if isinstance(s, Symbol)}
-                outputs = [
-                    F.of("unknown", *symbols, over=f"{equation.primitive.name}\0{next(_COUNT)}")
-                    for _ in equation.outvars
-                ]
+                outputs = [_unknown(equation.primitive.name, *inputs) for _ in equation.outvars]
             for v, x in zip(equation.outvars, outputs, strict=True):
-                symbol = self.symbols.get(v)
-                if symbol is not None:
-                    self.defined[symbol] = x
-                known[v] = x if symbol is None else symbol
+                known[v] = self.named(self.rows[v], x) if v in self.rows else x
         return [value(v) for v in jaxpr.outvars]
+
+    def named(self, row: Definition, x: Expression) -> Expression:
+        """The symbol of a value; the value itself for a clock that needs no line."""
+        before = row.symbol.before
+        solution = solved(x, before, self.starts[row.symbol]) if row.symbol in self.starts else None
+        row.value = x
+        self.order.append(row)
+        if solution is None:
+            return row.symbol
+        row.kind, row.value = "formula", solution
+        runs = any(is_a(part, "running") for part in F.walk(solution))
+        step_before = solution / (x / before) if runs else F.substitute(solution, {STEP: STEP - 1})
+        self.previous[before] = step_before
+        return solution
+
+    def recalled(self, start: Expression, symbol: Symbol) -> Expression:
+        self.starts[symbol] = start
+        return symbol.before
+
+    def defined(self, x: Expression, symbol: Symbol) -> Expression:
+        symbol = dataclasses.replace(symbol, step="" if x.constant else symbol.step)
+        self.order.append(Definition("let", symbol, x))
+        return symbol
 
     def known(self, equation: Any, inputs: list[Any]) -> Sequence[Any] | None:
         """The results of an equation; None if there is no formula for them."""
@@ -171,107 +163,145 @@ class _Reader:
             label = str(given.get("name") or "")
             if label.startswith(PREFIX):
                 call = CALLS[int(label.removeprefix(PREFIX))]
-                if call.name in NAMED:
-                    args, named = filled(call, inputs)
-                    found = NAMED[call.name](*args, **named)
+                meaning = NAMED.get(call.name) or getattr(self, call.name, None)
+                if meaning is not None:
+                    own, named = filled(call, inputs)
+                    found = meaning(*own, **named)
                     return found if isinstance(found, tuple) else (found,)
             source = str(getattr(getattr(inner.jaxpr, "debug_info", None), "func_src_info", ""))
             label, _, place = source.partition(" at ")
             if label in DERIVED and place.startswith(_HOME):
-                return (DERIVED[label](*inputs[-_arity(equation) :]),)
+                first = given.get("num_consts", 0)
+                return (DERIVED[label](*inputs[first:]),)
             if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"):
                 return self.run(inner, inputs)
             return None
         if not inputs or not equation.outvars:
             return None
-        x, before, after = inputs[0], equation.invars[0].aval, equation.outvars[0].aval
-        if name in SAME:
-            return (x,) if isinstance(x, Number) or _is_aligned(name, before, after) else None
-        if name == "convert_element_type":
-            return _converted(x, before.dtype, after.dtype)
-        if name == "integer_pow":
-            return (F.power(x, given["y"]),)
-        if name == "reduce_sum":
-            return _summed(x, given["axes"], before.shape)
-        if name in PARTS and isinstance(x, Number):
-            return (x,)
-        if not math.prod(after.shape or (1,)):
-            return (ZERO,)
-        is_whole = np.issubdtype(before.dtype, np.integer)
-        if is_whole and name in ("max", "min"):
-            small = [y for y in inputs if not (isinstance(y, Number) and abs(y.value) >= _COUNTS)]
-            if len(small) == 1:
-                return small
-        if name not in PRIMITIVES or (is_whole and name in ("and", "or", "not", "div", "rem")):
-            return None
-        if len(after.shape) > len(SHAPE):
-            return None
-        try:
-            return (PRIMITIVES[name](*inputs),)
-        except TypeError:  # more operands than the usual ones
-            return None
+        return _primitive(name, given, inputs, equation.invars[0].aval, equation.outvars[0].aval)
 
 
-_COUNT = itertools.count()
-_COUNTS = 2**31 - 2  # whole numbers from here on are limits of counters
-_LARGEST = 400  # formulas of more parts are not shown
-_HOME = os.path.dirname(os.path.dirname(__file__))
+def _unknown(what: str, *inputs: Expression) -> Expression:
+    """A value without a formula: a function of the symbols that it depends on."""
+    symbols = dict.fromkeys(s for x in inputs for s in F.walk(x) if isinstance(s, Symbol))
+    return F.of("unknown", *symbols, over=f"{what}\0{next(_COUNT)}")
 
 
-def _size(x: Any) -> int:
-    """The number of parts of a formula, at most slightly more than the largest that is shown."""
-    return sum(1 for _ in itertools.islice(F.walk(x), _LARGEST + 1)) if x is not None else 0
+def number(x: Any) -> Number:
+    """A number of a program, without the rounding errors of its arithmetic."""
+    x = float(x)
+    return Number(float(f"{x:.12g}") if math.isfinite(x) else x)
+
+
+def _constant(x: Any) -> Expression:
+    """A constant array as a number, if all its elements are equal."""
+    values = np.asarray(x)
+    is_real = values.dtype == np.bool_ or jnp.issubdtype(values.dtype, np.integer)
+    if (is_real or jnp.issubdtype(values.dtype, np.floating)) and values.size:
+        first = values.flat[0]
+        if (values == first).all() or np.isnan(values.astype(np.float64)).all():
+            return number(first)
+    return _unknown("constant")
+
+
+def solved(new: Expression, before: Symbol, start: Expression) -> Expression | None:
+    """The value after t steps of what counts them, adds logarithms, multiplies, or stays; or None.
+
+    Args:
+        new: the value after a step, a formula of the value before.
+        before: the symbol of the value before.
+        start: the value before the first step.
+    """
+    if is_a(new, "accumulated"):
+        return new
+    change, factor = new - before, new / before
+    if change == ZERO:
+        return start
+    if start == ONE and before not in F.walk(factor):
+        return F.decayed(factor)
+    if isinstance(change, Number):
+        return start + change * STEP
+    if is_a(new, "min") and isinstance(new.children[1], Number):  # a counter with a limit
+        counted = solved(new.children[0], before, start)
+        return counted and F.extreme("min", counted, new.children[1])
+    if is_a(new, "sum") and is_a(new.children[0], "cases") and new.children[1:] == (ONE,):
+        condition, *branches = new.children[0].children  # a counter that begins again
+        period = condition.children[1]
+        if branches == [before, ZERO] and condition == F.relation("<", before, period):
+            if isinstance(period, Number) and start == ZERO:
+                period = Number(float(max(math.ceil(period.value), 1)))
+                return F.of("mod", STEP - 1, period) + 1
+    return None
+
+
+# Primitives
+
+
+def _primitive(name: str, given: Any, inputs: list[Any], before: Any, after: Any) -> Any:
+    """The result of a primitive, in a tuple; None if there is no formula for it.
+
+    Args:
+        name: its name.
+        given: its parameters.
+        inputs: the formulas of its operands.
+        before: the type of its first operand.
+        after: the type of its result.
+    """
+    x = inputs[0]
+    is_whole = np.issubdtype(before.dtype, np.integer)
+    if name in SAME:
+        return (x,) if isinstance(x, Number) or _is_aligned(name, before, after) else None
+    if name in PARTS and isinstance(x, Number):
+        return (x,)
+    if name == "convert_element_type":
+        return _converted(x, before.dtype, after.dtype)
+    if name == "integer_pow":
+        return (F.power(x, given["y"]),)
+    if name == "reduce_sum":
+        return _summed(x, _over(given["axes"], before.shape), before.shape)
+    if name == "dot_general" and not after.shape and len(before.shape) == len(SHAPE):
+        return (F.of("inner", *inputs, over="array"),)
+    if is_whole and name in ("max", "min"):  # the limit of a counter
+        inputs = [y for y in inputs if not (isinstance(y, Number) and abs(y.value) >= 2**31 - 2)]
+        if len(inputs) == 1:
+            return inputs
+    has_formula = name in PRIMITIVES and len(after.shape) <= len(SHAPE)
+    if not has_formula or (is_whole and name in ("and", "or", "not", "div", "rem")):
+        return None
+    try:
+        return (PRIMITIVES[name](*inputs),)
+    except TypeError:  # more operands than usual
+        return None
 
 
 def _is_aligned(name: str, before: Any, after: Any) -> bool:
     """Whether elements stay at their places, beside axes of length 1."""
     if name not in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
         return True
-    small = math.prod(before.shape) == 1
-    plain = [tuple(n for n in x.shape if n != 1) for x in (before, after)]
-    same = plain[0] == plain[1] or (name == "broadcast_in_dim" and len(plain[0]) < 2)
-    return small or (same and len(after.shape) <= len(SHAPE))
+    one, other = (tuple(n for n in x.shape if n != 1) for x in (before, after))
+    same = one == other or (name == "broadcast_in_dim" and len(one) < 2)
+    return not one or (same and len(after.shape) <= len(SHAPE))
 
 
 def _converted(x: Expression, before: Any, after: Any) -> Sequence[Any] | None:
-    if before == np.bool_:
-        return (_as_number(x),) if np.issubdtype(after, np.number) else (x,)
+    if before == np.bool_ and np.issubdtype(after, np.number):
+        return (x if isinstance(x, Number) else F.of("indicator", x),)
     exact = isinstance(x, Number) or is_a(x, "RN", "SR") or jnp.issubdtype(before, jnp.integer)
-    narrows = not jnp.issubdtype(after, jnp.floating) or (
-        jnp.finfo(after).bits < jnp.finfo(before).bits if not exact else False
-    )
-    return (x,) if exact or not narrows else None
+    wide = jnp.issubdtype(after, jnp.floating) and jnp.finfo(after).bits
+    return (x,) if exact or before == np.bool_ or wide >= jnp.finfo(before).bits else None
 
 
-def _constant(x: Any) -> Expression:
-    """A constant array as a number, if all its elements are equal."""
-    values = np.asarray(x)
-    if values.dtype == np.bool_ or (
-        np.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)
-    ):
-        if values.size and (values == values.flat[0]).all():
-            return number(values.flat[0])
-        if values.size and np.isnan(values).all():
-            return Number(math.nan)
-    return F.of("unknown", over=f"constant\0{next(_COUNT)}")
-
-
-def _arity(equation: Any) -> int:
-    return len(equation.invars) - equation.params.get("num_consts", 0)
-
-
-def _as_number(condition: Expression) -> Expression:
-    return condition if isinstance(condition, Number) else F.indicator(condition)
-
-
-def _summed(x: Expression, axes: Sequence[int], shape: tuple[int, ...]) -> Sequence[Any] | None:
+def _summed(x: Expression, over: str, shape: tuple[int, ...]) -> Sequence[Any] | None:
     if x == ZERO or not shape:
         return (x,)
     if isinstance(x, Number) or len(shape) > len(SHAPE):
         return None
-    if is_a(x, "power") and x.children[1] == Number(2.0):
-        return (F.norm(x.children[0], _over(axes, shape)) ** 2,)
-    return (F.of("total", x, over=_over(axes, shape)),)
+    base, n = as_power(x)
+    if n == 2:
+        return (F.norm(base, over) ** 2,)
+    if is_a(x, "abs") and over == "array":
+        return (F.of("norm1", *x.children, over=over),)
+    return (F.of("total", x, over=over),)
 
 
 def _over(axes: Any, shape: tuple[int, ...] = SHAPE) -> str:
@@ -280,112 +310,83 @@ def _over(axes: Any, shape: tuple[int, ...] = SHAPE) -> str:
         return label
     if axes is None or len({axes} if isinstance(axes, int) else {*axes}) == len(shape):
         return "array"
-    chosen = [axes] if isinstance(axes, int) else [*axes]
-    return f"axis={','.join(map(str, chosen))}"
+    return f"axis={','.join(map(str, [axes] if isinstance(axes, int) else axes))}"
 
 
-# Relations
-
-
-def _relation(name: str) -> Callable[[Any, Any], Expression]:
-    def related(x: Expression, y: Expression) -> Expression:
-        if is_a(x, "min") and isinstance(y, Number):  # a counter that stops behind the last value
-            limit = x.children[1]
-            if isinstance(limit, Number) and limit.value > y.value:
-                x = x.children[0]
-        if name == "≥" and isinstance(y, Number) and is_a(x, "sum") and is_a(x.children[0], "mod"):
-            period = Number(float(math.ceil(y.value)))
-            if x == F.of("mod", STEP - 1, period) + 1:
-                return F.of("mod", STEP, period).equals(0)
-        if y == ZERO and is_a(x, "product"):  # products of signs have the signs of products
-            first = x.children[0]
-            if isinstance(first, Number) and first.value < 0:
-                return related_to_zero(name, -x)
-            inside = [f.children[0] if is_a(f, "sign") else f for f in x.children]
-            x = F.multiply(*inside)
-        return F.relation(name, x, y)
-
-    def related_to_zero(name: str, x: Expression) -> Expression:
-        if name == "≥":
-            return F.relation(name, ZERO, x)
-        return _relation({"<": ">", ">": "<"}.get(name, name))(x, ZERO)
-
-    return related
+def _relation(name: str, x: Expression, y: Expression) -> Expression:
+    """A relation; counters and products of signs are compared without what does not matter."""
+    if is_a(x, "min") and isinstance(y, Number):  # a counter that stops behind the last value
+        limit = x.children[1]
+        x = x.children[0] if isinstance(limit, Number) and limit.value > y.value else x
+    if name == "≥" and isinstance(y, Number):
+        period = Number(float(math.ceil(y.value)))
+        if x == F.of("mod", STEP - 1, period) + 1:
+            return F.relation("=", F.of("mod", STEP, period), 0)
+    if y == ZERO:
+        factors = [*map(as_power, x.children if is_a(x, "product") else (x,))]
+        if isinstance(factors[0][0], Number) and factors[0][0].value < 0:
+            return _relation({"<": ">", ">": "<", "≥": "≤"}.get(name, name), -x, ZERO)
+        x = F.multiply(*((f.children[0] if is_a(f, "sign") else f) ** n for f, n in factors))
+    return F.relation("≥", y, x) if name == "≤" else F.relation(name, x, y)
 
 
 def _either(x: Expression, y: Expression) -> Expression:
     if isinstance(x, Number) or isinstance(y, Number):
-        one, other = (x, y) if isinstance(x, Number) else (y, x)
-        return one if one == ONE else other
+        return ONE if ONE in (x, y) else y if isinstance(x, Number) else x
     if all(is_a(z, "=") and z.children[1] == ZERO for z in (x, y)):
-        return (x.children[0] * y.children[0]).equals(0)
+        return F.relation("=", x.children[0] * y.children[0], 0)
     return F.of("or", x, y)
 
 
 def _both(x: Expression, y: Expression) -> Expression:
     if isinstance(x, Number) or isinstance(y, Number):
-        one, other = (x, y) if isinstance(x, Number) else (y, x)
-        return other if one != ZERO else ZERO
+        return ZERO if ZERO in (x, y) else y if isinstance(x, Number) else x
     return F.of("and", x, y)
 
 
 def _negated(x: Expression) -> Expression:
+    opposite = {"=": "≠", "≠": "="}
     if isinstance(x, Number):
-        return Number(1 - x.value)
-    pairs = {"=": "≠", "≠": "="}
-    if is_a(x, *pairs):
-        return F.relation(pairs[x.name], *x.children)
-    return F.of("not", x)
+        return ONE - x
+    return F.relation(opposite[x.name], *x.children) if is_a(x, *opposite) else F.of("not", x)
 
 
 def _selected(condition: Expression, otherwise: Expression, value: Expression) -> Expression:
     """A choice; one that keeps atan2(0, 0) from being undefined is left out."""
-    if value == ONE and is_a(condition, "and") and otherwise.equals(0) in condition.children:
+    is_guard = value == ONE and is_a(condition, "and")
+    if is_guard and F.relation("=", otherwise, 0) in condition.children:
         return otherwise
     return F.cases(condition, value, otherwise)
 
 
-def _extreme(choose: Callable[[Any, Any], Expression]) -> Callable[[Any, Any], Expression]:
-    """A minimum or maximum; a limit of the number format is left out."""
-
-    def chosen(x: Expression, y: Expression) -> Expression:
-        for one, other in ((x, y), (y, x)):
-            if isinstance(one, Number) and abs(one.value) >= _HUGE and not math.isinf(one.value):
-                return other
-        return choose(x, y)
-
-    return chosen
-
-
-def _least(x: Expression, y: Expression) -> Expression:
-    """A minimum; min(max(x, −b), b) is a clip."""
+def _extreme(name: str, x: Expression, y: Expression) -> Expression:
+    """An extreme; a limit of the number format is left out, and min(max(x, −b), b) is a clip."""
     for bound, inside in ((x, y), (y, x)):
-        if is_a(inside, "max") and -bound in inside.children and not isinstance(inside, Number):
+        if isinstance(bound, Number) and math.inf > abs(bound.value) >= _HUGE:
+            return inside
+        if name == "min" and is_a(inside, "max") and -bound in inside.children:
             one, other = inside.children
             return F.of("clip", other if one == -bound else one, bound)
-    return _extreme(F.minimum)(x, y)
+    return F.extreme(name, x, y)
 
 
 def _quotient(x: Expression, y: Expression) -> Expression:
     """A quotient; a sum divided by the number of its terms is a mean."""
-    if isinstance(y, Number):
-        square = is_a(x, "power") and x.children[1] == Number(2.0)
-        part = x.children[0] if square else x
-        size = _SIZES.get(getattr(part, "over", ""))
-        if size == y.value and is_a(part, "norm" if square else "total"):
-            inside = part.children[0] ** 2 if square else part.children[0]
-            return F.mean(inside, _BLOCKS.get(part.over, part.over))
-    return x / y
+    part, n = as_power(x)
+    is_norm = is_a(part, "norm") and n == 2
+    over = part.over if is_norm or is_a(part, "total") else ""
+    if isinstance(y, Number) and _SIZES.get(over) == y.value:
+        inside = part.children[0] ** 2 if is_norm else part.children[0]
+        return F.of("mean", inside, over=_BLOCKS.get(over, over))
+    return F.expression(x) / y
 
 
 _SIZES = {"array": math.prod(SHAPE), "axis=0": SHAPE[0], "axis=1": SHAPE[1]}
+_BLOCKS = {"axis=1": "row", "axis=0": "column"}
 
 
-def _raised(base: Expression) -> Expression:
-    """eˣ; the exponential of a multiple of t is a power."""
-    if isinstance(base, Number):
-        return number(math.exp(base.value))
-    return F.exp(base)
+def _exp(x: Expression) -> Expression:
+    return number(math.exp(x.value)) if isinstance(x, Number) else F.of("exp", x)
 
 
 SAME = {
@@ -400,36 +401,33 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "add": F.add,
     "add_any": F.add,
     "sub": lambda x, y: x - y,
-    "mul": lambda x, y: x**2 if x == y else x * y,
+    "mul": F.multiply,
     "div": _quotient,
     "neg": lambda x: -x,
-    "max": _extreme(F.maximum),
-    "min": _least,
-    "clamp": lambda low, x, high: _least(F.maximum(x, low), high),
+    "max": functools.partial(_extreme, "max"),
+    "min": functools.partial(_extreme, "min"),
+    "clamp": lambda low, x, high: _extreme("min", F.extreme("max", x, low), high),
     "sqrt": F.root,
-    "rsqrt": lambda x: 1 / F.root(x),
+    "rsqrt": lambda x: x**-0.5,
     "square": lambda x: x**2,
     "pow": F.power,
     "abs": F.absolute,
-    "sign": F.sign,
-    "exp": _raised,
-    "exp2": lambda x: 2**x,
-    "expm1": lambda x: _raised(x) - 1,
-    "log": F.log,
-    "log1p": lambda x: F.log(1 + x),
-    "logistic": lambda x: 1 / (1 + F.exp(-x)),
-    "rem": functools.partial(F.of, "rem"),
+    "exp": _exp,
+    "exp2": lambda x: F.power(2, x),
+    "expm1": lambda x: _exp(x) - 1,
+    "log1p": lambda x: F.of("log", ONE + x),
+    "logistic": lambda x: ONE / (ONE + _exp(-x)),
     **{
         name: functools.partial(F.of, name)
-        for name in ("tanh", "sin", "cos", "erf", "floor", "round", "atan2")
+        for name in ("sign", "log", "tanh", "sin", "cos", "erf", "floor", "round", "atan2", "rem")
     },
-    "eq": _relation("="),
-    "ne": _relation("≠"),
-    "not": lambda x: _negated(x),
-    "lt": _relation("<"),
-    "gt": _relation(">"),
-    "ge": _relation("≥"),
-    "le": lambda x, y: _relation("≥")(y, x),
+    "eq": functools.partial(_relation, "="),
+    "ne": functools.partial(_relation, "≠"),
+    "lt": functools.partial(_relation, "<"),
+    "gt": functools.partial(_relation, ">"),
+    "ge": functools.partial(_relation, "≥"),
+    "le": lambda x, y: _relation("≥", y, x),
+    "not": _negated,
     "or": _either,
     "and": _both,
     "select_n": _selected,
@@ -440,60 +438,80 @@ DERIVED: Mapping[str, Callable[..., Expression]] = {
     "root": F.root,
     "_quotient": _quotient,
     "power": F.power,
-    "_phase": F.sign,
-    "_expm1": lambda x: _raised(x) - 1,
+    "_phase": functools.partial(F.of, "sign"),
+    "_expm1": lambda x: _exp(x) - 1,
     "_limited": lambda x, largest: x,
     "_dithered": lambda x, *bits: F.of("SR", x),
 }
 
 
-def _norm_of(x: Any, axis: Any = None) -> tuple[Expression, Expression]:
-    return F.norm(x, _over(axis)), ONE
+# Named functions
 
 
-def _shrunk(x: Any, length: Any, most: Any) -> Expression:
-    return x * F.minimum(1, F.expression(most) / length[0])
-
-
-def _weight(pair: Expression) -> Expression:
-    """The weight of an average, from a clock that adds the logarithms of β."""
-    if not is_a(pair, "accumulated"):
-        return 1 - F.exp(pair)
-    return 1 - decayed(base_of(pair))
-
-
-def base_of(clock: Expression) -> Expression:
+def _beta(clock: Expression) -> Expression:
     """β of a clock that adds its logarithms."""
-    logarithm = clock.children[1]
+    logarithm = clock.children[1] if is_a(clock, "accumulated") else clock
     if isinstance(logarithm, Number):
-        base = math.exp(logarithm.value)
-        return ZERO if base < 1e-25 else number(base)
-    return logarithm.children[0] if is_a(logarithm, "log") else F.exp(logarithm)
+        beta = math.exp(logarithm.value)
+        return ZERO if beta < 1e-25 else number(beta)
+    return logarithm.children[0] if is_a(logarithm, "log") else _exp(logarithm)
+
+
+def _weight(clock: Expression) -> Expression:
+    """The weight of an average; it is the unit in which corrected averages are written."""
+    if not is_a(clock, "accumulated"):
+        return ONE - _exp(clock)
+    beta = _beta(clock)
+    return ONE if beta == ZERO else F.of("weight", F.decayed(beta))
+
+
+def _interpolated(clock: Expression, beta: Any, decay: Any) -> Expression:
+    decay = F.expression(decay)
+    before = decay ** (STEP - 1) if decay.constant else F.decayed(decay) / decay
+    return F.of("weight", F.expression(beta) * before)
 
 
 def _average(beta: Any, old: Expression, value: Expression) -> Expression:
     beta = number(beta) if isinstance(beta, float) else F.expression(beta)
-    return beta * old + (1 - beta) * value
+    return beta * old + (ONE - beta) * value
 
 
-_BLOCKS = {"axis=1": "row", "axis=0": "column"}
+def _summed_over_all(x: Expression) -> Expression:
+    """A number of one array as a sum over all parameters, for sums and squared norms."""
+    base, n = as_power(x)
+    is_sum = is_a(base, "norm") and n == 2 or n == 1 and is_a(base, "total", "norm1", "inner")
+    if is_sum and base.over == "array":
+        return F.power(dataclasses.replace(base, over=""), n)
+    if x == ZERO or is_a(x, "sum"):
+        return F.add(*map(_summed_over_all, x.children))
+    if is_a(x, "product"):
+        sums = [y for y in x.children if any(is_a(z, "total", "norm") for z in F.walk(y))]
+        if len(sums) == 1:
+            return F.substitute(x, {sums[0]: _summed_over_all(sums[0])})
+    return _unknown("a sum over all parameters", x)
+
 
 NAMED: Mapping[str, Callable[..., Any]] = {
     "averaged": _average,
     "averaged_with_rest": lambda beta, old, lost, x: (_average(beta, old, x), lost),
     "accumulated": lambda pair, x: F.of("accumulated", pair, x),
     "decay_weight": _weight,
-    "interpolated_weight": lambda pair, beta, decay: (
-        1 - F.expression(beta) * decayed(F.expression(decay), before=True)
-    ),
+    "interpolated_weight": _interpolated,
     "divide": lambda u, by, *positive: _quotient(F.expression(u), by),
-    "log": F.log,
-    "mean": lambda x, axes=None, keepdims=False: F.mean(x, _BLOCKS.get(_over(axes), _over(axes))),
-    "norm": _norm_of,
+    "log": functools.partial(F.of, "log"),
+    "mean": lambda x, axes=None, keepdims=False: F.of(
+        "mean", x, over=_BLOCKS.get(_over(axes), _over(axes))
+    ),
+    "norm": lambda x, axis=None: (F.norm(x, _over(axis)), ONE),
     "squares_of": lambda x, axis: (F.norm(x, _over(axis)) ** 2, ZERO, ZERO),
     "norm_of": lambda squares: (F.root(squares[0]), ONE),
-    "shrunk": _shrunk,
-    "shrunk_to_rms": lambda x, most: x / F.maximum(1, F.rms(x) / most),
+    "shrunk": lambda x, length, most: x * F.extreme("min", 1, F.expression(most) / length[0]),
+    "shrunk_to_rms": lambda x, most: x / F.extreme("max", 1, F.of("rms", x) / most),
     "rounded": lambda x, dtype: F.of("RN", x) if jnp.finfo(dtype).bits < 32 else x,
-    "bits": lambda key, shape, label="": F.of("unknown", over=f"random bits\0{next(_COUNT)}"),
+    "bits": lambda key, shape, label="": _unknown("random bits"),
+    "mean_along": lambda x, axis: x if x == ZERO else F.of("mean", x, over=axis),
+    "width": functools.partial(F.of, "width"),
+    "recast": lambda x, dtype: x,
+    "over_all": _summed_over_all,
+    "shown_as": lambda x, head, tail: F.of("call", x, over=f"{head}\0{tail}"),
 }

@@ -1,57 +1,117 @@
-"""Formulas as text and as LaTeX."""
+"""Formulas as text and as LaTeX: two tables for one renderer."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from adamx.equations.formulas import (
+    ONE,
     STEP,
     Expression,
     Function,
     Number,
     Symbol,
+    as_power,
     is_a,
-    of,
+    multiply,
+    power,
     substitute,
     walk,
 )
 
 __all__ = ["latex", "text"]
 
+# How strongly the parts of a formula hold together: weaker ones get parentheses inside others.
 _WEAK, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
+_BINDINGS = {"": _WEAK, "sum": _SUM, "product": _PRODUCT, "power": _POWER, "atom": _ATOM}
+
+# Functions as text and as LaTeX. {} is an argument, {:sum} one that holds together like a sum at
+# least, {:()} one in parentheses, {over} a range. Other functions are written name(…).
+_FUNCTIONS: Mapping[str, tuple[str, str]] = {
+    "=": ("{:sum} = {:sum}", "{:sum} = {:sum}"),
+    "≠": ("{:sum} ≠ {:sum}", r"{:sum} \neq {:sum}"),
+    "<": ("{:sum} < {:sum}", "{:sum} < {:sum}"),
+    ">": ("{:sum} > {:sum}", "{:sum} > {:sum}"),
+    "≥": ("{:sum} ≥ {:sum}", r"{:sum} \geq {:sum}"),
+    "cases": (
+        "{1} if {0}, otherwise {2}",
+        r"\begin{{cases}} {1} & \text{{if }} {0} \\ {2} & \text{{otherwise}} \end{{cases}}",
+    ),
+    "abs": ("|{}|", "|{}|"),
+    "norm": ("‖{}‖{over}", r"\|{}\|{over}"),
+    "norm1": ("‖{}‖₁", r"\|{}\|_1"),
+    "inner": ("⟨{}, {}⟩", r"\langle {}, {} \rangle"),
+    "gradient": ("∇f({})", r"\nabla f({})"),
+    "indicator": ("𝟙[{}]", r"\mathbf{{1}}[{}]"),
+    "clip": ("clip({}, ±{})", r"\operatorname{{clip}}({}, \pm {})"),
+    "rms": ("RMS({})", r"\operatorname{{RMS}}{:()}"),
+    "mean": ("mean{over}({})", r"\operatorname{{mean}}{over}{:()}"),
+    "total": ("Σ{over}({})", r"\operatorname{{sum}}{over}{:()}"),
+    "log": ("log {:atom}", r"\log{:()}"),
+    "mod": ("{:power} mod {:power}", r"{:power} \ \mathrm{{mod}}\ {:power}"),
+}
 _BINDING = {
     **dict.fromkeys(("cases", "<", ">", "≥", "=", "≠"), _WEAK),
-    "sum": _SUM,
-    "product": _PRODUCT,
-    "quotient": _PRODUCT,
-    "running": _POWER,
-    "power": _POWER,
+    **{"sum": _SUM, "product": _PRODUCT, "running": _POWER, "log": _POWER, "mod": _POWER},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Argument:
+    """An argument of a function, in the field of a format."""
+
+    show: _Renderer
+    formula: Expression
+
+    def __format__(self, how: str) -> str:
+        if how == "()":
+            return self.show.parentheses(self.show(self.formula))
+        return self.show(self.formula, _BINDINGS[how])
 
 
 def _signed(x: Expression) -> tuple[bool, Expression]:
     """Whether a formula has a leading minus sign, and the formula without it."""
-    if isinstance(x, Number) and x.value < 0:
-        return True, Number(-x.value)
-    if is_a(x, "quotient", "product"):
-        first, *rest = x.children
-        if isinstance(first, Number) and first.value < 0:
-            kept = [] if is_a(x, "product") and first.value == -1 else [Number(-first.value)]
-            return True, rest[0] if not kept and len(rest) == 1 else of(x.name, *kept, *rest)
-    return False, x
+    first = x.children[0] if is_a(x, "product") else x
+    is_negative = isinstance(first, Number) and first.value < 0
+    return is_negative, multiply(-1, x, fold=False) if is_negative else x
+
+
+def _fraction(x: Expression) -> tuple[Expression, Expression]:
+    """What is above and below the line."""
+    parts: tuple[list[Expression], list[Expression]] = [], []
+    for factor in x.children if is_a(x, "product") else (x,):
+        base, n = as_power(factor)
+        is_below = n < 0 and 2 * n % 1 == 0
+        parts[is_below].append(power(base, -n) if is_below else factor)
+    over, under = (multiply(*part, fold=False) for part in parts)
+    return over, under
+
+
+def _indexed(x: Expression) -> Expression:
+    """The formula of step i in place of t."""
+    table: dict[Expression, Expression] = {STEP: Symbol("i", step="")}
+    for symbol in walk(x):
+        if isinstance(symbol, Symbol) and symbol.step == "t":
+            table[symbol] = dataclasses.replace(symbol, step="i")
+    return substitute(x, table)
+
+
+def _digits(value: float) -> str:
+    """The digits of a number; a third is 1/3."""
+    shown = "∞" if math.isinf(value) else f"{value:.10g}"
+    share = round(1 / value) if 0.01 < value < 0.9 else 0
+    return f"1/{share}" if len(shown) > 10 and abs(share * value - 1) < 1e-9 else shown
 
 
 class _Renderer:
     """What text and LaTeX have in common: signs, order and parentheses."""
 
+    column: int
     minus: str
     dot: str
     thin: str
-    relations: Mapping[str, str] = {}
-    functions: Mapping[str, str]
-    """How functions are written: ``{}`` is their arguments, ``{over}`` their range."""
 
     def __call__(self, x: Expression, binding: int = _WEAK) -> str:
         shown = self.show(x)
@@ -60,6 +120,8 @@ class _Renderer:
     def binding(self, x: Expression) -> int:
         if not isinstance(x, Symbol) and _signed(x)[0]:
             return _SUM
+        if is_a(x, "power"):
+            return _POWER if _fraction(x)[1] == ONE else _PRODUCT
         return _BINDING.get(x.name, _ATOM) if isinstance(x, Function) else _ATOM
 
     def show(self, x: Expression) -> str:
@@ -71,18 +133,31 @@ class _Renderer:
         if isinstance(x, Symbol):
             return self.symbol(x)
         assert isinstance(x, Function)
-        if hasattr(self, f"_{x.name}"):
-            return getattr(self, f"_{x.name}")(x)
-        if x.name in ("<", ">", "≥", "=", "≠"):
-            left, right = x.children
-            return f"{self(left, _SUM)} {self.relations.get(x.name, x.name)} {self(right, _SUM)}"
+        if x.name in _FUNCTIONS:
+            over = "" if (x.name, x.over) == ("mean", "array") else self.over(x.over)
+            arguments = (_Argument(self, child) for child in x.children)
+            return _FUNCTIONS[x.name][self.column].format(*arguments, over=over)
         inside = ", ".join(map(self, x.children))
-        if x.name in self.functions:
-            return self.functions[x.name].format(inside, over=self.over(x.over))
-        return self.named(x.name, inside)
-
-    def _sum(self, x: Function) -> str:
-        return "".join(self.term(i, term) for i, term in enumerate(x.children))
+        match x.name:
+            case "sum":
+                return "".join(self.term(i, term) for i, term in enumerate(x.children))
+            case "product" | "power" if (parts := _fraction(x))[1] != ONE:
+                return self.fraction(*parts)
+            case "product":
+                return self.row(x.children)
+            case "power" if as_power(x)[1] == 0.5:
+                return self.root(x.children[0])
+            case "power":
+                return self.power(*x.children)
+            case "running":
+                return self.running(x.children[0])
+            case "call":
+                head, _, tail = x.over.partition("\0")
+                return f"{self.word(head)}{inside}{self.word(tail)}"
+            case "unknown":
+                name = Symbol("f", x.over.partition("\0")[2], step="")
+                return self.symbol(name) + self.parentheses(inside)
+        return self.operator(x.name) + self.parentheses(inside)
 
     def term(self, i: int, term: Expression) -> str:
         negative, size = _signed(term)
@@ -90,47 +165,17 @@ class _Renderer:
             return self(term, _SUM)
         return f" {self.minus if negative else '+'} {self(size, _PRODUCT)}"
 
-    def _product(self, x: Function) -> str:
-        first, *rest = (self(factor, _PRODUCT) for factor in x.children)
-        return first + "".join(
-            (self.dot if factor[0].isdigit() else self.thin) + factor for factor in rest
-        )
+    def row(self, factors: Sequence[Expression]) -> str:
+        first, *rest = (self(factor, _PRODUCT) for factor in factors)
+        return first + "".join((self.dot if x[0].isdigit() else self.thin) + x for x in rest)
 
-    def _call(self, x: Function) -> str:
-        head, _, tail = x.over.partition("\0")
-        return f"{self.word(head)}{', '.join(map(self, x.children))}{self.word(tail)}"
-
-    def _unknown(self, x: Function) -> str:
-        name = Symbol("f", x.over.partition("\0")[2], lag=None)
-        return self.symbol(name) + self.parentheses(", ".join(map(self, x.children)))
-
-    def _mod(self, x: Function) -> str:
-        return self.functions["mod"].join(self(child, _POWER) for child in x.children)
-
-    def _clip(self, x: Function) -> str:
-        return self.functions["clip"].format(*map(self, x.children))
+    def running(self, factor: Expression) -> str:
+        """The product of a value over all steps."""
+        indexed = self(_indexed(factor))
+        return self.product + (indexed if isinstance(factor, Symbol) else self.parentheses(indexed))
 
     def parentheses(self, shown: str) -> str:
         return f"({shown})"
-
-    def number(self, value: float) -> str:
-        raise NotImplementedError
-
-    def symbol(self, symbol: Symbol) -> str:
-        raise NotImplementedError
-
-    def over(self, shown: str) -> str:
-        raise NotImplementedError
-
-    def word(self, shown: str) -> str:
-        raise NotImplementedError
-
-    def named(self, name: str, inside: str) -> str:
-        raise NotImplementedError
-
-
-def _digits(value: float) -> str:
-    return "∞" if math.isinf(value) else f"{value:.10g}"
 
 
 _SUBSCRIPTS = dict(
@@ -140,142 +185,71 @@ _SUPERSCRIPTS = dict(zip("0123456789+−tnip", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺�
 _ACCENTS = {"": "", "hat": "\N{COMBINING CIRCUMFLEX ACCENT}", "bar": "\N{COMBINING MACRON}"}
 
 
-def _lowered(shown: str) -> str:
-    if all(letter in _SUBSCRIPTS for letter in shown):
-        return "".join(_SUBSCRIPTS[letter] for letter in shown)
-    return f"_{shown}" if shown else ""
-
-
-def _step(lag: int | None) -> str:
-    return {None: "", 0: "t", -1: "t−1", 1: "t+1"}[lag]
-
-
-def _indexed(x: Expression) -> Expression:
-    """The formula of step i in place of t."""
-    table: dict[Expression, Expression] = {STEP: Symbol("i", lag=None)}
-    for symbol in walk(x):
-        if isinstance(symbol, Symbol) and symbol.lag == 0:
-            index = f"{symbol.index},i" if symbol.index else "i"
-            table[symbol] = dataclasses.replace(symbol, index=index, lag=None)
-    return substitute(x, table)
+def _index(symbol: Symbol) -> tuple[str, str, str]:
+    """The index, the primes and the step of a symbol; a second symbol of a letter has index 2."""
+    again = symbol.which - 1
+    index = symbol.index or (str(symbol.which) if again else "")
+    return index, "′" * again if symbol.index else "", symbol.step
 
 
 class _Text(_Renderer):
-    minus: str = "−"
-    dot: str = " · "
-    thin: str = " "
-    functions: Mapping[str, str] = {
-        "abs": "|{}|",
-        "norm": "‖{}‖{over}",
-        "norm1": "‖{}‖₁",
-        "inner": "⟨{}⟩",
-        "gradient": "∇f({})",
-        "indicator": "𝟙[{}]",
-        "clip": "clip({}, ±{})",
-        "rms": "RMS({})",
-        "total": "Σ{over}({})",
-        "mod": " mod ",
-    }
+    column, minus, dot, thin, product = 0, "−", " · ", " ", "∏"
 
     def number(self, value: float) -> str:
         return _digits(value)
 
     def symbol(self, symbol: Symbol) -> str:
-        below = [part for part in (symbol.index, _step(symbol.lag)) if part]
-        joint = "" if symbol.index in ("∞", "′") and symbol.lag is None else ","
-        return f"{symbol.letter}{_ACCENTS[symbol.accent]}{_lowered(joint.join(below))}"
+        index, primes, step = _index(symbol)
+        below = ",".join(part for part in (index + primes, step) if part)
+        return f"{symbol.letter}{_ACCENTS[symbol.accent]}{self.over(below)}"
 
     def over(self, shown: str) -> str:
-        return _lowered({"array": "l"}.get(shown, shown))
+        shown = {"array": "l"}.get(shown, shown)
+        is_known = all(letter in _SUBSCRIPTS for letter in shown)
+        return "".join(_SUBSCRIPTS[letter] for letter in shown) if is_known else f"_{shown}"
 
     def word(self, shown: str) -> str:
         return shown
 
-    def named(self, name: str, inside: str) -> str:
-        return f"{name}({inside})"
+    operator = word
 
-    def _quotient(self, x: Function) -> str:
-        over, under = x.children
+    def fraction(self, over: Expression, under: Expression) -> str:
         return f"{self(over, _PRODUCT)} / {self(under, _POWER)}"
 
-    def _power(self, x: Function) -> str:
-        base, exponent = x.children
+    def root(self, inside: Expression) -> str:
+        return f"√{self(inside, _ATOM)}"
+
+    def power(self, base: Expression, exponent: Expression) -> str:
         shown, above = self(base, _ATOM), self(exponent)
-        if is_a(base, "sqrt", "log", "mod"):
-            shown = f"({shown})"
         if all(letter in _SUPERSCRIPTS for letter in above):
             return shown + "".join(_SUPERSCRIPTS[letter] for letter in above)
-        if is_a(exponent, "quotient"):
-            above = above.replace(" ", "")
-        simple = isinstance(exponent, Number | Symbol)
-        return f"{shown}^{above}" if simple else f"{shown}^({above})"
-
-    def _running(self, x: Function) -> str:
-        (factor,) = x.children
-        if not isinstance(factor, Symbol):
-            return f"∏({self(_indexed(factor))})"
-        index = f"{factor.index},i" if factor.index else "i"
-        return f"∏{factor.letter}{_ACCENTS[factor.accent]}{_lowered(index)}"
-
-    def _sqrt(self, x: Function) -> str:
-        (inside,) = x.children
-        simple = isinstance(inside, Symbol) or self.binding(inside) == _ATOM
-        return f"√{self(inside)}" if simple else f"√({self(inside)})"
-
-    def _log(self, x: Function) -> str:
-        return f"log {self(x.children[0], _ATOM)}"
-
-    def _mean(self, x: Function) -> str:
-        over = "" if x.over == "array" else _lowered(x.over)
-        return f"mean{over}({self(x.children[0])})"
-
-    def _cases(self, x: Function) -> str:
-        condition, value, otherwise = map(self, x.children)
-        return f"{value} if {condition}, otherwise {otherwise}"
+        simple = isinstance(exponent, Symbol) or above.replace(".", "").lstrip("−").isdigit()
+        return f"{shown}^{above}" if simple else f"{shown}^({above.replace(' / ', '/')})"
 
 
 _LETTERS = {
-    "α": r"\alpha",
-    "β": r"\beta",
-    "γ": r"\gamma",
-    "δ": r"\delta",
-    "ε": r"\epsilon",
-    "η": r"\eta",
-    "θ": r"\theta",
-    "κ": r"\kappa",
-    "λ": r"\lambda",
-    "μ": r"\mu",
-    "ρ": r"\rho",
-    "φ": r"\phi",
-    "ψ": r"\psi",
-    "ℓ": r"\ell",
-    "∞": r"\infty",
-    "−": "-",
-    "∇": r"\nabla ",
-    "′": "'",
+    **{"α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "ε": r"\epsilon"},
+    **{"η": r"\eta", "θ": r"\theta", "κ": r"\kappa", "λ": r"\lambda", "μ": r"\mu"},
+    **{"ρ": r"\rho", "φ": r"\phi", "ψ": r"\psi", "ℓ": r"\ell", "∞": r"\infty"},
+}
+_ESCAPES = {
+    **{sign: f"\\{sign}" for sign in "_#%&${}"},
+    **{" ": r"\ ", "−": "-", "<": r"\langle ", ">": r"\rangle "},
 }
 
 
+def _leading(x: Expression) -> list[Number]:
+    """The numbers at the head of a product."""
+    return [f for f in x.children if isinstance(f, Number)] if is_a(x, "product") else []
+
+
 class _Latex(_Renderer):
-    minus: str = "-"
-    dot: str = r" \cdot "
-    thin: str = r" \, "
-    relations: Mapping[str, str] = {"≥": r"\geq", "≠": r"\neq"}
-    functions: Mapping[str, str] = {
-        "sqrt": r"\sqrt{{{}}}",
-        "abs": "|{}|",
-        "norm": r"\|{}\|{over}",
-        "norm1": r"\|{}\|_1",
-        "inner": r"\langle {} \rangle",
-        "gradient": r"\nabla f({})",
-        "indicator": r"\mathbf{{1}}[{}]",
-        "clip": r"\operatorname{{clip}}({}, \pm {})",
-        "mod": r" \ \mathrm{mod}\ ",
-    }
+    column, minus, dot, thin = 1, "-", r" \cdot ", r" \, "
+    product = r"\prod_{i=1}^t "
 
     def binding(self, x: Expression) -> int:
-        fraction = is_a(x, "quotient") and not _signed(x)[0]
-        return _POWER if fraction else super().binding(x)
+        over, under = _fraction(x)
+        return super().binding(x) if under == ONE or _leading(over) else _POWER
 
     def number(self, value: float) -> str:
         digits, _, exponent = _digits(value).partition("e")
@@ -285,69 +259,47 @@ class _Latex(_Renderer):
         return ten if digits == "1" else rf"{digits} \cdot {ten}"
 
     def symbol(self, symbol: Symbol) -> str:
-        letter = self.name(symbol.letter)
+        letter = self.named(symbol.letter)
         if symbol.accent:
             letter = rf"\{symbol.accent}{{{letter}}}"
-        index = ",".join(map(self.name, symbol.index.rstrip("′").split(",")))
-        primes = "'" * symbol.index.count("′")
-        below = ",".join(part for part in (index, _step(symbol.lag).replace("−", "-")) if part)
-        return f"{letter}{primes}{self.below(below)}"
+        index, primes, step = _index(symbol)
+        parts = [*map(self.named, index.split(",")), step.replace("−", "-")]
+        below = self.below(",".join(part for part in parts if part))
+        return letter + primes.replace("′", "'") + below
 
-    def name(self, shown: str) -> str:
-        if shown in _LETTERS or len(shown) < 2 or shown.isdigit():
-            return _LETTERS.get(shown, shown)
-        return rf"\mathrm{{{self.escaped(shown)}}}"
+    def named(self, name: str) -> str:
+        if len(name) < 2 or name.isdigit():
+            return _LETTERS.get(name, name)
+        return rf"\mathrm{{{self.escaped(name)}}}"
+
+    def operator(self, name: str) -> str:
+        return f"\\{name}" if name in ("max", "min", "exp") else rf"\operatorname{{{name}}}"
 
     def below(self, shown: str) -> str:
         return f"_{shown}" if len(shown) == 1 else f"_{{{shown}}}" if shown else ""
 
     def over(self, shown: str) -> str:
-        return self.below({"array": r"\ell"}.get(shown, self.name(shown)))
+        return self.below(self.named({"array": "ℓ"}.get(shown, shown)))
 
     def word(self, shown: str) -> str:
-        return rf"\mathrm{{{self.escaped(shown)}}}" if shown.strip("()") else shown
+        return self.named(shown) if shown.strip("()") else shown
 
     def escaped(self, shown: str) -> str:
-        for sign in "_#%&${}":
-            shown = shown.replace(sign, f"\\{sign}")
-        for sign, code in ((" ", r"\ "), ("−", "-"), ("<", r"\langle "), (">", r"\rangle ")):
-            shown = shown.replace(sign, code)
-        return shown
+        """Words for LaTeX."""
+        return "".join(_ESCAPES.get(sign, sign) for sign in shown)
 
-    def named(self, name: str, inside: str) -> str:
-        known = name in ("max", "min", "exp", "log")
-        operator = f"\\{name}" if known else rf"\operatorname{{{name}}}"
-        return operator.replace("rms", "RMS").replace("total", "sum") + self.parentheses(inside)
+    def fraction(self, over: Expression, under: Expression) -> str:
+        numbers = _leading(over)
+        front = "".join(self.number(x.value) + self.thin for x in numbers)
+        above = multiply(*over.children[len(numbers) :], fold=False) if numbers else over
+        return rf"{front}\frac{{{self(above)}}}{{{self(under)}}}"
 
-    def _quotient(self, x: Function) -> str:
-        return rf"\frac{{{self(x.children[0])}}}{{{self(x.children[1])}}}"
+    def root(self, inside: Expression) -> str:
+        return rf"\sqrt{{{self(inside)}}}"
 
-    def _power(self, x: Function) -> str:
-        base, above = x.children[0], self(x.children[1])
-        whole = isinstance(base, (Symbol, Number)) or (
-            self.binding(base) == _ATOM and not is_a(base, "sqrt", "max", "min", "sign", "log")
-        )
-        shown = self(base, _ATOM) if whole else self.parentheses(self(base))
-        return f"{shown}^{above}" if len(above) == 1 else f"{shown}^{{{above}}}"
-
-    def _running(self, x: Function) -> str:
-        (factor,) = x.children
-        if not isinstance(factor, Symbol):
-            return rf"\prod_{{i=1}}^t {self.parentheses(self(_indexed(factor)))}"
-        letter = self.symbol(dataclasses.replace(factor, index="", lag=None))
-        index = f"{factor.index},i" if factor.index else "i"
-        return rf"\prod_{{i=1}}^t {letter}{self.below(index)}"
-
-    def _mean(self, x: Function) -> str:
-        below = "" if x.over == "array" else self.over(x.over)
-        return rf"\operatorname{{mean}}{below}{self.parentheses(self(x.children[0]))}"
-
-    def _cases(self, x: Function) -> str:
-        condition, value, otherwise = map(self, x.children)
-        return (
-            rf"\begin{{cases}} {value} & \text{{if }} {condition} \\ "
-            rf"{otherwise} & \text{{otherwise}} \end{{cases}}"
-        )
+    def power(self, base: Expression, exponent: Expression) -> str:
+        above = self(exponent)
+        return self(base, _ATOM) + (f"^{above}" if len(above) == 1 else f"^{{{above}}}")
 
     def parentheses(self, shown: str) -> str:
         tall = r"\frac" in shown or r"\sqrt" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -74,8 +75,8 @@ class Evaluator:
             return self.start[name]
         if x == PARAM:
             return self.params[name]
-        if x.lag == -1:
-            symbol = Symbol(x.letter, x.index, x.accent)
+        if x.step == "t−1":
+            symbol = dataclasses.replace(x, step="t")
             if self.t > 1:
                 return self.before[symbol][name]
             starts = {s.symbol: s.start for s in self.explanation.lines}
@@ -97,7 +98,7 @@ class Evaluator:
         assert isinstance(x, Function)
         if x.name == "running":
             return self._running(x.children[0], name)
-        if x.name in ("norm1", "inner") or (x.name in ("norm", "total") and not x.over):
+        if x.name in _TERMS and not x.over:
             parts = [[self._of(a, other) for a in x.children] for other in self.params]
             sums = [sum(np.sum(term(*part)) for part in parts) for term in [_TERMS[x.name]]]
             return np.sqrt(sums[0]) if x.name == "norm" else sums[0]
@@ -126,14 +127,12 @@ _REDUCTIONS: Mapping[str, Any] = {
 _FUNCTIONS: Mapping[str, Any] = {
     "sum": lambda *terms: sum(terms),
     "product": lambda *factors: math.prod(factors),
-    "quotient": np.divide,
     "power": lambda base, exponent: np.power(np.float64(base), exponent),
     "cases": np.where,
     "indicator": np.float64,
     "or": np.logical_or,
     "and": np.logical_and,
     "clip": lambda x, bound: np.clip(x, -bound, bound),
-    "sqrt": np.sqrt,
     "sign": np.sign,
     "abs": np.abs,
     "log": np.log,
