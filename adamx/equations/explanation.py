@@ -1,4 +1,4 @@
-"""Explain an optimiser: compose the equations of its stages."""
+"""Explain an optimiser: the equations of its stages, one after the other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from adamx.arguments import closures, hyper
-from adamx.equations.formulas import Function, Symbol, walk
-from adamx.equations.lines import Line, written
+from adamx.equations.formulas import ZERO, Function, Symbol, walk
+from adamx.equations.lines import written
 from adamx.equations.program import Program
+from adamx.equations.reader import Line
 from adamx.equations.shown import latex, text
 from adamx.errors import described
 from adamx.links.foreign import Foreign
@@ -34,7 +35,7 @@ class Explanation:
             ``lines`` is then empty.
     """
 
-    lines: tuple[Line, ...] = ()
+    lines: Sequence[Line] = ()
     numbers: Mapping[Symbol, Any] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, Explanation] = dataclasses.field(default_factory=dict)
 
@@ -42,46 +43,39 @@ class Explanation:
     def text(self) -> str:
         """The equations as plain text, one per line."""
         if self.groups:
-            parts = [f"{name}:\n{part.text}" for name, part in self.groups.items()]
-            return "\n\n".join(parts)
-        rows = []
-        for line in self.lines:
-            beside = [x for x in (line.started(text), line.remark) if x]
-            rows.append(line.shown(text, "=", "←") + "".join(f"   ({x})" for x in beside))
+            return "\n\n".join(f"{name}:\n{part.text}" for name, part in self.groups.items())
         below = [f"{text(symbol)} = {describe(x)}" for symbol, x in self.numbers.items()]
         below += self._remarks
-        return "\n".join(rows + ([""] if below else []) + below)
+        return "\n".join(self._rows(text) + ([""] if below else []) + below)
 
     @property
     def latex(self) -> str:
         """The equations as an ``aligned`` environment."""
-        return "\\begin{aligned}\n" + " \\\\\n".join(self._rows) + "\n\\end{aligned}"
+        rows: list[str] = []
+        for name, part in (self.groups or {"": self}).items():
+            rows += ["& " + latex.words(f"{name}:")] if name else []
+            rows += part._rows(latex)
+            rows += [f"{latex(x)} &= {latex.word(describe(y))}" for x, y in part.numbers.items()]
+            rows += [rf"& \text{{{remark}}}" for remark in part._remarks]
+        return "\\begin{aligned}\n" + " \\\\\n".join(rows) + "\n\\end{aligned}"
 
-    @property
-    def _rows(self) -> list[str]:
+    def _rows(self, show: Any) -> list[str]:
         rows = []
-        for name, part in self.groups.items():
-            rows += [rf"& \text{{{latex.escaped(name)}:}}", *part._rows]
         for line in self.lines:
-            remark = rf"\text{{{latex.escaped(line.remark)}}}" if line.remark else ""
-            beside = [x for x in (line.started(latex), remark) if x]
-            row = line.shown(latex, "&=", r"&\leftarrow")
-            rows.append(row + "".join(rf" \qquad ({x})" for x in beside))
-        for symbol, x in self.numbers.items():
-            rows.append(rf"{latex(symbol)} &= {latex.word(describe(x))}")
-        return rows + [rf"& \text{{{remark}}}" for remark in self._remarks]
+            first = dataclasses.replace(line.symbol, step="0")
+            start = "" if line.start == ZERO else f"{show(first)} = {show(line.start)}"
+            beside = [x for x in (start, show.words(line.remark)) if x]
+            sign = show.becomes if line.again else show.equals
+            row = f"{show(line.symbol)} {sign} {show(line.value)}"
+            rows.append(row + "".join(f"{show.space}({x})" for x in beside))
+        return rows
 
     @property
     def _remarks(self) -> list[str]:
         """Notes on the functions in the lines, for example on the range of a norm."""
-        seen = {
-            (x.name, x.over)
-            for line in self.lines
-            for x in walk(line.value)
-            if isinstance(x, Function)
-        }
-        seen |= {(name, over.partition("=")[0] + "=") for name, over in seen if "=" in over}
-        return [remark for kinds, remark in _REMARKS if seen & kinds]
+        parts = [x for line in self.lines for x in walk(line.value) if isinstance(x, Function)]
+        seen = {(x.name, x.over) for x in parts}
+        return list(dict.fromkeys(remark for kind, remark in _REMARKS.items() if kind in seen))
 
     def __str__(self) -> str:
         return self.text
@@ -94,28 +88,25 @@ class Explanation:
     _repr_markdown_ = _repr_latex_
 
 
-_REMARKS = [
-    ({("norm", "")}, "Norms without an index are over all parameters with this line."),
-    (
-        {("norm1", ""), ("inner", "")},
-        "Inner products and 1-norms are over all parameters with this line.",
+_SUMS = "Inner products and 1-norms are over all parameters with this line."
+_REMARKS = {
+    ("norm", ""): "Norms without an index are over all parameters with this line.",
+    ("norm1", ""): _SUMS,
+    ("inner", ""): _SUMS,
+    ("norm", "array"): "Norms with the index l are over one array.",
+    ("total", "array"): "Sums with the index l are over one array.",
+    ("total", ""): "Sums without an index are over all parameters with this line.",
+    ("norm", "unit"): "Norms with the index unit are over the weights of one output.",
+    ("mean", "array"): "Means are over one array.",
+    ("rms", ""): "RMS is the root mean square of one array.",
+    ("mean", "row"): "Means are over all elements with the same index of the first axis.",
+    ("mean", "column"): "Means are over all elements with the same index of the last axis.",
+    ("width", ""): (
+        "j is the longest axis of an array, i the second longest, and width the length of i."
     ),
-    ({("norm", "array")}, "Norms with the index l are over one array."),
-    ({("total", "array")}, "Sums with the index l are over one array."),
-    ({("total", "")}, "Sums without an index are over all parameters with this line."),
-    ({("norm", "unit")}, "Norms with the index unit are over the weights of one output."),
-    ({("mean", "array")}, "Means are over one array."),
-    ({("rms", "")}, "RMS is the root mean square of one array."),
-    ({("mean", "row")}, "Means are over all elements with the same index of the first axis."),
-    ({("mean", "column")}, "Means are over all elements with the same index of the last axis."),
-    ({("mean", "block")}, "Means are over a block of each array."),
-    (
-        {("width", "")},
-        "j is the longest axis of an array, i the second longest, and width the length of i.",
-    ),
-    ({("RN", "")}, "RN rounds to the nearest number of the parameter's dtype."),
-    ({("SR", "")}, "SR rounds at random, without bias, to a number of the parameter's dtype."),
-]
+    ("RN", ""): "RN rounds to the nearest number of the parameter's dtype.",
+    ("SR", ""): "SR rounds at random, without bias, to a number of the parameter's dtype.",
+}
 
 
 def describe(value: Any) -> str:
@@ -128,9 +119,9 @@ def describe(value: Any) -> str:
 def explain(opt: Any) -> Explanation:
     r"""The equations that an optimiser computes in one step.
 
-    The equations are composed from the equations of the stages and contain the values of the
+    The equations are read off the rules of the stages and contain the values of the
     hyperparameters. Schedules, batched arrays and traced numbers appear as symbols, which are
-    defined below the equations. A stage without equations, or an Optax transformation, appears as
+    defined below the equations. A stage that can't be read, or an Optax transformation, appears as
     one line with its name.
 
     Args:
@@ -152,15 +143,15 @@ def explain(opt: Any) -> Explanation:
     v̂ₜ = vₜ / (1 − 0.999ᵗ)
     θₜ = θₜ₋₁ − 0.001 (m̂ₜ / (√v̂ₜ + 1e-08) + 0.01 θₜ₋₁)
     """
-    if not hasattr(opt, "links"):
-        if not (callable(getattr(opt, "init", None)) and callable(getattr(opt, "update", None))):
-            raise TypeError(
-                f"explain() takes a transformation, got {described(opt)}; call a recipe before you "
-                "pass it: explain(adam(1e-3)), not explain(adam)"
-            )
+    if hasattr(opt, "links"):
+        links = opt.settled()
+    elif callable(getattr(opt, "init", None)) and callable(getattr(opt, "update", None)):
         links = (Foreign(opt),)
     else:
-        links = opt.settled()
+        raise TypeError(
+            f"explain() takes a transformation, got {described(opt)}; call a recipe before you "
+            "pass it: explain(adam(1e-3)), not explain(adam)"
+        )
     rows = groups(links)
     if len(rows) == 1:
         return compose(links)
@@ -180,20 +171,16 @@ def groups(links: Sequence[Link]) -> dict[str, tuple[Link, ...]]:
         here = {around for around, _ in answers}
         row = tuple(i for i, link in enumerate(links) if here.issuperset(link.where))
         rows.setdefault(row, []).append(answers)
-    return {_group(answers): tuple(links[i] for i in row) for row, answers in rows.items()}
-
-
-def _group(rows: Sequence[tuple[tuple[Any, str], ...]]) -> str:
-    """The name of a group: the answers that all its rows have in common."""
-    words = [answers[0][1] for answers in zip(*rows, strict=True) if len({*answers}) == 1]
-    return " and ".join(words) or "other parameters"
+    found: dict[str, tuple[Link, ...]] = {}
+    for row, every in rows.items():
+        same = [answers[0][1] for answers in zip(*every, strict=True) if len({*answers}) == 1]
+        found[" and ".join(same) or "other parameters"] = tuple(links[i] for i in row)
+    return found
 
 
 def compose(links: Sequence[Link]) -> Explanation:
     """The equations of a sequence of links."""
     program = Program(links)
-    rows = program.read()
-    if not program.is_last:
-        program = Program(links, ["schedule_free"])
-        rows = program.read()
-    return Explanation(*written(*rows, program.numbers))
+    lines, names = written(*program.read())
+    numbers = {names[x]: value for x, value in program.numbers.items() if x in names}
+    return Explanation(lines, numbers)

@@ -3,12 +3,12 @@ r"""Formulas, built with Python's operators and kept in a normalised form.
 A quotient is a product with negative exponents, and a root is a power with exponent ½, so that one
 function, :func:`multiply`, simplifies all of them.
 
->>> from adamx.equations.formulas import Number, Symbol, root
+>>> from adamx.equations.formulas import Number, Symbol
 >>> from adamx.equations.shown import latex, text
 >>> m, v = Symbol("m"), Symbol("v")
->>> text(m.before - Number(0.001) * m.hat / (root(v.hat) + 1e-8))
+>>> text(m.before - Number(0.001) * m.hat / (v.hat**0.5 + 1e-8))
 'mₜ₋₁ − 0.001 m̂ₜ / (√v̂ₜ + 1e-08)'
->>> print(latex(m.hat / root(v)))
+>>> print(latex(m.hat / v**0.5))
 \frac{\hat{m}_t}{\sqrt{v_t}}
 """
 
@@ -138,8 +138,6 @@ _COUNT = itertools.count(2)
 
 def fresh(letter: str, index: str = "", accent: str = "", step: str = "t") -> Symbol:
     """A symbol that differs from all others; the writer numbers those with the same letter."""
-    if letter.endswith("\N{COMBINING MACRON}"):
-        letter, accent = letter[:-1], "bar"
     return Symbol(letter, index, accent, step, next(_COUNT))
 
 
@@ -190,28 +188,33 @@ def multiply(*given: Any, fold: bool = True) -> Expression:
             if isinstance(factor, Number):
                 numbers.append(factor.value)
             else:
-                base, exponent = as_power(factor)
-                powers[base] = powers.get(base, 0.0) + exponent
+                base, n = as_power(factor)
+                powers[base] = powers.get(base, 0.0) + n
     if 0 in numbers:
         return ZERO
-    factors = _joined([power(base, n) for base, n in powers.items()])
-    if any(is_a(x, "product") for x in factors):
+    factors = [x for x in _joined(powers) if x != ONE]
+    if any(is_a(x, "product") or isinstance(x, Number) for x in factors):
         return multiply(*numbers, *factors, fold=fold)
-    numbers += [x.value for x in factors if isinstance(x, Number)]
-    factors = [x for x in factors if not isinstance(x, Number)]
     size = [abs(x) for x in numbers if abs(x) != 1] or [1.0]
     if fold or not factors:
-        size = [functools.reduce(_times, size)]
-    if len(factors) == 1 and isinstance(base := as_power(factors[0])[0], Number) and base.value:
-        value = _folded(operator.truediv, size[0], base.value)  # a quotient of numbers
-        if len(size) == 1 and value == float(f"{value:.6g}"):
-            size, factors = [value], []
+        size = [functools.reduce(functools.partial(_folded, operator.mul), size)]
     size[0] *= math.prod(math.copysign(1, x) for x in numbers)
     row = (*(Number(x) for x in size if x != 1), *factors)
     return Function("product", row) if len(row) > 1 else row[0] if row else ONE
 
 
-_times = functools.partial(_folded, operator.mul)
+def _joined(powers: Mapping[Expression, float]) -> list[Expression]:
+    """The factors, with one choice in place of several with the same condition."""
+    choices: dict[Expression, list[Expression]] = {}
+    for base in powers:
+        if is_a(base, "cases"):
+            choices.setdefault(base.children[0], []).append(base)
+    for condition, same in choices.items():
+        if len(same) > 1:
+            branches = zip(*([power(y, powers[x]) for y in x.children[1:]] for x in same))
+            joined = cases(condition, *(multiply(*branch) for branch in branches))
+            return _joined({x: n for x, n in powers.items() if x not in same} | {joined: 1.0})
+    return [power(base, n) for base, n in powers.items()]
 
 
 def _is_quotient(x: Expression) -> bool:
@@ -223,22 +226,6 @@ def as_power(x: Expression) -> tuple[Expression, float]:
     if is_a(x, "power") and isinstance(x.children[1], Number):
         return x.children[0], x.children[1].value
     return x, 1.0
-
-
-def _joined(factors: list[Expression]) -> list[Expression]:
-    """The factors, with one choice in place of several with the same condition."""
-    for i, one in enumerate(factors):
-        choice, n = as_power(one)
-        for j in range(i + 1, len(factors)):
-            other, m = as_power(factors[j])
-            if is_a(choice, "cases") and is_a(other, "cases"):
-                if choice.children[0] == other.children[0]:
-                    branches = zip(choice.children[1:], other.children[1:], strict=True)
-                    both = [multiply(power(x, n), power(y, m)) for x, y in branches]
-                    kept = [*factors[:j], *factors[j + 1 :]]
-                    kept[i] = cases(choice.children[0], *both)
-                    return _joined(kept)
-    return factors
 
 
 def power(base: Any, exponent: Any) -> Expression:
@@ -270,19 +257,9 @@ def power(base: Any, exponent: Any) -> Expression:
 # Functions
 
 
-def root(x: Any) -> Expression:
-    """√x."""
-    return power(x, 0.5)
-
-
 def absolute(x: Any) -> Expression:
     """|x|."""
     return x if is_a(expression(x), "abs", "norm", "rms") else of("abs", x)
-
-
-def norm(x: Any, over: str = "") -> Expression:
-    """‖x‖ over all parameters, over one ``"array"``, or over one ``"unit"`` of an array."""
-    return of("norm", x, over=over)
 
 
 def extreme(name: str, *given: Any) -> Expression:

@@ -21,149 +21,113 @@ from adamx.equations.formulas import (
     substitute,
     walk,
 )
-from adamx.equations.reader import Definition
+from adamx.equations.reader import Line
 
-__all__ = ["Line", "written"]
+__all__ = ["written"]
 
 G, THETA = Symbol("g"), Symbol("θ")
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One line of an algorithm.
-
-    Attributes:
-        symbol: the symbol on the left-hand side.
-        value: the formula on the right-hand side.
-        start: the value of the symbol before the first step.
-        again: whether the line replaces an earlier value of the symbol in this step.
-        remark: why its formula is not known.
-    """
-
-    symbol: Symbol
-    value: Expression
-    start: Expression = ZERO
-    again: bool = False
-    remark: str = ""
-
-    def shown(self, show: Any, equals: str, becomes: str) -> str:
-        """The line, written by ``show``."""
-        return f"{show(self.symbol)} {becomes if self.again else equals} {show(self.value)}"
-
-    def started(self, show: Any) -> str:
-        """The value before the first step as text, or an empty string if it is 0."""
-        first = dataclasses.replace(self.symbol, step="0")
-        return "" if self.start == ZERO else f"{show(first)} = {show(self.start)}"
-
-
-def written(
-    rows: Sequence[Definition], last: Symbol, numbers: Mapping[Symbol, Any]
-) -> tuple[tuple[Line, ...], dict[Symbol, Any]]:
-    """The lines of an algorithm, and the numbers in them.
+def written(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], dict[Symbol, Symbol]]:
+    """The lines of an algorithm, and the names of the symbols in them.
 
     Args:
-        rows: the definitions of all values, in the order of computation.
+        lines: the definitions of all values, in the order of computation.
         last: the symbol of the update after the last stage.
-        numbers: the values of symbols.
     """
-    found, update = _merged(rows, last)
-    units = _Units(found)
-    found = [*_inlined(_with_param(found, update), update, units)]
-    for row in found:
-        row.value = units.cancelled(row.value)
-    found = _ordered(units.with_corrections(_with_choices(found)))
-    for row in found:
-        row.value = substitute(row.value, _weights(row.value))
-    return _named([Definition("gradient", G, GRADIENT), *found], numbers)
+    lines, update = _merged(lines, last)
+    units = _Units(lines)
+    lines = [*_inlined(_with_param(lines, update), update, units)]
+    for line in lines:
+        line.value = units.cancelled(line.value)
+    lines = [Line(G, GRADIENT), *_ordered(units.with_corrections(_with_choices(lines)))]
+    for line in lines:
+        weights = {x: ONE - x.children[0] for x in walk(line.value) if is_a(x, "weight")}
+        line.value = substitute(line.value, weights)
+    return lines, _named(lines)
 
 
-def _weights(x: Expression) -> dict[Expression, Expression]:
-    """What weights stand for."""
-    return {part: ONE - part.children[0] for part in walk(x) if is_a(part, "weight")}
-
-
-def _merged(rows: Sequence[Definition], last: Symbol) -> tuple[list[Definition], Symbol]:
-    """The definitions without those whose values have another symbol already."""
-    itself = Symbol("itself")
-    starts = {row.symbol: row.start for row in rows}
+def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
+    """The lines without those whose values have a symbol already, and the symbol of the update."""
+    starts = {line.symbol: line.start for line in lines}
     table: dict[Expression, Expression] = {}
     recurrences: dict[Any, Symbol] = {}
-    kept: list[Definition] = []
-    for row in rows:
-        value, before = substitute(row.value, table), row.symbol.before
-        same = value if isinstance(value, Symbol) and value.step == "t" else None
-        if same is not None and row.kind != "update" and starts.get(same, ZERO) != row.start:
-            same = None
-        key = substitute(value, {before: itself}), row.start
+    kept: list[Line] = []
+    for line in lines:
+        symbol, value, before = line.symbol, substitute(line.value, table), line.symbol.before
+        same = None
         if before in walk(value):
-            same = recurrences.setdefault(key, row.symbol)
-        if row.kind != "let" and same not in (None, row.symbol):
-            table |= {row.symbol: same, before: same.before}
+            key = substitute(value, {before: Symbol("itself")}), line.start
+            same = recurrences.setdefault(key, symbol)
+        elif isinstance(value, Symbol) and value.step == "t":
+            is_equal = line.kind == "update" or starts.get(value, ZERO) == line.start
+            same = value if is_equal and line.kind != "let" else None
+        if same is None or same == symbol:
+            kept.append(line)
         else:
-            kept.append(row)
-    for row in kept:
-        row.value, row.weight = (substitute(x, table) for x in (row.value, row.weight))
-        if row.kind == "let" and not row.value.constant:
-            table[row.value] = row.symbol
+            table |= {symbol: same, before: same.before}
+    for line in kept:
+        line.value, line.weight = (substitute(x, table) for x in (line.value, line.weight))
+        if line.kind == "let" and not line.value.constant:
+            table[line.value] = line.symbol
     update = substitute(last, table)
     assert isinstance(update, Symbol)
+    for line in reversed([*kept]):  # of a stage that could not be read
+        used = {update}.union(*(walk(x.value) for x in kept))
+        if line.kind == "let" and line.symbol not in used:
+            kept.remove(line)
     return kept, update
 
 
-def _with_param(rows: list[Definition], update: Symbol) -> list[Definition]:
-    """The definitions in terms of the new parameter, where they use it, and its own."""
-    own = next((row.value for row in rows if row.symbol == update), update)
+def _with_param(lines: list[Line], update: Symbol) -> list[Line]:
+    """The lines in terms of the new parameter, where they use it, and its own."""
+    value = next((line.value for line in lines if line.symbol == update), update)
     table: dict[Expression, Expression] = {PARAM + update: THETA}
-    if not is_a(PARAM + own, "sum"):
+    if not is_a(PARAM + value, "sum"):
         table[update] = THETA - PARAM
-    for row in rows:
-        if row.kind == "slot":
-            row.value = substitute(row.value, table)
-    return [*rows, Definition("param", THETA, PARAM + update)]
+    for line in lines:
+        if line.kind == "slot":
+            line.value = substitute(line.value, table)
+    return [*lines, Line(THETA, PARAM + update, kind="param")]
 
 
-def _inlined(rows: list[Definition], update: Symbol, units: _Units) -> Iterable[Definition]:
-    """The definitions that need lines, in terms of each other."""
+def _inlined(lines: list[Line], update: Symbol, units: _Units) -> Iterable[Line]:
+    """The lines that are needed, in terms of each other."""
     table: dict[Symbol, Expression] = {}
-    for i, row in enumerate(rows):
-        row.value, row.weight = (substitute(x, table) for x in (row.value, row.weight))
-        if row.kind == "param" and is_a(
-            form := units.cancelled(substitute(update, table)), "cases"
-        ):
-            row.value = F.cases(form.children[0], *(PARAM + x for x in form.children[1:]))
-        if row.kind == "update" and not _asks(row, rows, rows[i + 1 :], units):
-            table[row.symbol] = row.value
-        else:
-            if row.kind == "update":
-                units.add(row.symbol, row.weight)
-            yield row
+    for i, line in enumerate(lines):
+        line.value, line.weight = (substitute(x, table) for x in (line.value, line.weight))
+        if line.kind == "update" and not _is_needed(line, lines, i, units):
+            table[line.symbol] = line.value
+            continue
+        if line.kind == "update":
+            units.add(line.symbol, line.weight)
+        if line.kind == "param" and is_a(u := units.cancelled(substitute(update, table)), "cases"):
+            line.value = F.cases(u.children[0], *(PARAM + x for x in u.children[1:]))
+        yield line
 
 
-def _asks(
-    row: Definition, rows: Sequence[Definition], later: Sequence[Definition], units: _Units
-) -> bool:
+def _is_needed(line: Line, lines: Sequence[Line], place: int, units: _Units) -> bool:
     """Whether an update needs a line of its own."""
-    symbol, form = row.symbol, row.value
-    users = [x for x in later if symbol in walk(x.value)]
-    formulas = [x.value for x in users if x.kind != "param"]
-    if row.remark or any(symbol.before in walk(x.value) for x in rows):
+    symbol, value = line.symbol, line.value
+    users = [x for x in lines[place + 1 :] if symbol in walk(x.value)]
+    if line.remark or any(symbol.before in walk(x.value) for x in lines):
         return True
-    if isinstance(form, Symbol | Number) or not users:
+    if isinstance(value, Symbol | Number) or not users:
         return False
-    uses = sum(part == symbol for x in users for part in walk(x.value))
-    if uses > 1 or row.is_gradient:
+    parts = [part for x in users for part in walk(x.value)]
+    is_argument = any(is_a(x, "unknown", "call") and symbol in walk(x) for x in parts)
+    if line.is_gradient or is_argument or parts.count(symbol) > 1:
         return True
-    if any(is_a(y, "unknown", "call") and symbol in walk(y) for x in formulas for y in walk(x)):
-        return True
-    new = [units.cancelled(substitute(x, {symbol: form})) for x in formulas if x != symbol]
-    is_part = is_a(form, "cases") and not all(is_a(x, "cases") for x in new)
+    formulas = [x.value for x in users if x.kind != "param" and x.value != symbol]
+    new = [units.cancelled(substitute(x, {symbol: value})) for x in formulas]
+    is_part = is_a(value, "cases") and not all(is_a(x, "cases") for x in new)
     return is_part or any(_depth(x) > 2 for x in new)
 
 
 def _depth(x: Expression) -> int:
     """The nesting depth of quotients."""
-    is_quotient = is_a(x, "power") and F.as_power(x)[1] in (-1, -0.5)
-    return max(map(_depth, x.children), default=0) + is_quotient
+    is_below = F.as_power(x)[1] in (-1, -0.5)
+    return max(map(_depth, x.children), default=0) + is_below
 
 
 class _Units:
@@ -173,12 +137,12 @@ class _Units:
     the weights cancel is that of the corrected averages.
     """
 
-    def __init__(self, rows: Sequence[Definition]):
+    def __init__(self, lines: Sequence[Line]):
         self.weights: dict[Symbol, Expression] = {}
         self.units: set[Expression] = set()
-        for row in rows:
-            if row.kind == "slot":
-                self.add(row.symbol, row.weight)
+        for line in lines:
+            if line.kind == "slot":
+                self.add(line.symbol, line.weight)
 
     def add(self, symbol: Symbol, weight: Expression) -> None:
         """Let a symbol have this weight."""
@@ -196,15 +160,13 @@ class _Units:
 
     def divided(self, x: Expression) -> tuple[Expression, Expression]:
         """A formula of corrected averages, and the product of weights by which it differs."""
-        if x in self.weights:
-            assert isinstance(x, Symbol)
+        if isinstance(x, Symbol) and x in self.weights:
             return x.hat, self.divided(self.weights[x])[1]
         if is_a(x, "weight") or x in self.units:
             return ONE, x
-        if not isinstance(x, Function):
+        if not isinstance(x, Function) or not x.children:
             return x, ONE
-        parts = [self.divided(child) for child in x.children]
-        formulas, units = (tuple(part) for part in zip(*parts, strict=True)) if parts else ((), ())
+        formulas, units = zip(*map(self.divided, x.children), strict=True)
         match x.name:
             case "product":
                 return F.multiply(*formulas, fold=False), F.multiply(*units)
@@ -217,124 +179,112 @@ class _Units:
             case "<" | ">" | "≥" | "=" if x.children[1] == ZERO:
                 return F.rebuilt(x, formulas), ONE
             case "sum" | "max" | "min" | "cases" | "clip":
-                first = x.name == "cases"
-                head = [self.cancelled(child) for child in x.children[:first]]
-                terms = [*zip(x.children, formulas, units, strict=True)][first:]
-                unit = next((u for _, f, u in terms if f != ZERO), ONE)
+                head = [self.cancelled(y) for y in x.children[: x.name == "cases"]]
+                terms = [*zip(x.children, formulas, units, strict=True)][len(head) :]
+                unit = next((u for _, y, u in terms if y != ZERO), ONE)
                 scaled = [f if u == unit else self.cancelled(y) / unit for y, f, u in terms]
                 return F.rebuilt(x, (*head, *scaled)), unit
         return F.rebuilt(x, tuple(map(self.cancelled, x.children))), ONE
 
-    def with_corrections(self, rows: Iterable[Definition]) -> list[Definition]:
-        """The definitions, with those of the corrected averages that they use."""
-        found: list[Definition] = []
+    def with_corrections(self, lines: Iterable[Line]) -> Iterable[Line]:
+        """The lines, and those of the corrected averages in front of the first that uses them."""
         waiting = {symbol.hat: symbol for symbol in self.weights}
-        for row in rows:
-            for hat in [hat for hat in waiting if hat in {*walk(row.value)}]:
+        for line in lines:
+            for hat in [x for x in waiting if x in {*walk(line.value)}]:
                 symbol = waiting.pop(hat)
                 weight = self.weights[symbol]
-                branches = [symbol / x for x in weight.children[1:]]
-                is_choice = is_a(weight, "cases")
-                value = F.cases(weight.children[0], *branches) if is_choice else symbol / weight
-                found.append(Definition("correction", hat, value))
-            found.append(row)
-        return found
+                if is_a(weight, "cases"):
+                    condition, *branches = weight.children
+                    yield Line(hat, F.cases(condition, *(symbol / x for x in branches)))
+                else:
+                    yield Line(hat, symbol / weight)
+            yield line
 
 
-def _with_choices(rows: Sequence[Definition]) -> list[Definition]:
-    """The definitions, with those of choices that are parts of formulas, or occur twice."""
-    found: list[Definition] = []
-    for i, row in enumerate(rows):
-        while (part := _choice(rows[i:])) is not None:
+def _with_choices(lines: Sequence[Line]) -> Iterable[Line]:
+    """The lines, and those of choices that are parts of formulas, or occur twice."""
+    for i, line in enumerate(lines):
+        while (part := _choice(lines[i:])) is not None:
             letter = "φ" if is_a(part, "indicator") else "d" if G.before in walk(part) else "r"
             symbol = F.fresh(letter)
-            found.append(Definition("choice", symbol, part))
-            for x in rows[i:]:
+            for x in lines[i:]:
                 x.value = substitute(x.value, {part: symbol})
-        found.append(row)
-    return found
+            yield Line(symbol, part)
+        yield line
 
 
-def _choice(rows: Sequence[Definition]) -> Expression | None:
-    """The innermost choice of the first definition that needs a line of its own."""
-    every = [part for row in rows for part in walk(row.value)]
-    for part in reversed([*walk(rows[0].value)]):
-        is_part = is_a(part, "cases") and part != rows[0].value
-        if is_part or (is_a(part, "cases", "indicator") and every.count(part) > 1):
+def _choice(lines: Sequence[Line]) -> Expression | None:
+    """The innermost choice in the first line that needs a line of its own."""
+    every = [part for line in lines for part in walk(line.value)]
+    for part in reversed([*walk(lines[0].value)]):
+        is_inside = is_a(part, "cases") and part != lines[0].value
+        if is_inside or (is_a(part, "cases", "indicator") and every.count(part) > 1):
             return part
     return None
 
 
-def _ordered(rows: Sequence[Definition]) -> list[Definition]:
-    """The definitions; those that use the new parameter come after it."""
-    behind: list[Definition] = []
-    for row in rows:
-        if {THETA, *(x.symbol for x in behind)}.intersection(walk(row.value)):
-            behind.append(row)
-    return [row for row in rows if row not in behind] + behind
+def _ordered(lines: Iterable[Line]) -> list[Line]:
+    """The lines; those that use the new parameter come after it."""
+    rows: tuple[list[Line], list[Line]] = [], []
+    late = {THETA}
+    for line in lines:
+        is_late = not late.isdisjoint(walk(line.value))
+        late |= {line.symbol} if is_late else set()
+        rows[is_late].append(line)
+    return rows[0] + rows[1]
 
 
-# Names
-
-
-def _named(
-    rows: Sequence[Definition], numbers: Mapping[Symbol, Any]
-) -> tuple[tuple[Line, ...], dict[Symbol, Any]]:
-    """The lines, and the numbers in them, with names for all symbols."""
-    letters = _letters(rows)
-    parts = [part for row in rows for x in (row.symbol, row.value, row.start) for part in walk(x)]
-    symbols = dict.fromkeys(x for x in parts if isinstance(x, Symbol))
-    forms: dict[int, set[Symbol]] = {}  # of each symbol, with and without a hat
-    for x in symbols:
-        own = letters.get(x.which, x)
-        form = dataclasses.replace(own, accent=x.accent, step="t", which=1)
-        forms.setdefault(own.which, set()).add(form)
-    taken = {*forms.pop(1), *map(Symbol, "tfi")}
+def _named(lines: Sequence[Line]) -> dict[Symbol, Symbol]:
+    """Give all symbols their names; the name of each."""
+    letters = _letters(lines)
+    parts = [part for x in lines for y in (x.symbol, x.value, x.start) for part in walk(y)]
+    owners = {x: letters.get(x.which, x) for x in parts if isinstance(x, Symbol)}
+    taken = {(letter, "", "", 1) for letter in "gθtfi"}
     ranks = {1: 1}
-    for which in sorted(forms):
-        for rank in itertools.count(1):
-            ranked = {dataclasses.replace(x, which=rank) for x in forms[which]}
-            if not ranked & taken:
-                break
-        taken |= ranked
+    for which in sorted({own.which for own in owners.values()} - {1}):
+        forms = {(y.letter, y.index, x.accent) for x, y in owners.items() if y.which == which}
+        numbers = itertools.count(1)
+        rank = next(n for n in numbers if taken.isdisjoint((*form, n) for form in forms))
+        taken |= {(*form, rank) for form in forms}
         ranks[which] = rank
-    table: dict[Expression, Expression] = {}
-    for x in symbols:
-        own = letters.get(x.which, x)
-        table[x] = dataclasses.replace(
-            x, letter=own.letter, index=own.index, which=ranks[own.which]
-        )
-    lines: list[Line] = []
-    unknown: dict[str, str] = {}
-    for row in rows:
-        symbol, value, start = (substitute(x, table) for x in (row.symbol, row.value, row.start))
-        remarks = [row.remark] if row.remark else []
-        for x in [*walk(value)]:
-            if is_a(x, "unknown"):
-                what, _, key = x.over.partition("\0")
-                name = unknown.setdefault(key, str(len(unknown) + 1) if unknown else "")
-                value = substitute(value, {x: dataclasses.replace(x, over=f"{what}\0{name}")})
-                remarks.append(f"f{name} computes {what}")
-        assert isinstance(symbol, Symbol)
-        again = any(line.symbol == symbol for line in lines)
-        lines.append(Line(symbol, value, start, again, ", ".join(dict.fromkeys(remarks))))
-    shown = {table[x]: value for x, value in numbers.items() if x in table}
-    return tuple(lines), {x: value for x, value in shown.items() if isinstance(x, Symbol)}
+    names = {
+        x: dataclasses.replace(x, letter=y.letter, index=y.index, which=ranks[y.which])
+        for x, y in owners.items()
+    }
+    for line in lines:
+        line.symbol = names[line.symbol]
+        line.value, line.start = (substitute(x, names) for x in (line.value, line.start))
+    _number_unknown(lines)
+    return names
 
 
-def _letters(rows: Sequence[Definition]) -> dict[int, Symbol]:
+def _letters(lines: Sequence[Line]) -> dict[int, Symbol]:
     """The symbols of updates. One takes over the symbol of a value that is not needed any more."""
-    used = [{*walk(row.value), *walk(row.start)} for row in rows]
+    used = [{*walk(line.value), *walk(line.start)} for line in lines]
     found: dict[int, Symbol] = {}
     holders: dict[bool, Symbol] = {True: G}
-    for i, row in enumerate(rows):
-        if row.kind == "update":
-            old = holders.get(row.is_gradient, row.symbol)
-            is_kept = any(old.before in x for x in used)
-            if old is row.symbol or is_kept or any(old in x for x in used[i + 1 :]):
-                letter = "u" if not row.is_gradient else "c" if is_kept else "g"
-                found[row.symbol.which] = dataclasses.replace(row.symbol, letter=letter)
-            else:
-                found[row.symbol.which] = found.get(old.which, old)
-            holders[row.is_gradient] = row.symbol
+    for i, line in enumerate(lines):
+        if line.kind == "update":
+            new, old = line.symbol, holders.get(line.is_gradient)
+            is_kept = old is not None and any(old.before in x for x in used)
+            line.again = not (old is None or is_kept or any(old in x for x in used[i + 1 :]))
+            letter = "u" if not line.is_gradient else "c" if is_kept else "g"
+            owner = found.get(old.which, old) if line.again and old is not None else None
+            found[new.which] = owner or dataclasses.replace(new, letter=letter)
+            holders[line.is_gradient] = new
     return found
+
+
+def _number_unknown(lines: Sequence[Line]) -> None:
+    """Number the values whose formulas are not known, and say what they are."""
+    numbers: dict[str, str] = {}
+    for line in lines:
+        remarks: dict[str, None] = {}
+        for x in [*walk(line.value)]:
+            if is_a(x, "unknown"):
+                what, _, key = x.over.partition("\0")
+                number = numbers.setdefault(key, str(len(numbers) + 1) if numbers else "")
+                remarks[f"f{number} computes {what}"] = None
+                numbered = dataclasses.replace(x, over=f"{what}\0{number}")
+                line.value = substitute(line.value, {x: numbered})
+        line.remark = line.remark or ", ".join(remarks)

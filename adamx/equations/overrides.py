@@ -26,7 +26,7 @@ from adamx.core import (
     zeros,
 )
 from adamx.equations.formulas import fresh
-from adamx.equations.program import LAST, NotReadable, is_constant, let, mean_along, over_all, width
+from adamx.equations.program import LAST, is_constant, let, mean_along, over_all, width
 from adamx.numerics.arithmetic import log
 
 __all__ = ["OVERRIDES", "paper_form"]
@@ -71,7 +71,7 @@ def number(start: float, letter: str) -> Slot:
 @paper_form(stages.schedule_free)
 def schedule_free(learning_rate: Any, b1: Any, r: Any, weight_lr_power: Any) -> Rule:
     if not (is_constant(r) and is_constant(weight_lr_power)):
-        raise NotReadable("its weights have powers that change")
+        raise NotImplementedError("its weights have powers that change")
     is_weighted = not (isinstance(learning_rate, float) or is_off(weight_lr_power))
     slots = {"z": Slot(iterate, letter="z"), "x": Slot(iterate, letter="x")}
     if is_weighted:
@@ -143,7 +143,7 @@ def scale_by_factored_rms(
     decay_rate: Any, eps: Any, b2_cap: Any, min_dim_size_to_factor: Any
 ) -> Rule:
     if not isinstance(min_dim_size_to_factor, int):
-        raise NotReadable("the shapes of what it keeps depend on the step")
+        raise NotImplementedError("the shapes of what it keeps depend on the step")
 
     def update(signal: Any, slots: Any, step: Any) -> Any:
         square = signal.gradient**2 + eps

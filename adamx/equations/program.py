@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adamx.equations.formulas import PARAM, START, Expression, Number, Symbol, fresh, is_a, walk
-from adamx.equations.reader import SHAPE, Definition, read
+from adamx.equations.formulas import ONE, PARAM, START, Expression, Symbol, fresh, is_a, walk
+from adamx.equations.reader import SHAPE, Line, read
 from adamx.errors import StageError
 from adamx.identity import fingerprint
 from adamx.links.foreign import Foreign
@@ -24,46 +24,20 @@ from adamx.links.slots import Slot
 from adamx.links.stage import Stage, joined
 from adamx.numerics.named import named
 
-__all__ = [
-    "LAST",
-    "NotReadable",
-    "Program",
-    "is_constant",
-    "let",
-    "mean_along",
-    "over_all",
-    "width",
-]
+__all__ = ["LAST", "Program", "is_constant", "let", "mean_along", "over_all", "width"]
 
+# The letters of hyperparameters and of usual slots, with an index or an accent. Others are called
+# by their names.
 LETTERS = {
-    "learning_rate": ("α", ""),
-    "b1": ("β", "1"),
-    "b2": ("β", "2"),
-    "b3": ("β", "3"),
-    "rho": ("ρ", ""),
-    "eps": ("ε", ""),
-    "eps_hat": ("ε", "", "hat"),
-    "eps_root": ("ε", "root"),
-    "weight_decay": ("λ", ""),
-    "momentum": ("μ", ""),
-    "momentum_decay": ("ψ", ""),
-    "gamma": ("γ", ""),
-    "alpha": ("α", ""),
-    "decay": ("d", ""),
-    "d0": ("d", "0"),
-    "d_coef": ("c", ""),
-    "growth_rate": ("γ", ""),
-    "max_norm": ("c", ""),
-    "trust_coefficient": ("η", ""),
-    "sync_period": ("k", ""),
-    "slow_step_size": ("η", ""),
-    "mu": ("m",),
-    "nu": ("v",),
+    **{"learning_rate": "α", "b1": "β 1", "b2": "β 2", "b3": "β 3", "rho": "ρ", "momentum": "μ"},
+    **{"eps": "ε", "eps_hat": "ε̂", "eps_root": "ε root", "weight_decay": "λ", "gamma": "γ"},
+    **{"momentum_decay": "ψ", "alpha": "α", "decay": "d", "d0": "d 0", "d_coef": "c"},
+    **{"growth_rate": "γ", "max_norm": "c", "trust_coefficient": "η", "sync_period": "k"},
+    **{"slow_step_size": "η", "mu": "m", "nu": "v"},
 }
-"""The letters of hyperparameters and of usual slots; others are called by their names."""
 
-LAST = "the step that equations assume to be the last"
-"""A note: the update that has to be the last one, or the equations of its stage do not hold."""
+LAST = "last"
+"""A note: the update that must be the last one, or the equations of its stage do not hold."""
 
 
 # Functions that only say how a value is shown
@@ -114,8 +88,7 @@ def defined(x: Any, symbol: Symbol) -> Any:
 
 def let(x: Any, symbol: Symbol | str) -> Any:
     """A value that gets a line of its own, with this symbol or letter."""
-    symbol = fresh(symbol) if isinstance(symbol, str) else symbol
-    return defined(jnp.asarray(x, jnp.float64), symbol)
+    return defined(jnp.asarray(x), fresh(symbol) if isinstance(symbol, str) else symbol)
 
 
 def is_constant(x: Any) -> bool:
@@ -123,43 +96,37 @@ def is_constant(x: Any) -> bool:
     return isinstance(x, (int, float)) or x.weak_type
 
 
-class NotReadable(Exception):
-    """A rule whose equations can't be read, and why."""
-
-
 class Program:
     """The program of a chain.
 
-    Args:
-        links: its links.
-        opaque: the names of the stages that are not read.
+    Attributes:
+        numbers: the values of the symbols that represent schedules, arrays and traced numbers.
+        lines: a line for each value that may need one, beside :attr:`arrays`, their arrays.
     """
 
-    def __init__(self, links: Sequence[Link], opaque: Collection[str] = ()):
-        self.links, self.opaque = joined(links), opaque
+    def __init__(self, links: Sequence[Link]):
+        self.links = joined(links)
         self.numbers: dict[Symbol, Any] = {}
-        self.hyperparams = [
+        self.given = [
             {k: self.number(k, link.arguments[k]) for k in link.definition.domains}
             if isinstance(link, Stage)
             else {}
             for link in self.links
         ]
+        self.opaque: set[int] = set()  # the places of links that are not read
+        self.lines: list[Line] = []
         self.arrays: list[Any] = []
-        self.rows: list[Definition] = []
 
-    def read(self) -> tuple[list[Definition], Symbol]:
-        """The definitions of all values that may need a line, and the symbol of the update."""
+    def read(self) -> tuple[list[Line], Symbol]:
+        """The values that may need a line, and the symbol of the update."""
         # A number of a batch is typed like the Python number for which it stands.
         double = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float64)
         numbers = [double((), weak_type=symbol.constant) for symbol in self.numbers]
-        formulas, shapes = [Symbol("g"), PARAM, START, *self.numbers], [double(SHAPE)] * 3 + numbers
-        rows, order = read(self.trace, shapes, formulas)
-        for row in rows:
-            if row.kind == "slot":
-                row.weight = _weight_of(row)
-            elif row.kind == "update" and row.beside:
-                row.weight = row.beside[0].value
-        return order, rows[-1].symbol
+        formulas = [Symbol("g"), PARAM, START, *self.numbers]
+        found = read(self.trace, [double(SHAPE)] * 3 + numbers, formulas, self.lines)
+        for line in self.lines:
+            line.weight = _weight_of(line)
+        return found, self.lines[-1].symbol
 
     def number(self, name: str, value: Any) -> float | Symbol:
         """An argument as a number, or as a symbol if its value is not a single known number."""
@@ -168,60 +135,62 @@ class Program:
         is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer)
         if is_array and value.ndim == 0 and getattr(value, "is_fully_addressable", True):
             return float(str(np.asarray(value)))  # the shortest decimal that rounds to it
-        letter, key = LETTERS.get(name, (name,)), fingerprint(value)
+        new = _symbol(name, step="t" if callable(value) else "")
         for symbol, other in self.numbers.items():
-            alike = dataclasses.replace(symbol, which=1, step="t") == Symbol(*letter)
-            if alike and fingerprint(other) == key:
+            is_alike = dataclasses.replace(symbol, which=new.which) == new
+            if is_alike and fingerprint(other) == fingerprint(value):
                 return symbol
-        symbol = dataclasses.replace(fresh(*letter), step="t" if callable(value) else "")
-        self.numbers[symbol] = value
-        return symbol
+        self.numbers[new] = value
+        return new
 
-    def trace(self, g: Any, param: Any, start: Any, *numbers: Any) -> Any:
-        """The arrays of all definitions, and the definitions."""
+    def trace(self, g: Any, param: Any, start: Any, *numbers: Any) -> list[Any]:
+        """The arrays of all lines."""
+        self.arrays.clear()
+        self.lines.clear()
+        signal = Signal(g, g, is_limited=True, _param=param, _dtypes=(jnp.dtype(jnp.float64),))
         values = dict(zip(self.numbers, numbers, strict=True))
-        double, self.arrays, self.rows = jnp.dtype(jnp.float64), [], []
-        signal = Signal(g, g, is_limited=True, _param=param, _dtypes=(double,))
-        is_certain = True
-        for link, given in zip(self.links, self.hyperparams, strict=True):
-            if isinstance(link, Foreign):
-                tail, why = ")", "Optax transformation; its equations are not known"
-                signal, is_certain = self.unread(signal, f"{link!r}(", tail, why), False
-            elif isinstance(link, Stage):
-                arguments = {
-                    **link.arguments,
-                    **{k: values[x] if isinstance(x, Symbol) else x for k, x in given.items()},
-                }
-                done = len(self.rows)
-                try:
-                    if link.name in self.opaque:
-                        raise NotReadable("a stage behind it changes its step")
-                    signal = self.stage(link, arguments, signal, start)
-                except Exception as error:
-                    if isinstance(error, StageError) and is_certain:
-                        raise error.within(stage=link.name) from None
-                    del self.rows[done:], self.arrays[done:]
-                    is_told = isinstance(error, NotReadable)
-                    why = str(error) if is_told else f"{type(error).__name__} in tracing it"
-                    written = repr(link)[len(link.name) + 1 : -1]
-                    tail = f"; {written})" if written else ")"
-                    signal, is_certain = self.unread(signal, f"{link.name}(", tail, why), False
-        self.is_last = signal.notes.get(LAST, signal.update) is signal.update
+        is_certain, last = True, None
+        for i, (link, given) in enumerate(zip(self.links, self.given, strict=True)):
+            done = len(self.lines)
+            try:
+                if isinstance(link, Foreign):
+                    raise NotImplementedError("Optax transformation; its equations are not known")
+                if i in self.opaque:
+                    raise NotImplementedError("a stage behind it changes its step")
+                if isinstance(link, Stage):  # an observer changes nothing
+                    known = {k: values[x] if x in values else x for k, x in given.items()}
+                    signal = self.stage(link, {**link.arguments, **known}, signal, start)
+            except Exception as error:
+                if isinstance(error, StageError) and is_certain:
+                    raise error.within(stage=link.name) from None
+                del self.lines[done:], self.arrays[done:]
+                is_told = isinstance(error, NotImplementedError) and str(error)
+                why = str(error) if is_told else f"{type(error).__name__} in tracing it"
+                signal, is_certain = self.unread(link, why, signal), False
+            if LAST in signal.notes:
+                last = i if last is None else last
+                if signal.notes[LAST] is not signal.update:
+                    self.opaque.add(last)
+                    return self.trace(g, param, start, *numbers)
         self.emit("update", fresh("u"), signal.update)
-        return self.arrays, self.rows
+        return self.arrays
 
-    def emit(self, kind: str, symbol: Symbol, array: Any, **more: Any) -> Definition:
-        """Define a value."""
-        self.arrays.append(array)
-        self.rows.append(Definition(kind, symbol, **more))
-        return self.rows[-1]
-
-    def unread(self, signal: Signal, head: str, tail: str, why: str) -> Signal:
-        """The signal after a link whose equations are not known."""
+    def unread(self, link: Link, why: str, signal: Signal) -> Signal:
+        """The signal after a link whose equations are not known: a line with its name."""
+        head, tail = f"{link!r}(", ")"
+        if isinstance(link, Stage):
+            written = repr(link)[len(link.name) + 1 : -1]
+            head, tail = f"{link.name}(", f"; {written})" if written else ")"
         signal = signal.with_update(shown_as(signal.update, head, tail))
         is_gradient = not signal.has_statistic
-        self.emit("update", fresh("u"), signal.update, is_gradient=is_gradient, remark=why)
+        self.emit("update", fresh("u"), signal.update, remark=why, is_gradient=is_gradient)
         return signal
+
+    def emit(self, kind: str, symbol: Symbol, array: Any, **more: Any) -> Line:
+        """Add a line, whose value will be read."""
+        self.arrays.append(array)
+        self.lines.append(Line(symbol, kind=kind, **more))
+        return self.lines[-1]
 
     def stage(self, link: Stage, arguments: dict[str, Any], signal: Signal, start: Any) -> Signal:
         """The signal after a stage."""
@@ -238,7 +207,7 @@ class Program:
             clocks[KEY] = jnp.zeros((), jnp.uint32)
         first = {k: slot(start) for k, slot in rule.slots.items()}
         symbols = {
-            k: jax.tree.map(lambda _, k=k: fresh(*_letter(k, rule.slots[k])), x)
+            k: jax.tree.map(lambda _, k=k: _symbol(k, Slot.of(rule.slots[k]).letter), x)
             for k, x in first.items()
         }
         slots = jax.tree.map(recalled, first, symbols)
@@ -258,26 +227,30 @@ class Program:
     def clock(self, name: str, clock: Clock) -> Any:
         """What a clock reads in this step."""
         if clock.settle is not None:
-            raise NotReadable("a clock of it depends on a sum over all parameters")
+            raise NotImplementedError("a clock of it depends on a sum over all parameters")
         symbol = fresh(name[0])
         new = clock.tick(recalled(clock.start(), symbol))
         self.emit("clock", symbol, new)
         return clock.read(new)
 
 
-def _letter(name: str, slot: Any) -> tuple[str, ...]:
-    own = Slot.of(slot).letter
-    return (own,) if own else LETTERS.get(name, (name,))
+def _symbol(name: str, letter: str = "", step: str = "t") -> Symbol:
+    """The symbol of a slot or a hyperparameter."""
+    letter, _, index = (letter or LETTERS.get(name, name)).partition(" ")
+    accent = _ACCENTS.get(letter[1:], "")
+    return fresh(letter[:1] if accent else letter, index, accent, step)
 
 
-def _weight_of(row: Definition) -> Expression:
-    """The weight of an average: that of its stage, or the one with its β."""
-    weights = list(dict.fromkeys(x.value for x in row.beside if is_a(x.value, "weight")))
-    if len(weights) == 1:
-        return weights[0]
+_ACCENTS = {"\N{COMBINING MACRON}": "bar", "\N{COMBINING CIRCUMFLEX ACCENT}": "hat"}
+
+
+def _weight_of(line: Line) -> Expression:
+    """The weight of an average: that of its stage, or the one with its β; the bias of an update."""
+    if line.kind == "update":
+        return line.beside[0].value if line.beside else ONE
+    weights = dict.fromkeys(x.value for x in line.beside if is_a(x.value, "weight"))
     for weight in weights:
-        (product,) = weight.children
-        beta = product.children[0]
-        if beta * row.symbol.before in walk(row.value):
+        beta = weight.children[0].children[0]
+        if len(weights) == 1 or beta * line.symbol.before in walk(line.value):
             return weight
-    return Number(1.0)
+    return ONE

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from adamx.equations import formulas as F
 from adamx.equations.formulas import ONE, STEP, ZERO, Expression, Number, Symbol, as_power, is_a
 from adamx.numerics.named import CALLS, PREFIX, filled, recorded
 
-__all__ = ["SHAPE", "Definition", "number", "read"]
+__all__ = ["SHAPE", "Line", "number", "read"]
 
 SHAPE = (53, 59)
 """The shape of the parameter with which rules are traced. A rule that treats shapes differently is
@@ -32,85 +31,77 @@ read as it treats matrices."""
 
 _HUGE = 2.0**100  # numbers from here on stand for infinity
 _LARGEST = 400  # formulas of more parts are not shown
-_HOME = os.path.dirname(os.path.dirname(__file__))
 _COUNT = itertools.count()
 
 
-@dataclasses.dataclass
-class Definition:
-    """A value with a symbol.
+@dataclasses.dataclass(eq=False)
+class Line:
+    """One line of an algorithm.
 
     Attributes:
-        kind: "update", "slot", "clock", "let", or "formula" for a value without a symbol.
-        symbol: stands for the value wherever it is used.
-        value: its formula.
-        start: its value before the first step.
+        symbol: the symbol on the left-hand side.
+        value: the formula on the right-hand side.
+        start: the value of the symbol before the first step.
+        again: whether the line replaces an earlier value of the symbol in this step.
+        remark: why its formula is not known.
+        kind: "update", "slot", "clock" or "let"; "formula" for a value that gets no line.
         weight: the weight of the average that it is; of an update, its bias.
         beside: values of which one is its weight.
         is_gradient: whether it is an update before the first statistic, and so the gradient.
-        remark: why its formula is not known.
     """
 
-    kind: str
     symbol: Symbol
     value: Expression = ZERO
     start: Expression = ZERO
-    weight: Expression = ONE
-    beside: Sequence[Definition] = ()
-    is_gradient: bool = False
+    again: bool = False
     remark: str = ""
+    kind: str = "formula"
+    weight: Expression = ONE
+    beside: Sequence[Line] = ()
+    is_gradient: bool = False
 
 
 def read(
-    trace: Callable[..., tuple[list[Any], list[Definition]]],
+    trace: Callable[..., list[Any]],
     shapes: Sequence[Any],
     formulas: Sequence[Expression],
-) -> tuple[list[Definition], list[Definition]]:
-    """The formulas of the results of a program.
+    lines: Sequence[Line],
+) -> list[Line]:
+    """The lines of a program, in the order of computation.
 
     Args:
-        trace: gives arrays, and for each of them a definition without a value.
+        trace: gives the arrays of the lines.
         shapes: the shapes of its arguments.
         formulas: the formulas of its arguments.
-
-    Returns:
-        The definitions with their values, and those that need lines in the order of computation.
+        lines: is filled by ``trace``, with a line without a value for each array.
     """
-    rows: list[Definition] = []
-
-    def run(*given: Any) -> list[Any]:
-        arrays, made = trace(*given)
-        rows.extend(made)
-        return arrays
-
     # Double precision keeps the digits that the user wrote.
     double = getattr(jax, "enable_x64", None)
     if double is None:
         double = jax.experimental.enable_x64  # pyright: ignore # JAX below 0.8
     with double(True), recorded(), jax.disable_jit(False):
-        closed = jax.make_jaxpr(run)(*shapes)
+        closed = jax.make_jaxpr(trace)(*shapes)
     reader = _Reader()
-    for row, v in zip(rows, closed.jaxpr.outvars, strict=True):
-        if row.kind != "formula" and not hasattr(v, "val") and v not in closed.jaxpr.invars:
-            reader.rows.setdefault(v, row)
-    values = reader.run(closed, formulas)
-    claimed = {*map(id, reader.rows.values())}
-    for row, value in zip(rows, values, strict=True):
-        if id(row) not in claimed:
-            row.value = value
-            reader.order += [row] if row.kind != "formula" else []
-    for row in reader.order:
-        row.start = reader.starts.get(row.symbol, ZERO)
-        row.value = F.substitute(row.value, reader.previous)
-    return rows, [row for row in reader.order if row.kind != "formula"]
+    for line, v in zip(lines, closed.jaxpr.outvars, strict=True):
+        if line.kind != "formula" and not hasattr(v, "val") and v not in closed.jaxpr.invars:
+            reader.symbols.setdefault(v, line)
+    for line, value in zip(lines, reader.run(closed, formulas), strict=True):
+        if line not in reader.lines:
+            line.value = value
+            reader.lines.append(line)
+    found = [line for line in reader.lines if line.kind != "formula"]
+    for line in found:
+        line.start = reader.starts.get(line.symbol, ZERO)
+        line.value = F.substitute(line.value, reader.previous)
+    return found
 
 
 class _Reader:
-    """Evaluates a jaxpr on formulas, and collects definitions."""
+    """Evaluates a jaxpr on formulas, and collects lines."""
 
     def __init__(self) -> None:
-        self.rows: dict[Any, Definition] = {}  # of the variables of the program
-        self.order: list[Definition] = []
+        self.symbols: dict[Any, Line] = {}  # the lines of variables
+        self.lines: list[Line] = []
         self.starts: dict[Symbol, Expression] = {}
         self.previous: dict[Symbol, Expression] = {}  # values of the step before, where solved
 
@@ -129,18 +120,18 @@ class _Reader:
             if outputs is None:
                 outputs = [_unknown(equation.primitive.name, *inputs) for _ in equation.outvars]
             for v, x in zip(equation.outvars, outputs, strict=True):
-                known[v] = self.named(self.rows[v], x) if v in self.rows else x
+                known[v] = self.named(self.symbols[v], x) if v in self.symbols else x
         return [value(v) for v in jaxpr.outvars]
 
-    def named(self, row: Definition, x: Expression) -> Expression:
-        """The symbol of a value; the value itself for a clock that needs no line."""
-        before = row.symbol.before
-        solution = solved(x, before, self.starts[row.symbol]) if row.symbol in self.starts else None
-        row.value = x
-        self.order.append(row)
+    def named(self, line: Line, x: Expression) -> Expression:
+        """The symbol of a value; the value itself if it needs no line."""
+        self.lines.append(line)
+        line.value, before = x, line.symbol.before
+        start = self.starts.get(line.symbol)
+        solution = None if start is None else solved(x, before, start)
         if solution is None:
-            return row.symbol
-        row.kind, row.value = "formula", solution
+            return line.symbol
+        line.kind, line.value = "formula", solution
         runs = any(is_a(part, "running") for part in F.walk(solution))
         step_before = solution / (x / before) if runs else F.substitute(solution, {STEP: STEP - 1})
         self.previous[before] = step_before
@@ -152,7 +143,7 @@ class _Reader:
 
     def defined(self, x: Expression, symbol: Symbol) -> Expression:
         symbol = dataclasses.replace(symbol, step="" if x.constant else symbol.step)
-        self.order.append(Definition("let", symbol, x))
+        self.lines.append(Line(symbol, x, kind="let"))
         return symbol
 
     def known(self, equation: Any, inputs: list[Any]) -> Sequence[Any] | None:
@@ -168,11 +159,6 @@ class _Reader:
                     own, named = filled(call, inputs)
                     found = meaning(*own, **named)
                     return found if isinstance(found, tuple) else (found,)
-            source = str(getattr(getattr(inner.jaxpr, "debug_info", None), "func_src_info", ""))
-            label, _, place = source.partition(" at ")
-            if label in DERIVED and place.startswith(_HOME):
-                first = given.get("num_consts", 0)
-                return (DERIVED[label](*inputs[first:]),)
             if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"):
                 return self.run(inner, inputs)
             return None
@@ -298,7 +284,7 @@ def _summed(x: Expression, over: str, shape: tuple[int, ...]) -> Sequence[Any] |
         return None
     base, n = as_power(x)
     if n == 2:
-        return (F.norm(base, over) ** 2,)
+        return (F.of("norm", base, over=over) ** 2,)
     if is_a(x, "abs") and over == "array":
         return (F.of("norm1", *x.children, over=over),)
     return (F.of("total", x, over=over),)
@@ -407,7 +393,7 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "max": functools.partial(_extreme, "max"),
     "min": functools.partial(_extreme, "min"),
     "clamp": lambda low, x, high: _extreme("min", F.extreme("max", x, low), high),
-    "sqrt": F.root,
+    "sqrt": lambda x: x**0.5,
     "rsqrt": lambda x: x**-0.5,
     "square": lambda x: x**2,
     "pow": F.power,
@@ -432,18 +418,6 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "and": _both,
     "select_n": _selected,
 }
-
-# Functions with a derivative of their own, by the names of their definitions.
-DERIVED: Mapping[str, Callable[..., Expression]] = {
-    "root": F.root,
-    "_quotient": _quotient,
-    "power": F.power,
-    "_phase": functools.partial(F.of, "sign"),
-    "_expm1": lambda x: _exp(x) - 1,
-    "_limited": lambda x, largest: x,
-    "_dithered": lambda x, *bits: F.of("SR", x),
-}
-
 
 # Named functions
 
@@ -502,12 +476,14 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     "mean": lambda x, axes=None, keepdims=False: F.of(
         "mean", x, over=_BLOCKS.get(_over(axes), _over(axes))
     ),
-    "norm": lambda x, axis=None: (F.norm(x, _over(axis)), ONE),
-    "squares_of": lambda x, axis: (F.norm(x, _over(axis)) ** 2, ZERO, ZERO),
-    "norm_of": lambda squares: (F.root(squares[0]), ONE),
+    "norm": lambda x, axis=None: (F.of("norm", x, over=_over(axis)), ONE),
+    "squares_of": lambda x, axis: (F.of("norm", x, over=_over(axis)) ** 2, ZERO, ZERO),
+    "norm_of": lambda squares: (squares[0] ** 0.5, ONE),
     "shrunk": lambda x, length, most: x * F.extreme("min", 1, F.expression(most) / length[0]),
     "shrunk_to_rms": lambda x, most: x / F.extreme("max", 1, F.of("rms", x) / most),
     "rounded": lambda x, dtype: F.of("RN", x) if jnp.finfo(dtype).bits < 32 else x,
+    "limited_to": lambda x, largest: x,
+    "dithered": lambda x, bits, dtype: F.of("SR", x),
     "bits": lambda key, shape, label="": _unknown("random bits"),
     "mean_along": lambda x, axis: x if x == ZERO else F.of("mean", x, over=axis),
     "width": functools.partial(F.of, "width"),

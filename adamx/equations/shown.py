@@ -194,6 +194,7 @@ def _index(symbol: Symbol) -> tuple[str, str, str]:
 
 class _Text(_Renderer):
     column, minus, dot, thin, product = 0, "−", " · ", " ", "∏"
+    equals, becomes, space = "=", "←", "   "
 
     def number(self, value: float) -> str:
         return _digits(value)
@@ -211,7 +212,7 @@ class _Text(_Renderer):
     def word(self, shown: str) -> str:
         return shown
 
-    operator = word
+    operator = words = word
 
     def fraction(self, over: Expression, under: Expression) -> str:
         return f"{self(over, _PRODUCT)} / {self(under, _POWER)}"
@@ -246,6 +247,7 @@ def _leading(x: Expression) -> list[Number]:
 class _Latex(_Renderer):
     column, minus, dot, thin = 1, "-", r" \cdot ", r" \, "
     product = r"\prod_{i=1}^t "
+    equals, becomes, space = "&=", r"&\leftarrow", r" \qquad "
 
     def binding(self, x: Expression) -> int:
         over, under = _fraction(x)
@@ -287,6 +289,9 @@ class _Latex(_Renderer):
     def escaped(self, shown: str) -> str:
         """Words for LaTeX."""
         return "".join(_ESCAPES.get(sign, sign) for sign in shown)
+
+    def words(self, shown: str) -> str:
+        return rf"\text{{{self.escaped(shown)}}}" if shown else ""
 
     def fraction(self, over: Expression, under: Expression) -> str:
         numbers = _leading(over)

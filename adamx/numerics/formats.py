@@ -54,6 +54,7 @@ def saturated(x: Values, dtype: Any) -> Values:
     return x if narrow.bits >= wide.bits else limited_to(x, float(narrow.max))
 
 
+@named
 def limited_to(x: Values, largest: Any) -> Values:
     """x with finite elements limited to ±``largest``, a number or a scalar array."""
     if jnp.iscomplexobj(x):

@@ -23,6 +23,7 @@ from adamx.core import Rule, Slot, StageError, itself, stage, zeros
 from adamx.errors import as_given
 from adamx.numerics import random
 from adamx.numerics.formats import rounded
+from adamx.numerics.named import named
 from adamx.numerics.types import Array, Reals, UInt32
 
 __all__ = ["kahan_summation", "master_weights", "stochastic_rounding"]
@@ -74,7 +75,7 @@ def stochastic_rounding(seed: int = 0):
         if not _is_narrow(signal.param_dtype):
             return signal, slots
         bits = random.bits(step.clock["key"], param.shape, "parameter")
-        return signal.step_to(_dithered(param + signal.update, bits, signal.param_dtype)), slots
+        return signal.step_to(dithered(param + signal.update, bits, signal.param_dtype)), slots
 
     return Rule(update, slots={"dtype": Slot(start, holds="exact")}, seed=seed)
 
@@ -128,7 +129,7 @@ def kahan_summation(seed: int = 0):
         s = signal.update + lost.astype(param.dtype)
         signal = signal.step_to(rounded(param + s, dtype))
         bits = random.bits(step.clock["key"], param.shape, "lost")
-        return signal, {"lost": _dithered(s - signal.update, bits, dtype).astype(dtype)}
+        return signal, {"lost": dithered(s - signal.update, bits, dtype).astype(dtype)}
 
     return Rule(update, slots={"lost": Slot(start, holds="exact", letter="ℓ")}, seed=seed)
 
@@ -216,3 +217,9 @@ def _dithered(x: Reals, bits: UInt32[Array, "*shape"], dtype: Any) -> Reals:
 def _(dtype: Any, primals: Any, tangents: Any) -> Any:
     """The derivative, as for rounding to the nearest: the derivative of x."""
     return _dithered(*primals, dtype), tangents[0]
+
+
+@named
+def dithered(x: Reals, bits: UInt32[Array, "*shape"], dtype: Any) -> Reals:
+    """SR(x), see :func:`stochastic_rounding`."""
+    return _dithered(x, bits, dtype)
