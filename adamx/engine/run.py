@@ -24,7 +24,6 @@ from adamx.links.rule import Reach, Rule, Step, keep, widest
 from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.links.stage import Stage
-from adamx.numerics import random
 from adamx.trees.arrays import kind, kinds
 
 __all__ = ["Block", "Entering", "Ready", "global_sum", "reshaped", "run"]
@@ -50,8 +49,8 @@ class Block(NamedTuple):
     steps: list[Step]
     reach: Reach
     """The widest reach of its stages."""
-    draws: bool
-    """Whether a stage draws random bits, which depend on the parameter's number."""
+    numbered: bool
+    """Whether a clock's reading depends on the parameter's number, as random bits do."""
 
     @classmethod
     def of(cls, ready: Sequence[Ready], *, is_last: bool) -> Block:
@@ -64,7 +63,7 @@ class Block(NamedTuple):
             numbers,
             [x.step for x in ready],
             widest(x.rule.reach for x in ready),
-            any(clock.scope == "parameter" for x in ready for clock in x.rule.clocks.values()),
+            any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
         )
 
 
@@ -92,7 +91,7 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
             leaf.number,
             _advance,
             *(block.stages, block.names, block.is_last, block.numbers, block.steps),
-            *(leaf.signal, leaf.slots, np.uint32(leaf.number) if block.draws else None),
+            *(leaf.signal, leaf.slots, np.uint32(leaf.number) if block.numbered else None),
         )
         for leaf in leaves
     ]
@@ -109,7 +108,7 @@ def _advance(
     slots: list[Slots],
     index: Any,
 ) -> tuple[Any, list[Slots]]:
-    """Run stages on one array; ``index`` is its number, or None if no stage draws random bits."""
+    """Run stages on one array; ``index`` is its number, or None if no stage uses it."""
     if not isinstance(signal, Signal):
         signal = Signal.enter(*signal)
     done = []
@@ -119,12 +118,13 @@ def _advance(
         ):
             rule, step = _at_precision(stage, step, signal)
             own = {
-                k: random.of_parameter(step.clock[k], index, name)
+                k: clock.of_parameter(step.clock[k], index, name)
                 for k, clock in rule.clocks.items()
-                if clock.scope == "parameter"
+                if clock.of_parameter
             }
             step = step._replace(clock={**step.clock, **own})
-            shape = rule.reshape(signal.update.shape) if rule.reshape else signal.update.shape
+            shape = signal.update.shape
+            shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
             try:
                 made, after = rule.update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)

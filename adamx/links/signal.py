@@ -40,6 +40,8 @@ class Signal:
         step: whether a learning rate has turned the update from a direction into a step.
         notes: values that earlier stages have left for later ones, by name (:meth:`note`).
         is_limited: whether its finite elements are limited (:meth:`limited`).
+        whole: the parameter's shape. Gradient and update have it too, unless they are in another
+            basis (:meth:`into`).
     """
 
     gradient: Values
@@ -49,6 +51,7 @@ class Signal:
     step: bool = False
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_limited: bool = False
+    whole: tuple[int, ...] = ()
     _param: Values | None = None
     _dtypes: tuple[Any, ...] = ()
 
@@ -75,7 +78,7 @@ class Signal:
             param = param.astype(statistics_dtype(param.dtype))
         # Slots have the parameter's precision, and the gradient's if update() gets no parameters.
         gradient = gradient.astype(statistics_dtype(dtypes[-1]))
-        return cls(gradient, gradient, _param=param, _dtypes=dtypes)
+        return cls(gradient, gradient, whole=gradient.shape, _param=param, _dtypes=dtypes)
 
     @property
     def param(self) -> Values:
@@ -104,7 +107,15 @@ class Signal:
         Optax's wrappers expect updates in the dtype of the gradients. Only an update made by
         :meth:`step_to` is not rounded. A finite update beyond the range of this dtype becomes its
         largest number.
+
+        Raises:
+            StageError: if the update is still in a basis.
         """
+        if "space" in self.notes:
+            raise StageError(
+                "the chain ends in a basis, so that its update would not fit the parameter; put "
+                "the stages that work in the basis into in_basis(basis, chain(…)), which leaves it"
+            )
         dtype = wider(*self._dtypes)
         return saturated(self.update, dtype).astype(dtype)
 
@@ -210,5 +221,5 @@ class Signal:
 jax.tree_util.register_dataclass(
     Signal,
     data_fields=["gradient", "update", "bias", "notes", "_param"],
-    meta_fields=["has_statistic", "step", "is_limited", "_dtypes"],
+    meta_fields=["has_statistic", "step", "is_limited", "whole", "_dtypes"],
 )

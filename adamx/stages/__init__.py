@@ -2,6 +2,7 @@
 
 from adamx.stages import (
     averaging,
+    bases,
     bias,
     clipping,
     decay,
@@ -21,6 +22,7 @@ from adamx.stages import (
     two_rates,
 )
 from adamx.stages.averaging import *
+from adamx.stages.bases import *
 from adamx.stages.bias import *
 from adamx.stages.clipping import *
 from adamx.stages.decay import *
@@ -41,6 +43,7 @@ from adamx.stages.two_rates import *
 
 __all__: list[str] = []
 __all__ += averaging.__all__
+__all__ += bases.__all__
 __all__ += bias.__all__
 __all__ += clipping.__all__
 __all__ += decay.__all__
