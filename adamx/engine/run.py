@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Ready(NamedTuple):
 class Block(NamedTuple):
     """Consecutive stages, as one function of one array."""
 
+    ready: tuple[Ready, ...]
     stages: Static
     names: tuple[str, ...]
     is_last: bool
@@ -57,6 +59,7 @@ class Block(NamedTuple):
         """The block of these stages; if it is the last one, it returns updates, not signals."""
         static, numbers = Static.split([x.stage for x in ready])
         return cls(
+            tuple(ready),
             static,
             tuple(x.name for x in ready),
             is_last,
@@ -65,6 +68,20 @@ class Block(NamedTuple):
             widest(x.rule.reach for x in ready),
             any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
         )
+
+
+    def divided(self) -> list[Block]:
+        """Blocks of the stages that stack arrays, and of the others between them."""
+        kinds = itertools.groupby(self.ready, lambda x: x.stage.definition.stacks)
+        rows = [tuple(row) for _, row in kinds]
+        if len(rows) == 1:
+            return [self]
+        return [Block.of(x, is_last=self.is_last and x is rows[-1]) for x in rows]
+
+    @property
+    def stacks(self) -> bool:
+        """Whether its stages stack arrays of equal shape."""
+        return any(x.stage.definition.stacks for x in self.ready)
 
 
 class Entering(NamedTuple):
@@ -81,7 +98,20 @@ Locate = Callable[..., Any]
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """Run the block on each array; for each, its output and the new slots of its stages."""
-    return each(block, leaves, locate)
+    if not block.stacks or len(leaves) == 1:
+        return each(block, leaves, locate)
+    signals: list[Any] = [leaf.signal for leaf in leaves]
+    done: list[list[Slots]] = [[] for _ in leaves]
+    for part in block.divided():
+        entering = [
+            Entering(leaf.number, signal, leaf.slots[len(slots) : len(slots) + len(part.ready)])
+            for leaf, signal, slots in zip(leaves, signals, done, strict=True)
+        ]
+        found = (stacked if part.stacks else each)(part, entering, locate)
+        for i, (signal, slots) in enumerate(found):
+            signals[i] = signal
+            done[i] += slots
+    return list(zip(signals, done, strict=True))
 
 
 def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
@@ -89,12 +119,39 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     return [
         locate(
             leaf.number,
-            _advance,
-            *(block.stages, block.names, block.is_last, block.numbers, block.steps),
-            *(leaf.signal, leaf.slots, np.uint32(leaf.number) if block.numbered else None),
+            *(_advance, *_fixed(block), leaf.signal, leaf.slots),
+            np.uint32(leaf.number) if block.numbered else None,
         )
         for leaf in leaves
     ]
+
+
+def stacked(
+    block: Block, leaves: Sequence[Entering], locate: Locate
+) -> list[tuple[Any, list[Slots]]]:
+    """Arrays of one shape, dtype and kind in one stack."""
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots))
+        alike.setdefault((tree, tuple(map(kind, arrays))), []).append(i)
+    done: list[Any] = [None] * len(leaves)
+    for places in alike.values():
+        some = [leaves[i] for i in places]
+        if len(some) == 1:
+            done[places[0]] = each(block, some, locate)[0]
+            continue
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *((x.signal, x.slots) for x in some))
+        numbers = np.asarray([x.number for x in some], np.uint32) if block.numbered else None
+        run = jax.vmap(functools.partial(_advance, *_fixed(block)), axis_size=len(some))
+        made = locate(some[0].number, run, *stack, numbers)
+        for k, i in enumerate(places):
+            done[i] = jax.tree.map(lambda x, k=k: x[k], made)
+    return done
+
+
+def _fixed(block: Block) -> tuple[Any, ...]:
+    """The arguments of :func:`_advance` that are the same for all arrays."""
+    return block.stages, block.names, block.is_last, block.numbers, block.steps
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

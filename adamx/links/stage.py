@@ -36,8 +36,10 @@ class Definition(Signature):
         place: str = "anywhere",
         keeps_rounding: bool = False,
         reach: Reach = "array",
+        stacks: bool = False,
     ):
         super().__init__(factory)
+        self.stacks = stacks
         self.reach: Reach = reach
         self.place = place
         self.keeps_rounding = keeps_rounding

@@ -8,6 +8,7 @@ from adamx.recipes import (
     gradient_descent,
     layers,
     learning_rate_free,
+    matrices,
     schedule_free,
     signs,
     two_rates,
@@ -20,6 +21,7 @@ from adamx.recipes.factored import *
 from adamx.recipes.gradient_descent import *
 from adamx.recipes.layers import *
 from adamx.recipes.learning_rate_free import *
+from adamx.recipes.matrices import *
 from adamx.recipes.schedule_free import *
 from adamx.recipes.signs import *
 from adamx.recipes.two_rates import *
@@ -33,6 +35,7 @@ __all__ += factored.__all__
 __all__ += gradient_descent.__all__
 __all__ += layers.__all__
 __all__ += learning_rate_free.__all__
+__all__ += matrices.__all__
 __all__ += schedule_free.__all__
 __all__ += signs.__all__
 __all__ += two_rates.__all__

@@ -10,6 +10,7 @@ from adamx.stages import (
     distance,
     factored,
     layerwise,
+    matrices,
     momentum,
     norms,
     precision,
@@ -30,6 +31,7 @@ from adamx.stages.differences import *
 from adamx.stages.distance import *
 from adamx.stages.factored import *
 from adamx.stages.layerwise import *
+from adamx.stages.matrices import *
 from adamx.stages.momentum import *
 from adamx.stages.norms import *
 from adamx.stages.precision import *
@@ -51,6 +53,7 @@ __all__ += differences.__all__
 __all__ += distance.__all__
 __all__ += factored.__all__
 __all__ += layerwise.__all__
+__all__ += matrices.__all__
 __all__ += momentum.__all__
 __all__ += norms.__all__
 __all__ += precision.__all__

@@ -26,7 +26,7 @@ __all__ = ["scale_by_heavy_ball", "scale_by_momentum", "scale_by_nesterov_moment
 
 
 @stage(reach="element")
-def scale_by_momentum(b1: Decay = 0.9):
+def scale_by_momentum(b1: Decay = 0.9, *, nesterov: bool = False):
     r"""Replace the update by its decaying average, the first moment of Adam.
 
     .. math::
@@ -35,12 +35,16 @@ def scale_by_momentum(b1: Decay = 0.9):
     The average starts at zero and is too small by the factor :math:`1 - \prod_i \beta_{1,i}`. A
     later :func:`bias_correction` divides by this factor.
 
+    With Nesterov's form, :math:`u \leftarrow \beta_1 m_t + (1 - \beta_1) u_t`, as in Muon, which is
+    too small by the factor :math:`1 - \beta_{1,t} \prod_i \beta_{1,i}`.
+
     Keeps ``mu``, shaped like the parameter.
 
     Args:
         b1: β₁ in [0, 1).
+        nesterov: use Nesterov's form.
 
-    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1.
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1; Jordan et al. 2024 (Nesterov's form).
 
     >>> opt = adamx.chain(adamx.scale_by_momentum(b1=0.9), adamx.bias_correction())
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
@@ -49,8 +53,11 @@ def scale_by_momentum(b1: Decay = 0.9):
     mean = decaying_average(b1)
 
     def update(signal, slots, step):
-        mu = mean(slots["mu"], signal.update)
-        return signal.with_statistic(mu, weight=mean.weight(step)), {"mu": mu}
+        mu, weight = mean(slots["mu"], signal.update), mean.weight(step)
+        if nesterov:
+            ahead = mean(mu, signal.update)
+            return signal.with_statistic(ahead, weight=b1 * weight + (1 - b1)), {"mu": mu}
+        return signal.with_statistic(mu, weight=weight), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
 

@@ -1,0 +1,410 @@
+"""Updates that are orthogonal matrices, and what goes with them (the Muon family)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.core import (
+    Decay,
+    NonNegative,
+    Positive,
+    Rule,
+    Signal,
+    Slot,
+    StageError,
+    decaying_average,
+    divide,
+    norm,
+    plus,
+    real_zeros,
+    root,
+    stage,
+)
+from adamx.errors import as_given
+from adamx.numerics.arithmetic import mean, summable_squares
+from adamx.numerics.matrices import MatrixAxes, MatrixView, matrix_view
+from adamx.numerics.named import named
+from adamx.numerics.types import Array, Values
+
+__all__ = [
+    "normalize_rows",
+    "orthogonalize",
+    "scale_by_row_rms",
+    "scale_by_shape",
+    "scale_to_rms",
+    "update_as_gradient",
+]
+
+Triple = tuple[float, float, float]
+
+
+class Iteration(NamedTuple):
+    """A Newton–Schulz iteration.
+
+    Attributes:
+        triples: a, b and c of every step.
+        margin: the factor of the norm by which a matrix is divided at first.
+        eps: added to that.
+    """
+
+    triples: tuple[Triple, ...]
+    margin: float = 1.0
+    eps: float = 1e-7
+
+
+_MUON = (3.4445, -4.7750, 2.0315)
+_POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+ITERATIONS = {
+    "muon5": Iteration((_MUON,) * 5),
+    "deepseek_v4": Iteration((_MUON,) * 8 + ((2.0, -1.5, 0.5),) * 2),
+    "polar_express": Iteration(_POLAR_EXPRESS, 1.02, 1e-6),
+}
+
+
+@stage(place="direction", stacks=True)
+def orthogonalize(
+    coefficients: str | Sequence[Triple] = "muon5",
+    *,
+    steps: int | None = None,
+    axes: MatrixAxes = "matrix",
+    eps: float | None = None,
+    dtype: Any = None,
+):
+    r"""Replace each matrix by one with the same singular vectors, and singular values near 1 (Muon).
+
+    .. math::
+        X_0 = \frac{U}{\lVert U \rVert_F + \epsilon}, \qquad
+        X_{k+1} = a_k X_k + b_k (X_k X_k^\top) X_k + c_k (X_k X_k^\top)^2 X_k, \qquad
+        u \leftarrow X_K
+
+    For :math:`U = P \Sigma Q^\top`, this is near to :math:`P Q^\top`: the step of steepest descent
+    in the spectral norm. The factors are polynomials of the singular values, and there is no
+    decomposition. A matrix with more rows than columns is transposed for the iteration.
+
+    =================  =============================================================================
+    ``coefficients``   steps
+    =================  =============================================================================
+    "muon5"            5; singular values between 0.7 and 1.2 for those above 1 % of the norm
+    "deepseek_v4"      10, of which the last two converge to 1
+    "polar_express"    5, each the best polynomial for what is left; first the norm is multiplied
+                       by 1.02 and ε is 1e-6
+    a list of triples  its own (a, b, c)
+    =================  =============================================================================
+
+    The result does not depend on the size of U, so there is no bias left to correct. Arrays of
+    equal shape are stacked and multiplied in one batch.
+
+    Args:
+        coefficients: a name, or the triples (a, b, c) of all steps.
+        steps: their number; the last triple is repeated. None for as many as there are triples.
+        axes: which axes are the matrix, see :func:`adamx.matrix_view`.
+        eps: ε; None for 1e-7, or that of the named iteration.
+        dtype: of the products. None for the precision of the update on CPU; on accelerators, for
+            bfloat16 in place of float32.
+
+    Source: Jordan et al. 2024 (Muon, https://kellerjordan.github.io/posts/muon); DeepSeek-V4;
+    Amsel et al. 2025 (arXiv 2505.16932, Polar Express).
+
+    Raises:
+        StageError: for unknown coefficients, and for arrays with fewer than two axes.
+
+    >>> opt = adamx.orthogonalize("deepseek_v4")
+    >>> g = jnp.array([[3.0, 0.0], [0.0, -0.2]])
+    >>> opt.update(g, opt.init(g))[0].round(2)
+    Array([[ 1.,  0.],
+           [ 0., -1.]], dtype=float32)
+    """
+    iteration = _iteration(coefficients, steps, eps)
+
+    def shape(signal):
+        view = _matrices(axes, signal.update.shape)
+        products = signal.update.dtype if dtype is None else dtype
+        if dtype is None and jax.default_backend() != "cpu" and products == jnp.float32:
+            products = jnp.bfloat16
+        made = orthogonal(view.matrices(signal.update), iteration, products)
+        return _of_any_size(signal, view.array(made))
+
+    return shape
+
+
+@named
+def orthogonal(x: Values, iteration: Iteration, dtype: Any) -> Values:
+    """A matrix, or a stack of them, after a Newton–Schulz iteration."""
+    rows, columns = x.shape[-2:]
+    wide = x if rows <= columns else _adjoint(x)
+    length = norm(wide, (-2, -1))
+    by = plus(length.size * iteration.margin, iteration.eps, 1 / length.unit)
+    start = divide(length.in_units(wide), by, iteration.eps).astype(dtype)
+
+    def step(x: Array, triple: Array) -> tuple[Array, None]:
+        a, b, c = triple
+        square = x @ _adjoint(x)
+        return a * x + (b * square + c * (square @ square)) @ x, None
+
+    triples = jnp.asarray(iteration.triples, jnp.finfo(dtype).dtype)
+    found = jax.lax.scan(step, start, triples)[0].astype(x.dtype)
+    return found if rows <= columns else _adjoint(found)
+
+
+def _adjoint(x: Values) -> Values:
+    return jnp.conj(jnp.swapaxes(x, -1, -2))
+
+
+def _iteration(coefficients: Any, steps: int | None, eps: float | None) -> Iteration:
+    if isinstance(coefficients, str):
+        if coefficients not in ITERATIONS:
+            raise StageError(
+                f"coefficients must be {', '.join(map(repr, ITERATIONS))} or a list of triples "
+                f"(a, b, c), got {coefficients!r}"
+            )
+        found = ITERATIONS[coefficients]
+    else:
+        found = Iteration(_triples(coefficients))
+    if steps is not None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise StageError(f"steps must be a whole number ≥ 1, got {as_given(steps)}")
+        longer = found.triples + found.triples[-1:] * steps
+        found = found._replace(triples=longer[:steps])
+    if eps is None:
+        return found
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+        raise StageError(f"eps must be a number ≥ 0, got {as_given(eps)}")
+    return found._replace(eps=float(eps))
+
+
+def _triples(given: Any) -> tuple[Triple, ...]:
+    try:
+        rows = [tuple(map(float, row)) for row in given]
+    except (TypeError, ValueError):
+        rows = []
+    if not rows or any(len(row) != 3 for row in rows):
+        raise StageError(
+            f"coefficients must be a list of triples (a, b, c), one for each step, got "
+            f"{as_given(given)}"
+        )
+    return tuple((a, b, c) for a, b, c in rows)
+
+
+def _matrices(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView:
+    view = matrix_view(axes, shape)
+    if view is None:
+        raise StageError(
+            f"it takes matrices, and this array is {shape}; give parameters that are no matrices "
+            "another optimiser: adamx.muon(…, rest=adamw(…)), or "
+            "partition({hidden_matrices: muon(…), '*': adamw(…)})"
+        )
+    return view
+
+
+def _of_any_size(signal: Signal, update: Values) -> Signal:
+    """The signal with an update that does not depend on the size of the one before."""
+    return dataclasses.replace(signal.with_statistic(update), bias=None)
+
+
+SHAPES: dict[str, Callable[[int, int], float]] = {
+    "original": lambda rows, columns: math.sqrt(max(1.0, columns / rows)),
+    "adamw_rms": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+    "spectral": lambda rows, columns: math.sqrt(columns / rows),
+}
+
+
+@stage
+def scale_by_shape(
+    rule: str | Callable[[int, int], float] = "original", *, axes: MatrixAxes = "matrix"
+):
+    r"""Multiply each matrix by a factor of its shape, so that one learning rate suits all (Muon).
+
+    For a kernel of shape [in, out]:
+
+    =============  ==========================================  =====================================
+    ``rule``       factor                                      source
+    =============  ==========================================  =====================================
+    "original"     :math:`\sqrt{\max(1, \text{out}/\text{in})}`  Jordan et al. 2024
+    "adamw_rms"    :math:`0.2\sqrt{\max(\text{in}, \text{out})}`  Liu et al. 2025 (arXiv 2502.16982)
+    "spectral"     :math:`\sqrt{\text{out}/\text{in}}`           Bernstein & Newhouse 2024 (2410.21265)
+    a function     of the numbers of inputs and outputs
+    =============  ==========================================  =====================================
+
+    With "adamw_rms", the elements of an orthogonal update have about the RMS of AdamW's, so that
+    AdamW's learning rate and weight decay can be kept.
+
+    Args:
+        rule: a name, or a function ``(inputs, outputs) -> factor``.
+        axes: which axes are the matrix, see :func:`adamx.matrix_view`.
+
+    Raises:
+        StageError: for an unknown rule, for a function that returns no finite number, and for
+            arrays with fewer than two axes.
+
+    >>> opt = adamx.scale_by_shape()
+    >>> opt.update(jnp.ones((1, 4)), opt.init(jnp.ones((1, 4))))[0]
+    Array([[2., 2., 2., 2.]], dtype=float32)
+    """
+    if not callable(rule) and (not isinstance(rule, str) or rule not in SHAPES):
+        raise StageError(
+            f"rule must be {', '.join(map(repr, SHAPES))} or a function (inputs, outputs) -> "
+            f"factor, got {as_given(rule)}"
+        )
+    of_shape = rule if callable(rule) else SHAPES[rule]
+
+    def shape(signal):
+        *_, rows, columns = _matrices(axes, signal.update.shape).shape
+        factor = of_shape(rows, columns)
+        if isinstance(factor, bool) or not isinstance(factor, (int, float, np.number)):
+            raise StageError(
+                f"rule({rows}, {columns}) gave {as_given(factor)}, where a number is needed"
+            )
+        if not math.isfinite(factor):
+            raise StageError(f"rule({rows}, {columns}) gave {factor}, which is not finite")
+        return signal.with_update(signal.update * float(factor))
+
+    return shape
+
+
+@stage(place="direction")
+def normalize_rows(eps: NonNegative = 1e-7, *, axes: MatrixAxes = "matrix"):
+    r"""Give the weights of all outputs the same norm, their mean norm (MuonEq).
+
+    .. math::
+        u_j \leftarrow \frac{\bar n}{\lVert u_j \rVert + \epsilon} u_j, \qquad
+        \bar n = \operatorname{mean}_j \lVert u_j \rVert
+
+    for the vectors :math:`u_j` of the update that belong to one output: rows of a weight matrix
+    [out, in], which are the columns of a kernel [in, out]. In front of :func:`orthogonalize`, whose
+    iteration then starts from singular values that differ less.
+
+    Args:
+        eps: ε ≥ 0. With 0, 0/0 is 0.
+        axes: which axes are the matrix, see :func:`adamx.matrix_view`.
+
+    Source: MuonEq, the row normalisation of Muon's momentum.
+
+    Raises:
+        StageError: for arrays with fewer than two axes.
+
+    >>> opt = adamx.normalize_rows()
+    >>> g = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+    >>> opt.update(g, opt.init(g))[0].round(2)
+    Array([[1.8, 0. ],
+           [2.4, 3. ]], dtype=float32)
+    """
+
+    def shape(signal):
+        view = _matrices(axes, signal.update.shape)
+        x = view.matrices(signal.update)
+        length = norm(x, -2)
+        sizes = length.value
+        even = divide(length.in_units(x), plus(length.size, eps, 1 / length.unit), eps)
+        even = even * jnp.mean(sizes, -1, keepdims=True)
+        return signal.with_update(view.array(even))
+
+    return shape
+
+
+@stage(place="direction")
+def scale_by_row_rms(b2: Decay = 0.95, eps: NonNegative = 1e-8, *, axes: MatrixAxes = "matrix"):
+    r"""Divide the update of each output by its RMS, and restore the norm of the matrix (NorMuon).
+
+    .. math::
+        v_{t,j} = \beta_2 v_{t-1,j} + (1-\beta_2) \operatorname{mean}_i u_{t,ij}^2, \qquad
+        \tilde u_{ij} = \frac{u_{ij}}{\sqrt{v_{t,j}} + \epsilon}, \qquad
+        u \leftarrow \frac{\lVert u \rVert_F}{\lVert \tilde u \rVert_F} \tilde u
+
+    for input i and output j: a row of a weight matrix [out, in] in the paper, a column of a kernel
+    [in, out] here. The average is one of the update, not of the gradient. The factor by which it is
+    too small at first cancels.
+
+    Keeps ``nu`` (v), one number for each output.
+
+    Args:
+        b2: β₂ in [0, 1).
+        eps: ε ≥ 0. With 0, 0/0 is 0.
+        axes: which axes are the matrix, see :func:`adamx.matrix_view`.
+
+    Source: Li et al. 2025 (arXiv 2510.05491), Algorithm 1, with the norm restored as in the code of
+    Dion.
+
+    Raises:
+        StageError: for arrays with fewer than two axes.
+
+    >>> opt = adamx.scale_by_row_rms()
+    >>> g = jnp.array([[3.0, 0.0], [4.0, 5.0]])
+    >>> opt.update(g, opt.init(g))[0].round(2)
+    Array([[3., 0.],
+           [4., 5.]], dtype=float32)
+    """
+    mean_square = decaying_average(b2)
+
+    def start(param):
+        view = _matrices(axes, param.shape)
+        return jnp.sum(view.matrices(real_zeros(param)), -2, keepdims=True)
+
+    def update(signal, slots, step):
+        view = _matrices(axes, signal.update.shape)
+        x = view.matrices(signal.update)
+        nu = mean_square(slots["nu"], mean(summable_squares(x), (x.ndim - 2,), keepdims=True))
+        even = divide(x, plus(root(nu), eps), eps)
+        before, after = norm(x, (-2, -1)), norm(even, (-2, -1))
+        even = after.in_units(even) * divide(before.value, after.size)
+        return _of_any_size(signal, view.array(even)), {"nu": nu}
+
+    return Rule(update, slots={"nu": Slot(start, holds="nonnegative")})
+
+
+@stage(place="direction")
+def scale_to_rms(rms: Positive = 0.2):
+    r"""Give the update of each array this RMS.
+
+    .. math::
+        u \leftarrow \frac{r}{\text{RMS}(u)} u
+
+    0 stays 0. With r = 0.2, the update has about the size of AdamW's.
+
+    Args:
+        rms: r > 0.
+
+    Source: Liu et al. 2025 (arXiv 2502.16982), Section 2.2, and Si et al. 2025 (arXiv 2507.11005).
+
+    >>> opt = adamx.scale_to_rms(0.2)
+    >>> opt.update(jnp.array([3.0, -3.0]), opt.init(jnp.zeros(2)))[0]
+    Array([ 0.2, -0.2], dtype=float32)
+    """
+
+    def shape(signal):
+        length = norm(signal.update)
+        one = divide(length.in_units(signal.update), length.size)
+        return _of_any_size(signal, one * (rms * math.sqrt(max(signal.update.size, 1))))
+
+    return shape
+
+
+@stage(place="direction")
+def update_as_gradient():
+    r"""Let the stages behind take their statistics from the update, not from the gradient.
+
+    .. math::
+        g \leftarrow u
+
+    It nests one optimiser in another: behind :func:`orthogonalize`, :func:`scale_by_rms` averages
+    the squares of the orthogonal update (AdaMuon). In :func:`optax.chain`, all transformations are
+    nested like this.
+
+    >>> opt = adamx.chain(adamx.sign(), adamx.update_as_gradient(), adamx.scale_by_rms(0.5))
+    >>> state = opt.update(jnp.array([3.0]), opt.init(jnp.zeros(1)))[1]
+    >>> state["scale_by_rms"]["nu"]
+    Array([0.5], dtype=float32)
+    """
+    return lambda signal: dataclasses.replace(signal, gradient=signal.update)
