@@ -69,7 +69,6 @@ class Block(NamedTuple):
             any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
         )
 
-
     def divided(self) -> list[Block]:
         """Blocks of the stages that stack arrays, and of the others between them."""
         kinds = itertools.groupby(self.ready, lambda x: x.stage.definition.stacks)

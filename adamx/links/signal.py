@@ -157,6 +157,10 @@ class Signal:
             bias = weight if bias is None else bias * weight
         return dataclasses.replace(self, update=update, bias=bias, has_statistic=True)
 
+    def of_any_size(self, update: Values) -> Signal:
+        """The signal with an update that does not depend on the size, or bias, of the old one."""
+        return dataclasses.replace(self.with_statistic(update), bias=None)
+
     def with_step(self, update: Values) -> Signal:
         """The signal with a step as its update: −α times a direction."""
         if self.bias is not None and "correction" in self.notes:

@@ -197,7 +197,8 @@ class Stage(Link):
 
     def surrounding(self, rule: Rule) -> Rule:
         """The rule inside this stage's wrappers; those that pack slots surround all others."""
-        for around in sorted(reversed(self.around), key=lambda x: x.packs):
+        inner_first = tuple(reversed(self.around))
+        for around in sorted(inner_first, key=lambda x: x.packs):
             rule = around.surround(rule)
         return rule
 

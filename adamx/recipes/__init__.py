@@ -3,6 +3,7 @@
 from adamx.recipes import (
     adaptive,
     adaptive_moments,
+    bases,
     differences,
     factored,
     gradient_descent,
@@ -16,6 +17,7 @@ from adamx.recipes import (
 )
 from adamx.recipes.adaptive import *
 from adamx.recipes.adaptive_moments import *
+from adamx.recipes.bases import *
 from adamx.recipes.differences import *
 from adamx.recipes.factored import *
 from adamx.recipes.gradient_descent import *
@@ -30,6 +32,7 @@ from adamx.recipes.variants import *
 __all__: list[str] = []
 __all__ += adaptive.__all__
 __all__ += adaptive_moments.__all__
+__all__ += bases.__all__
 __all__ += differences.__all__
 __all__ += factored.__all__
 __all__ += gradient_descent.__all__

@@ -9,6 +9,7 @@ from adamx.stages import (
     differences,
     distance,
     factored,
+    kronecker,
     layerwise,
     matrices,
     momentum,
@@ -30,6 +31,7 @@ from adamx.stages.decay import *
 from adamx.stages.differences import *
 from adamx.stages.distance import *
 from adamx.stages.factored import *
+from adamx.stages.kronecker import *
 from adamx.stages.layerwise import *
 from adamx.stages.matrices import *
 from adamx.stages.momentum import *
@@ -52,6 +54,7 @@ __all__ += decay.__all__
 __all__ += differences.__all__
 __all__ += distance.__all__
 __all__ += factored.__all__
+__all__ += kronecker.__all__
 __all__ += layerwise.__all__
 __all__ += matrices.__all__
 __all__ += momentum.__all__

@@ -16,7 +16,6 @@ from adamx.core import (
     NonNegative,
     Positive,
     Rule,
-    Signal,
     Slot,
     StageError,
     decaying_average,
@@ -135,7 +134,7 @@ def orthogonalize(
         if dtype is None and jax.default_backend() != "cpu" and products == jnp.float32:
             products = jnp.bfloat16
         made = orthogonal(view.matrices(signal.update), iteration, products)
-        return _of_any_size(signal, view.array(made))
+        return signal.of_any_size(view.array(made))
 
     return shape
 
@@ -209,11 +208,6 @@ def _matrices(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView:
     return view
 
 
-def _of_any_size(signal: Signal, update: Values) -> Signal:
-    """The signal with an update that does not depend on the size of the one before."""
-    return dataclasses.replace(signal.with_statistic(update), bias=None)
-
-
 SHAPES: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1.0, columns / rows)),
     "adamw_rms": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
@@ -223,7 +217,10 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
 
 @stage
 def scale_by_shape(
-    rule: str | Callable[[int, int], float] = "original", *, axes: MatrixAxes = "matrix"
+    rule: str | Callable[[int, int], float] = "original",
+    *,
+    axes: MatrixAxes = "matrix",
+    otherwise: float | None = None,
 ):
     r"""Multiply each matrix by a factor of its shape, so that one learning rate suits all (Muon).
 
@@ -244,10 +241,11 @@ def scale_by_shape(
     Args:
         rule: a name, or a function ``(inputs, outputs) -> factor``.
         axes: which axes are the matrix, see :func:`adamx.matrix_view`.
+        otherwise: the factor for arrays with fewer than two axes; None if there are none.
 
     Raises:
         StageError: for an unknown rule, for a function that returns no finite number, and for
-            arrays with fewer than two axes.
+            arrays with fewer than two axes, if ``otherwise`` is None.
 
     >>> opt = adamx.scale_by_shape()
     >>> opt.update(jnp.ones((1, 4)), opt.init(jnp.ones((1, 4))))[0]
@@ -261,6 +259,8 @@ def scale_by_shape(
     of_shape = rule if callable(rule) else SHAPES[rule]
 
     def shape(signal):
+        if otherwise is not None and signal.update.ndim < 2:
+            return signal.with_update(signal.update * float(otherwise))
         *_, rows, columns = _matrices(axes, signal.update.shape).shape
         factor = of_shape(rows, columns)
         if isinstance(factor, bool) or not isinstance(factor, (int, float, np.number)):
@@ -359,7 +359,7 @@ def scale_by_row_rms(b2: Decay = 0.95, eps: NonNegative = 1e-8, *, axes: MatrixA
         even = divide(x, plus(root(nu), eps), eps)
         before, after = norm(x, (-2, -1)), norm(even, (-2, -1))
         even = after.in_units(even) * divide(before.value, after.size)
-        return _of_any_size(signal, view.array(even)), {"nu": nu}
+        return signal.of_any_size(view.array(even)), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")})
 
@@ -386,7 +386,7 @@ def scale_to_rms(rms: Positive = 0.2):
     def shape(signal):
         length = norm(signal.update)
         one = divide(length.in_units(signal.update), length.size)
-        return _of_any_size(signal, one * (rms * math.sqrt(max(signal.update.size, 1))))
+        return signal.of_any_size(one * (rms * math.sqrt(max(signal.update.size, 1))))
 
     return shape
 
