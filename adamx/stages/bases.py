@@ -377,8 +377,10 @@ def low_rank(
         before = slots["projection"]
 
         def projected() -> Array:
-            u, _, v = jnp.linalg.svd(seen, full_matrices=False)
-            found = (u if is_left else adjoint(v))[..., : before.shape[-1]]
+            # Of the matrix [out, in], as in the authors' code: the signs of singular vectors are
+            # arbitrary, and those of the transposed matrix may be others.
+            u, _, v = jnp.linalg.svd(adjoint(seen), full_matrices=False)
+            found = (adjoint(v) if is_left else u)[..., : before.shape[-1]]
             return jnp.where(jnp.all(jnp.isfinite(jnp.abs(found))), found, before)
 
         now = jax.lax.cond(due(step, every, spread, first=1), projected, lambda: before)
