@@ -338,6 +338,7 @@ def low_rank(
     :math:`P = V_{:, 1 \dots r}`. P is computed in the first step and every ``every`` steps from the
     gradient of the step. It is the first argument of :func:`adamx.in_basis`. The slots of the
     stages inside are as small as the projected gradient, and are kept as they are when P changes.
+    Each column of P has the sign with which it is nearer to the column before.
 
     An array that is no matrix (a bias) is not projected.
 
@@ -377,10 +378,11 @@ def low_rank(
         before = slots["projection"]
 
         def projected() -> Array:
-            # Of the matrix [out, in], as in the authors' code: the signs of singular vectors are
-            # arbitrary, and those of the transposed matrix may be others.
-            u, _, v = jnp.linalg.svd(adjoint(seen), full_matrices=False)
-            found = (adjoint(v) if is_left else u)[..., : before.shape[-1]]
+            u, _, v = jnp.linalg.svd(seen, full_matrices=False)
+            found = (u if is_left else adjoint(v))[..., : before.shape[-1]]
+            # Of the two signs of a vector, the one that is nearer to the vector before.
+            turned = jnp.sum((jnp.conj(before) * found).real, -2, keepdims=True) < 0
+            found = jnp.where(turned, -found, found)
             return jnp.where(jnp.all(jnp.isfinite(jnp.abs(found))), found, before)
 
         now = jax.lax.cond(due(step, every, spread, first=1), projected, lambda: before)
