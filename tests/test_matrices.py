@@ -41,9 +41,19 @@ def optax_muon(learning_rate, beta=0.95, weight_decay=0.0, consistent_rms=None):
     )
 
 
-def soap(lr=3e-3, betas=(0.95, 0.95), shampoo_beta=None, precondition_frequency=10, **rest):
+def normuon(lr=0.02, weight_decay=0.0, momentum=0.95, beta2=0.95):
+    return adamx.normuon(lr, momentum, beta2, 1e-10, weight_decay)
+
+
+def adamuon(lr=0.02, weight_decay=0.01, momentum=0.95, eps=1e-8, nesterov=True):
+    return adamx.adamuon(lr, momentum, momentum, eps, weight_decay, nesterov=nesterov)
+
+
+def soap(
+    lr=3e-3, betas=(0.95, 0.95), shampoo_beta=None, precondition_frequency=10, of=adamx.soap, **rest
+):
     rest |= {"shampoo_beta": shampoo_beta, "every": precondition_frequency, "spread": False}
-    return adamx.soap(lr, *betas, **rest)
+    return of(lr, *betas, **rest)
 
 
 def on_matrices(inner, **rest):
@@ -88,6 +98,9 @@ EQUAL = {
     "torch.optim:Muon": torch_muon,
     "muon:SingleDeviceMuon": torch_muon,
     "optax.contrib:muon": optax_muon,
+    "normuon:SingleDeviceNorMuon": normuon,
+    "adamuon:AdaMuon": adamuon,
+    "heavyball:KLSOAP": functools.partial(soap, of=adamx.kl_soap),
     "soap:SOAP": soap,
     "galore_torch.adamw:AdamW": galore,
     "fira.fira_adamw:AdamW": functools.partial(galore, of=adamx.fira),
@@ -111,4 +124,5 @@ def test_it_follows_the_recorded_program(id_):
         ours = ARRAYS[f"params.{k}"] + np.cumsum(updates[k], 0)
         theirs = ARRAYS[f"{id_}.{k}"]
         moved = np.abs(theirs - ARRAYS[f"params.{k}"]).max()
-        assert np.abs(ours - theirs).max() <= 1e-6 * moved, k
+        tolerance = 5e-3 if case["authority"].startswith("heavyball") else 1e-6  # single precision
+        assert np.abs(ours - theirs).max() <= tolerance * moved, k

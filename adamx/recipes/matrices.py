@@ -215,7 +215,7 @@ def adamuon(
     eps: NonNegative = 1e-8,
     weight_decay: NonNegative = 0.0,
     *,
-    nesterov: bool = False,
+    nesterov: bool = True,
     coefficients: str | Sequence[Any] = "muon5",
     axes: MatrixAxes = "matrix",
     rest: optax.GradientTransformation | None = None,
@@ -224,7 +224,7 @@ def adamuon(
     r"""AdaMuon: Muon of the momentum's signs, divided by the RMS of its own updates.
 
     .. math::
-        M_t &= \beta_1 M_{t-1} + (1-\beta_1) G_t, \qquad O_t = \text{orth}(\text{sign}(M_t)) \\
+        M_t &= \beta_1 M_{t-1} + (1-\beta_1) G_t, \qquad O_t = \text{orth}(\text{sign}(\beta_1 M_t + (1-\beta_1) G_t)) \\
         V_t &= \beta_2 V_{t-1} + (1-\beta_2) O_t^2, \qquad
         \tilde O_t = \frac{O_t}{\sqrt{V_t} + \epsilon} \\
         \Theta_t &= \Theta_{t-1} - \alpha \left( \frac{0.2}{\text{RMS}(\tilde O_t)} \tilde O_t
@@ -238,7 +238,8 @@ def adamuon(
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √V.
         weight_decay: λ ≥ 0, of the matrices.
-        nesterov: whether the signs are those of :math:`\beta_1 M_t + (1-\beta_1) G_t`.
+        nesterov: whether the momentum is one step ahead, as in the equation and the authors' code;
+            otherwise it is M, as in the paper.
         coefficients, axes, rest, matrices: see :func:`muon`.
 
     Source: Si et al. 2025 (arXiv 2507.11005), Algorithm 1.

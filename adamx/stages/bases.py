@@ -127,12 +127,11 @@ def kl_eigenbasis(
 
     .. math::
         L_t &= \beta_2 L_{t-1} + \frac{1-\beta_2}{n} G_t Q_R \Lambda_R^{-1} Q_R^\top G_t^\top,
-        \qquad \Lambda_R = \max(\text{diag}(Q_R^\top R_{t-1} Q_R), \epsilon) \\
+        \qquad \Lambda_R = \max(\text{diag}(Q_R^\top \hat R_{t-1} Q_R), \epsilon) \\
         R_t &= \beta_2 R_{t-1} + \frac{1-\beta_2}{m} G_t^\top Q_L \Lambda_L^{-1} Q_L^\top G_t
 
-    for a matrix of m rows and n columns. The averages start with :math:`L_1 = G_1 G_1^\top` and
-    :math:`R_1 = G_1^\top G_1`. All else is as in :func:`eigenbasis`; a side whose other side is not
-    turned has the averages from there.
+    for a matrix of m rows and n columns. R̂ is R divided by its weight. In the first step, L and R
+    average GGᵀ and GᵀG, as in :func:`eigenbasis`, and all else is as it is there.
 
     Args:
         b2: β₂ in [0, 1).
@@ -164,11 +163,12 @@ def _eigenbasis(
     exact: bool,
     spread: bool,
     axes: MatrixAxes,
-    squares: Callable[[Values, Moments, Moments], tuple[Array, Array]],
+    squares: Callable[[Values, Moments, Moments, Any], tuple[Array, Array]],
 ) -> Rule:
     """The rule of a basis of eigenvectors.
 
-    ``squares`` gets a matrix, the averages and the basis; the results are averaged.
+    ``squares`` gets a matrix, the averages before this step, the basis and the weight of the
+    averages; its results are averaged.
     """
     check_whole(every=every, max_size=max_size)
     mean = decaying_average(b2)
@@ -207,11 +207,9 @@ def _eigenbasis(
 
         now = jax.lax.cond(is_due, refreshed, lambda: [(q, _places(q)) for q in basis])
         (left, rows), (right, columns) = now
-        sums = squares(seen, before, (left, right))
+        weight = 1 - (1 - mean.weight(step)) / jnp.maximum(b2, 1e-12)  # of the averages before
+        sums = squares(seen, before, (left, right), weight)
         new = [None if x is None else mean(x, y) for x, y in zip(before, sums, strict=True)]
-        if squares is not _products:  # these weights have no meaning before the first averages
-            first = zip(new, _products(seen, before, basis), strict=True)
-            new = [None if x is None else jnp.where(count == 1, y, x) for x, y in first]
         kept = {"left": new[0], "right": new[1], "left_basis": left, "right_basis": right}
         turn = Turn(is_due, *basis, (rows, columns))
         return enter_space(signal, left, right, turn=turn, view=view), kept
@@ -224,32 +222,33 @@ def _eigenbasis(
             "left_basis": Slot(square(0, jnp.eye), holds="exact"),
             "right_basis": Slot(square(1, jnp.eye), holds="exact"),
         },
-        clocks={"steps": steps_clock()},
+        clocks={**mean.clocks, "steps": steps_clock()},
         reshape=lambda shape, whole: view.shape if (view := matrix_view(axes, whole)) else whole,
         prepares=True,
     )
 
 
-def _products(seen: Values, moments: Moments, basis: Moments) -> tuple[Array, Array]:
+def _products(seen: Values, moments: Moments, basis: Moments, weight: Any) -> tuple[Array, Array]:
     """GGᵀ and GᵀG."""
     return product(seen, adjoint(seen)), product(adjoint(seen), seen)
 
 
-def _weighed(seen: Values, moments: Moments, basis: Moments, eps: Any) -> tuple[Array, Array]:
-    """GGᵀ and GᵀG, each divided by the eigenvalues of the other side."""
-    left, right = seen, adjoint(seen)
-    (l, r), (q_l, q_r) = moments, basis
-    if r is not None and q_r is not None:
-        left = product(seen, q_r) * jnp.sqrt(_inverse_sizes(r, q_r, eps) / seen.shape[-1])
-    if l is not None and q_l is not None:
-        right = product(adjoint(seen), q_l) * jnp.sqrt(_inverse_sizes(l, q_l, eps) / seen.shape[-2])
-    return product(left, adjoint(left)), product(right, adjoint(right))
+def _weighed(
+    seen: Values, moments: Moments, basis: Moments, weight: Any, eps: Any
+) -> tuple[Array, Array]:
+    """GGᵀ and GᵀG, with each vector of the basis in between divided by its eigenvalue."""
 
+    def weighed(x: Values, moment: Array | None, vectors: Array | None) -> Array:
+        if moment is None or vectors is None:
+            return product(x, adjoint(x))
+        sizes = jnp.sum((jnp.conj(vectors) * product(moment, vectors)).real, -2, keepdims=True)
+        sizes = jnp.maximum(sizes / jnp.where(weight > 0, weight, 1), eps) * x.shape[-1]
+        sizes = jnp.where(weight > 0, sizes, 1)  # the first step has no averages before it
+        inside = product(x, vectors)
+        return product(inside / sizes, adjoint(inside))
 
-def _inverse_sizes(moment: Array, basis: Array, eps: Any) -> Array:
-    """1/max(diag(QᵀMQ), ε), as a row."""
-    sizes = jnp.sum((jnp.conj(basis) * product(moment, basis)).real, -2, keepdims=True)
-    return 1 / jnp.maximum(sizes, eps)
+    (left, right), (of_left, of_right) = moments, basis
+    return weighed(seen, right, of_right), weighed(adjoint(seen), left, of_left)
 
 
 def blank(view: MatrixView, param: Any) -> Array:

@@ -1,11 +1,13 @@
-"""Record what the authors of Muon, SOAP, GaLore, Fira, APOLLO and SPlus do, in float64.
+"""Record what the authors of Muon, SOAP, GaLore, APOLLO and their kin do, in float64.
 
-Needed are torch 2.13.0, optax 0.2.8, jax 0.10.2, numpy 2.4.6, pytorch_optimizer 4.1.0, and, in one
-folder, unpacked wheels and files of the authors' repositories:
+Needed are torch 2.13.0, optax 0.2.8, jax 0.10.2, numpy 2.4.6, pytorch_optimizer 4.1.0, heavyball 3.2.1,
+and, in one folder, unpacked wheels and files of the authors' repositories:
 
     muon.py                          muon-optimizer 0.1.0
     galore_torch/                    galore-torch 1.0
     apollo_torch/                    apollo-torch 1.0.3
+    normuon.py                       zichongli5/NorMuon d45c9a42, normuon.py
+    adamuon.py                       Chongjie-Si/AdaMuon 369f0b3b, gpt2/models/optimizers/
     soap.py                          nikhilvyas/SOAP a1e55353, soap.py
     fira/                            xichen-fy/Fira 5c28b134, optimizer_torch/
 
@@ -16,11 +18,12 @@ Then, from anywhere,
 rewrites ``matrices.npz`` and ``matrices.json`` beside itself: ``params.*`` and ``grads.*``, and for
 each case ``<id>.<name>``, the parameters after each step. Kernels are [in, out]; the programs of
 PyTorch get them transposed. They convert to bfloat16 or float32 in places: here these conversions
-only copy, so that the whole run is in float64. ``apollo.projection.*`` are the random matrices that
+only copy, so that the whole run is in float64, but for HeavyBall's. ``apollo.projection.*`` are the random matrices that
 APOLLO drew. Other versions and files are refused; ``--any-version`` lifts that.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -40,12 +43,15 @@ VERSIONS = {
     "jax": "0.10.2",
     "numpy": "2.4.6",
     "pytorch_optimizer": "4.1.0",
+    "heavyball": "3.2.1",
 }
 FILES = {
     "muon.py": "c714cee375d9c7315cb0dfe0d723cf357d3124d3c66e8446c150ebb0686eb48c",
     "galore_torch/adamw.py": "2dd9d148c4bf72b9a3f81295c6ede8315754b1bd29e8ec87318edb5209fdc025",
     "galore_torch/galore_projector.py": "5ef7a90b4a0da3d534a7bcf140090e195282dab0a3242a4a5c0f61f316c3c98a",
     "apollo_torch/apollo.py": "96f96209e23d1e8104de0176769c7067dd0796a2e3779ecb10d28f591f174adb",
+    "normuon.py": "a9bd18a0eaea75864610049fb21c655a87284e16e267dbe565e7d5c70aec242a",
+    "adamuon.py": "367ffdab51f357ca16935fab13964ee6b363179973b40ce4e9f468aef0532240",
     "soap.py": "9e9021335ad02371584622fa256e73fe75f3eb74446a8d8a216e956534148f6b",
     "fira/fira_adamw.py": "d5a9bb5286f17cb7d39818c8c934b99403ca967bea20d7946539f6d9ef8e9424",
     "fira/gradient_projection.py": (
@@ -56,6 +62,7 @@ STEPS = 40
 SHAPES = {"square": (5, 5), "tall": (6, 4), "wide": (4, 6), "vector": (5,)}
 MATRICES = ["square", "tall", "wide"]
 FULL_RANK = ["square", "vector"]  # the first GGᵀ has one set of eigenvectors
+SINGLE = ("heavyball",)  # these compute in float32 only
 # One projection for the whole run: the signs of later singular vectors are arbitrary.
 LOW_RANK = {"rank": 2, "update_proj_gap": STEPS, "proj_type": "std"}
 
@@ -79,6 +86,30 @@ CASES = {
         "optax.contrib:muon",
         {"learning_rate": 0.02, "beta": 0.8, "weight_decay": 0.3, "consistent_rms": 0.2},
         MATRICES,
+    ),
+    "normuon_default": ("normuon:SingleDeviceNorMuon", {}, MATRICES),
+    "normuon": (
+        "normuon:SingleDeviceNorMuon",
+        {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.8, "beta2": 0.7},
+        MATRICES,
+    ),
+    "adamuon_default": ("adamuon:AdaMuon", {"weight_decay": 0.0}, MATRICES),
+    "adamuon": (
+        "adamuon:AdaMuon",
+        {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.8, "nesterov": False},
+        MATRICES,
+    ),
+    "kl_soap": (
+        "heavyball:KLSOAP",
+        {
+            "lr": 0.01,
+            "betas": [0.8, 0.95],
+            "shampoo_beta": 0.9,
+            "eps": 1e-6,
+            "weight_decay": 0.0,
+            "precondition_frequency": 1,
+        },
+        ["square"],
     ),
     "soap_default": ("soap:SOAP", {"weight_decay": 0.0}, FULL_RANK),
     "soap": (
@@ -153,10 +184,10 @@ def make_problem():
 def stubbed(folder):
     """Modules that the authors' packages import but that these programs do not use."""
     import pytorch_optimizer  # noqa: F401 # it looks for the real packages
-    import torch
 
-    for method in ("bfloat16", "float"):
-        setattr(torch.Tensor, method, lambda self: self.clone())
+    import heavyball.utils
+
+    heavyball.utils.compile_mode = None
     versions = types.ModuleType("transformers.utils.versions")
     versions.require_version = lambda requirement: None
     sys.modules["transformers.utils.versions"] = versions
@@ -166,23 +197,72 @@ def stubbed(folder):
         sys.modules[name] = module
 
 
+@contextlib.contextmanager
+def without_conversions():
+    """Let conversions to bfloat16 and float32 only copy."""
+    import torch
+
+    kept = {name: getattr(torch.Tensor, name) for name in ("bfloat16", "float")}
+    for name in kept:
+        setattr(torch.Tensor, name, lambda self: self.clone())
+    yield
+    for name, method in kept.items():
+        setattr(torch.Tensor, name, method)
+
+
+class Gathered:
+    """A collective operation of one process, which is over at once."""
+
+    def wait(self):
+        pass
+
+
+def on_one_cpu(adamuon):
+    """AdaMuon asks for buffers on a GPU, in bfloat16, and gathers them from all processes."""
+    import torch
+
+    def gather(out, own, async_op):
+        out.copy_(own.reshape(out.shape))
+        return Gathered()
+
+    class Torch:
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+        def empty(self, *shape, dtype, device):
+            return torch.empty(*shape, dtype=torch.float64)
+
+    adamuon.torch = Torch()
+    adamuon.dist = types.SimpleNamespace(all_gather_into_tensor=gather)
+
+
 def run_torch(module, name, kwargs, params, grads, extra):
     import torch
 
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    tensors = {k: torch.nn.Parameter(torch.tensor(p.T.copy())) for k, p in params.items()}
+    dtype = torch.float32 if module in SINGLE else torch.float64
+    torch.set_default_dtype(dtype)
+
+    def tensor_of(x):
+        return torch.tensor(x.T.copy(), dtype=dtype)
+
+    tensors = {k: torch.nn.Parameter(tensor_of(p)) for k, p in params.items()}
     kwargs = dict(kwargs)
     low_rank = kwargs.pop("low_rank", None)
     groups = list(tensors.values())
     if low_rank is not None:
         groups = [{"params": [x], **(low_rank if x.ndim == 2 else {})} for x in tensors.values()]
-    optimizer = getattr(importlib.import_module(module), name)(groups, **kwargs)
+    program = importlib.import_module(module)
+    if module == "adamuon":
+        on_one_cpu(program)
+        kwargs |= {"rank": 0, "world_size": 1}
+    optimizer = getattr(program, name)(groups, **kwargs)
     for t in range(STEPS):
         for k, tensor in tensors.items():
-            tensor.grad = torch.tensor(grads[k][t].T.copy())
-        optimizer.step()
-        yield {k: tensor.detach().numpy().T.copy() for k, tensor in tensors.items()}
+            tensor.grad = tensor_of(grads[k][t])
+        with contextlib.nullcontext() if module in SINGLE else without_conversions():
+            optimizer.step()
+        yield {k: x.detach().double().numpy().T.copy() for k, x in tensors.items()}
     if low_rank is not None and low_rank.get("proj") == "random":
         for k, tensor in tensors.items():
             if tensor.ndim == 2:
