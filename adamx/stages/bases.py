@@ -453,8 +453,8 @@ def random_projection(
         *batch, rows, columns = view.shape
         size = min(rows, columns)
         shape = (*batch, size, min(rank, size))
-        dtype = jnp.finfo(signal.gradient.dtype).dtype
-        normal = random.normal(step.clock["draw"], shape, dtype) / math.sqrt(shape[-1])
+        normal = random.normal(step.clock["draw"], shape, jnp.float32)  # in every precision the same
+        normal = normal.astype(jnp.finfo(signal.gradient.dtype).dtype) / math.sqrt(shape[-1])
         left, right = (normal, None) if rows <= columns else (None, normal)
         return enter_space(signal, left, right, view=view), slots
 

@@ -88,7 +88,8 @@ def scale_by_kronecker_roots(
             if view is None or view.shape[side - 2] > max_size:
                 return None
             size = view.shape[side - 2]
-            return blank(view, param) + jnp.zeros((size, size))
+            here = blank(view, param)
+            return here + jnp.zeros((size, size), here.dtype)
 
         return start
 
