@@ -234,6 +234,18 @@ def _grafted(grads: np.ndarray, params0: Any, b2: Any, eps: Any) -> np.ndarray:
 
 SMALL = {"every": 2, "spread": False}
 NO_VECTORS = {"shape": (4, 3), "single": True, "double": True, "steps": 40}
+NO_EQUATIONS = {"equations": "of a basis, or of a function of matrices, explain() shows the name"}
+ONLY_MATRICES = {
+    **NO_VECTORS,
+    "without": {
+        "shapes": "it takes matrices, of one size or of any",
+        "largest": "one of the arrays of this check is no matrix",
+    },
+}
+_NO_DERIVATIVE = {
+    **NO_EQUATIONS,
+    "derivatives": "an eigenvector has no derivative where two eigenvalues are equal",
+}
 _WIDE_UPDATES = {
     "narrow": "of a narrow parameter the update is a float32, which apply_updates rounds or adds"
 }
@@ -257,13 +269,13 @@ OF_MATRICES: dict[str, Row] = {
         _in_basis(functools.partial(adamx.eigenbasis, **SMALL)),
         {"b1": 0.8, "b2": 0.9},
         _momentum,
-        **NO_VECTORS,
+        **{**NO_VECTORS, "without": NO_EQUATIONS},
     ),
     "fixed_basis": Row(
         lambda: adamx.in_basis(adamx.fixed_basis(ROTATION), adamx.sign()),
         {},
         _signs_in_rotation,
-        **NO_VECTORS,
+        **{**ONLY_MATRICES, "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS}},
     ),
     "graft_to_rms": Row(adamx.graft_to_rms, {"b2": 0.9, "eps": 1e-3}, _grafted),
     "hyperball": Row(
@@ -277,13 +289,19 @@ OF_MATRICES: dict[str, Row] = {
         _in_basis(functools.partial(adamx.kl_eigenbasis, **SMALL)),
         {"b1": 0.8, "b2": 0.9, "eps": 1e-3},
         _momentum,
-        **NO_VECTORS,
+        **{
+            **NO_VECTORS,
+            "without": {
+                **NO_EQUATIONS,
+                "largest": "a gradient is divided by the eigenvalues of far smaller ones",
+            },
+        },
     ),
     "leave_basis": Row(
         _in_basis(lambda: adamx.fixed_basis(ROTATION), leave=adamx.leave_basis()),
         {"b1": 0.8},
         _momentum,
-        **NO_VECTORS,
+        **{**ONLY_MATRICES, "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS}},
     ),
     "leave_by_scaling": Row(
         lambda b1, eps: adamx.in_basis(
@@ -294,7 +312,7 @@ OF_MATRICES: dict[str, Row] = {
         {"b1": 0.8, "eps": 1e-3},
         _scaled_by_projection,
         constant=frozenset({"eps"}),
-        **{**NO_VECTORS, "shape": (3, 4), "double": False},
+        **{**NO_VECTORS, "shape": (3, 4), "double": False, "without": NO_EQUATIONS},
     ),
     "leave_with_residual": Row(
         lambda b1, growth, eps: adamx.in_basis(
@@ -305,23 +323,26 @@ OF_MATRICES: dict[str, Row] = {
         {"b1": 0.8, "growth": 1.1, "eps": 1e-3},
         _residual,
         constant=frozenset({"eps", "growth"}),
-        **{**NO_VECTORS, "shape": (3, 4)},
+        **{**NO_VECTORS, "shape": (3, 4), "without": NO_EQUATIONS},
     ),
     "limit_growth": Row(adamx.limit_growth, {"growth": 1.1}, _limited_growth),
     "low_rank": Row(
         _in_basis(lambda: adamx.low_rank(2, every=3, spread=False)),
         {"b1": 0.8},
         _momentum_of_low_rank,
-        **{**NO_VECTORS, "shape": (3, 4)},
+        **{**NO_VECTORS, "shape": (3, 4), "without": NO_EQUATIONS},
     ),
     "normalize_rows": Row(
-        adamx.normalize_rows, {"eps": 1e-3}, matrices.even_rows, **{**NO_VECTORS, "double": False}
+        adamx.normalize_rows,
+        {"eps": 1e-3},
+        matrices.even_rows,
+        **{**ONLY_MATRICES, "double": False},
     ),
     "orthogonalize": Row(
         adamx.orthogonalize,
         {},
         _through(lambda grads: [matrices.newton_schulz(g) for g in grads]),
-        **NO_VECTORS,
+        **{**ONLY_MATRICES, "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS}},
     ),
     "random_projection": Row(
         lambda b1, eps: adamx.in_basis(
@@ -332,26 +353,30 @@ OF_MATRICES: dict[str, Row] = {
         {"b1": 0.9, "eps": 1e-2},
         _scaled_by_projection,
         constant=frozenset({"eps"}),
-        **{**NO_VECTORS, "shape": (3, 4), "double": False},
+        **{**NO_VECTORS, "shape": (3, 4), "double": False, "without": NO_EQUATIONS},
     ),
     "scale_by_kronecker_roots": Row(
         functools.partial(adamx.scale_by_kronecker_roots, **SMALL),
         {"b2": 0.9, "eps": 1e-2, "exponent": 0.3},
         _kronecker,
-        **NO_VECTORS,
+        **{**NO_VECTORS, "without": _NO_DERIVATIVE},
     ),
     "scale_by_row_rms": Row(
         adamx.scale_by_row_rms,
         {"b2": 0.8, "eps": 1e-3},
         _through(lambda grads, b2, eps: matrices.row_rms(grads, b2, eps)),
-        **{**NO_VECTORS, "double": False},
+        **{**ONLY_MATRICES, "double": False},
     ),
     "scale_by_shape": Row(
         adamx.scale_by_shape,
         {},
         lambda g, theta: g * 0.2 * np.sqrt(4),
         structure={"rule": "adamw_rms"},
-        **{**NO_VECTORS, "double": False},
+        **{
+            **ONLY_MATRICES,
+            "double": False,
+            "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS},
+        },
     ),
     "scale_to_rms": Row(
         adamx.scale_to_rms,
@@ -653,7 +678,7 @@ _SOAP = {**SLOW, "b2": 0.9}
 # For matrices only; or so costly that the tests of what is done to all optimisers leave them out.
 MATRIX_RECIPES: dict[str, Row] = {
     "adamuon": Row(
-        adamx.adamuon, _NORMUON, matrices.adamuon, golden=("adamuon:AdaMuon",), **NO_VECTORS
+        adamx.adamuon, _NORMUON, matrices.adamuon, golden=("adamuon:AdaMuon",), **ONLY_MATRICES
     ),
     "apollo": Row(
         functools.partial(adamx.apollo, rank=2, scaling=4.0),
@@ -688,14 +713,14 @@ MATRIX_RECIPES: dict[str, Row] = {
         _MUON,
         matrices.muon,
         golden=("torch.optim:Muon", "muon:SingleDeviceMuon", "optax.contrib:muon"),
-        **NO_VECTORS,
+        **ONLY_MATRICES,
     ),
     "normuon": Row(
         adamx.normuon,
         _NORMUON,
         matrices.normuon,
         golden=("normuon:SingleDeviceNorMuon",),
-        **NO_VECTORS,
+        **ONLY_MATRICES,
     ),
     "shampoo": Row(
         functools.partial(adamx.shampoo, **SMALL),

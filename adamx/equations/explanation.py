@@ -114,6 +114,14 @@ _REMARKS = [
         {("width", "")},
         "j is the longest axis of an array, i the second longest, and width the length of i.",
     ),
+    (
+        {("call", "orth(\0)")},
+        "orth keeps the singular vectors of a matrix; its singular values become about 1.",
+    ),
+    (
+        {("call", "scaled_by_shape(\0)")},
+        "scaled_by_shape multiplies a matrix by a factor of its shape, see scale_by_shape().",
+    ),
     ({("RN", "")}, "RN rounds to the nearest number of the parameter's dtype."),
     ({("SR", "")}, "SR rounds at random, without bias, to a number of the parameter's dtype."),
 ]

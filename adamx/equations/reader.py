@@ -494,6 +494,9 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     "norm_of": lambda squares: (F.root(squares[0]), ONE),
     "shrunk": _shrunk,
     "shrunk_to_rms": lambda x, most: x / F.maximum(1, F.rms(x) / most),
+    "orthogonal": lambda x, *rest: F.of("call", x, over="orth(\0)"),
+    "scaled_by_shape": lambda x, factor: F.of("call", x, over="scaled_by_shape(\0)"),
+    "scaled_to_rms": lambda x, rms: x * (F.expression(rms) / F.rms(x)),
     "rounded": lambda x, dtype: F.of("RN", x) if jnp.finfo(dtype).bits < 32 else x,
     "bits": lambda key, shape, label="": F.of("unknown", over=f"random bits\0{next(_COUNT)}"),
 }

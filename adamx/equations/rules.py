@@ -51,7 +51,12 @@ class RuleReader:
         flags: dict[str, bool] = {}
 
         def update(rule: Rule, given: Any, kept: Any, clock: Any, total: Any) -> Any:
-            step = Step({KEY: clock.get(_BITS), **clock}, total)
+            own = {
+                k: x.of_parameter(clock[k], jnp.uint32(0), "")
+                for k, x in rule.clocks.items()
+                if x.of_parameter is not None
+            }
+            step = Step({KEY: clock.get(_BITS), **clock, **own}, total)
             new, kept = rule.update(self.signal(*given), kept, step)
             flags.update(has_statistic=new.has_statistic, step=new.step)
             return new.gradient, new.update, new.bias, new.notes, kept
@@ -85,6 +90,8 @@ class RuleReader:
         rule = made if isinstance(made, Rule) else Rule(lambda s, slots, step: (made(s), slots))
         if any(clock.settle for clock in rule.clocks.values()):
             raise NotReadable("a clock of it depends on a sum over all parameters")
+        if rule.reshape is not None:
+            raise NotReadable("it turns each matrix into another basis, or back")
         if rule.seed is None:
             return rule
         bits = Clock(lambda: jnp.zeros((), jnp.uint32), lambda key: key, lambda key: key)
@@ -132,6 +139,7 @@ class RuleReader:
             *(g, u, bias, self.writer.has_statistic, self.writer.step, notes, True),
             _param=param,
             _dtypes=(self.param_dtype, self.param_dtype),
+            whole=SHAPE,
         )
 
     def clocks(self) -> tuple[list[Recurrence], Any, Any, dict[Expression, Expression]]:

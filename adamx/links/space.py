@@ -140,6 +140,7 @@ def enter_space(
         raise StageError(
             "the signal is in a basis already; in_basis() inside in_basis() is not possible"
         )
+    signal = signal.limited()
     space = Space(left, right, turn, signal.gradient, signal._param, signal.notes, view)
     gradient = space.into(signal.gradient)
     return dataclasses.replace(

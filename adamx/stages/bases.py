@@ -37,8 +37,10 @@ from adamx.core import (
 from adamx.errors import as_given
 from adamx.links.slots import Slots
 from adamx.numerics import random
+from adamx.numerics.formats import limited
 from adamx.numerics.matrices import MatrixAxes, MatrixView, matrix_view
 from adamx.numerics.types import Array, Bool, Int32, Values
+from adamx.numerics.varying import axes_of, varying
 
 __all__ = [
     "eigenbasis",
@@ -195,9 +197,11 @@ def _eigenbasis(
         view = matrix_view(axes, signal.whole)
         if view is None:
             return enter_space(signal), slots
-        seen = view.matrices(signal.gradient)
+        seen = multipliable(view.matrices(signal.gradient))
         before = slots["left"], slots["right"]
         basis = slots["left_basis"], slots["right_basis"]
+        # In shard_map, both branches below give arrays that vary along the same axes.
+        before, basis = varying((before, basis), axes_of((before, basis)))
         count, _ = step.clock["steps"]
         is_due = due(step, every, spread, first=2)
 
@@ -251,6 +255,11 @@ def _weighed(
     return weighed(seen, right, of_right), weighed(adjoint(seen), left, of_left)
 
 
+def multipliable(x: Values) -> Values:
+    """x with finite elements limited so that products of GGᵀ and a basis are finite."""
+    return limited(x, x.shape[-2] * x.shape[-1] * max(x.shape[-2:]))
+
+
 def blank(view: MatrixView, param: Any) -> Array:
     """Zeros for each matrix of a parameter, shaped (…, 1, 1) and placed like the parameter."""
     return view.matrices(zeros(param)).sum((-2, -1), keepdims=True)
@@ -296,7 +305,8 @@ def _places(basis: Array | None) -> Int32[Array, "*size"] | None:
     """The places of vectors that stay where they are."""
     if basis is None:
         return None
-    return jnp.broadcast_to(jnp.arange(basis.shape[-1]), (*basis.shape[:-2], basis.shape[-1]))
+    places = jnp.broadcast_to(jnp.arange(basis.shape[-1]), (*basis.shape[:-2], basis.shape[-1]))
+    return varying(places, axes_of(basis))
 
 
 def _refreshed(
@@ -453,7 +463,9 @@ def random_projection(
         *batch, rows, columns = view.shape
         size = min(rows, columns)
         shape = (*batch, size, min(rank, size))
-        normal = random.normal(step.clock["draw"], shape, jnp.float32)  # in every precision the same
+        normal = random.normal(
+            step.clock["draw"], shape, jnp.float32
+        )  # in every precision the same
         normal = normal.astype(jnp.finfo(signal.gradient.dtype).dtype) / math.sqrt(shape[-1])
         left, right = (normal, None) if rows <= columns else (None, normal)
         return enter_space(signal, left, right, view=view), slots

@@ -28,7 +28,7 @@ from adamx.links.slots import Slots
 from adamx.numerics.arithmetic import power
 from adamx.numerics.matrices import MatrixAxes, matrix_view
 from adamx.numerics.types import Array
-from adamx.stages.bases import adjoint, blank, check_whole, due, product, steps_clock
+from adamx.stages.bases import adjoint, blank, check_whole, due, multipliable, product, steps_clock
 
 __all__ = ["graft_to_rms", "scale_by_kronecker_roots"]
 
@@ -97,7 +97,7 @@ def scale_by_kronecker_roots(
         view = matrix_view(axes, signal.update.shape)
         if view is None:
             return signal.with_statistic(signal.update), slots
-        seen, u = view.matrices(signal.gradient), view.matrices(signal.update)
+        seen, u = multipliable(view.matrices(signal.gradient)), view.matrices(signal.update)
         sums = product(seen, adjoint(seen)), product(adjoint(seen), seen)
         before = slots["left"], slots["right"]
         left, right = (None if x is None else mean(x, y) for x, y in zip(before, sums, strict=True))

@@ -269,9 +269,15 @@ def scale_by_shape(
             )
         if not math.isfinite(factor):
             raise StageError(f"rule({rows}, {columns}) gave {factor}, which is not finite")
-        return signal.with_update(signal.update * float(factor))
+        return signal.with_update(scaled_by_shape(signal.update, float(factor)))
 
     return shape
+
+
+@named
+def scaled_by_shape(x: Values, factor: float) -> Values:
+    """x times a factor that depends on its shape."""
+    return x * factor
 
 
 @stage(place="direction")
@@ -382,13 +388,14 @@ def scale_to_rms(rms: Positive = 0.2):
     >>> opt.update(jnp.array([3.0, -3.0]), opt.init(jnp.zeros(2)))[0]
     Array([ 0.2, -0.2], dtype=float32)
     """
+    return lambda signal: signal.of_any_size(scaled_to_rms(signal.update, rms))
 
-    def shape(signal):
-        length = norm(signal.update)
-        one = divide(length.in_units(signal.update), length.size)
-        return signal.of_any_size(one * (rms * math.sqrt(max(signal.update.size, 1))))
 
-    return shape
+@named
+def scaled_to_rms(x: Values, rms: Any) -> Values:
+    """x with this RMS; 0 stays 0."""
+    length = norm(x)
+    return divide(length.in_units(x), length.size) * (rms * math.sqrt(max(x.size, 1)))
 
 
 @stage(place="direction")
