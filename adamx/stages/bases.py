@@ -320,7 +320,7 @@ def _refreshed(
         return None, None
     image = product(moment, basis)
     sizes = jnp.sum((jnp.conj(basis) * image).real, -2)
-    places = jnp.argsort(-sizes)
+    places = varying(jnp.argsort(-sizes), axes_of(sizes))
 
     def exactly() -> tuple[Array, Array]:
         return jnp.linalg.eigh(moment)[1][..., ::-1], _places(basis)
