@@ -317,6 +317,12 @@ OF_MATRICES: dict[str, Row] = {
     "normalize_rows": Row(
         adamx.normalize_rows, {"eps": 1e-3}, matrices.even_rows, **{**NO_VECTORS, "double": False}
     ),
+    "normalize_to_rank": Row(
+        adamx.normalize_to_rank,
+        {},
+        _through(lambda grads: [matrices.of_rank(g) for g in grads]),
+        **{**NO_VECTORS, "double": False},
+    ),
     "orthogonalize": Row(
         adamx.orthogonalize,
         {},
