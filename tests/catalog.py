@@ -338,6 +338,12 @@ OF_MATRICES: dict[str, Row] = {
         matrices.even_rows,
         **{**ONLY_MATRICES, "double": False},
     ),
+    "normalize_to_rank": Row(
+        adamx.normalize_to_rank,
+        {},
+        _through(lambda grads: [matrices.of_rank(g) for g in grads]),
+        **{**NO_VECTORS, "double": False},
+    ),
     "orthogonalize": Row(
         adamx.orthogonalize,
         {},

@@ -100,9 +100,15 @@ def sign(x):
 def even_rows(grads, params0, eps):
     found = []
     for g, e in zip(grads, steps_of(eps, len(grads)), strict=True):
-        size = np.sqrt((np.abs(g) ** 2).sum(-2, keepdims=True))
-        found.append(g / (size + e) * size.mean(-1, keepdims=True))
+        sizes = np.sqrt((np.abs(g) ** 2).sum(0))
+        found.append(g / (sizes + e) * np.linalg.norm(g) / np.sqrt(len(sizes)))
     return np.array(found)
+
+
+def of_rank(g):
+    """The norm of an orthogonal matrix, whose singular values are all 1."""
+    size = np.linalg.norm(g)
+    return g * np.sqrt(min(g.shape)) / size if size else g
 
 
 # Bases

@@ -237,7 +237,7 @@ def stage(
             ``"rounding"``: after all stages that change the step.
         keeps_rounding: whether a rounded step stays rounded after this stage, which may then stand
             after a ``"rounding"`` stage.
-        stacks: whether arrays of equal shape are stacked, and the stage runs on the whole stack
+        stacks: whether arrays of equal shape may be stacked, and the stage run on the whole stack
             (by ``vmap``): for linear algebra, of which one large batch is faster than many small
             ones.
 

@@ -97,7 +97,7 @@ Locate = Callable[..., Any]
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """Run the block on each array; for each, its output and the new slots of its stages."""
-    if not block.stacks or len(leaves) == 1:
+    if not block.stacks or len(leaves) == 1 or not _stacking_pays():
         return each(block, leaves, locate)
     signals: list[Any] = [leaf.signal for leaf in leaves]
     done: list[list[Slots]] = [[] for _ in leaves]
@@ -125,16 +125,29 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     ]
 
 
+def _stacking_pays() -> bool:
+    """Whether one product of a stack is faster than a product for each of its matrices.
+
+    It is on accelerators. XLA compiles a stack more slowly, and on CPU it multiplies matrices of
+    128 × 128 and more faster one by one (``examples/benchmarks/matrices.py``).
+    """
+    return jax.default_backend() != "cpu"
+
+
+_MOST = 2**24
+"""Elements of a stack: more of them fill any device, and would need memory for copies."""
+
+
 def stacked(
     block: Block, leaves: Sequence[Entering], locate: Locate
 ) -> list[tuple[Any, list[Slots]]]:
-    """Arrays of one shape, dtype and kind in one stack."""
+    """Arrays of one shape, dtype and kind in stacks."""
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots))
         alike.setdefault((tree, tuple(map(kind, arrays))), []).append(i)
     done: list[Any] = [None] * len(leaves)
-    for places in alike.values():
+    for places in itertools.chain.from_iterable(_stacks(x, leaves) for x in alike.values()):
         some = [leaves[i] for i in places]
         if len(some) == 1:
             done[places[0]] = each(block, some, locate)[0]
@@ -146,6 +159,13 @@ def stacked(
         for k, i in enumerate(places):
             done[i] = jax.tree.map(lambda x, k=k: x[k], made)
     return done
+
+
+def _stacks(places: list[int], leaves: Sequence[Entering]) -> list[list[int]]:
+    """The places of equal arrays, divided so that no stack is too large."""
+    arrays = jax.tree.leaves(leaves[places[0]].signal)
+    count = max(1, _MOST // max(1, *(np.size(x) for x in arrays)))
+    return [places[i : i + count] for i in range(0, len(places), count)]
 
 
 def _fixed(block: Block) -> tuple[Any, ...]:

@@ -84,9 +84,9 @@ def matrix_view(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView | None:
               but the last one are the rows;
             * ``"last"``: the last two axes; all others are a stack;
             * ``"heads"``: of an attention's kernel [embed, heads, head], one matrix for every head;
-            * ``(rows, columns)``, two tuples of axes; all others are a stack. ``((0,), (1, 2))`` are
-              the heads of an attention side by side in one matrix. ``(rows, columns, 3)`` splits
-              the columns into 3 matrices, for queries, keys and values in one kernel;
+            * ``(rows, columns)``, two tuples of axes; all others are a stack. ``((0,), (1, 2))``
+              are the heads of an attention side by side in one matrix. ``(rows, columns, 3)``
+              splits the columns into 3 matrices, for queries, keys and values in one kernel;
             * a function from the shape to one of these.
         shape: the array's shape.
 

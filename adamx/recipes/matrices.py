@@ -45,7 +45,7 @@ def hidden_matrices(path: str, shape: jax.ShapeDtypeStruct) -> bool:
 
     It is a selector, see :func:`adamx.where`.
 
-    >>> kernel, bias = jax.ShapeDtypeStruct((2, 3), "float32"), jax.ShapeDtypeStruct((3,), "float32")
+    >>> kernel, bias = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((2, 3), (3,)))
     >>> hidden_matrices("block/dense/kernel", kernel), hidden_matrices("block/dense/bias", bias)
     (True, False)
     >>> hidden_matrices("lm_head/kernel", kernel)
@@ -118,7 +118,7 @@ def muon(
 
     Raises:
         ValueError: for ``matrices`` without ``rest``.
-        StageError: from ``init``, if parameters with fewer than two axes are left to Muon.
+        StageError: from ``update``, if parameters with fewer than two axes are left to Muon.
 
     >>> opt = adamx.muon(0.02, rest=adamx.adamw(3e-4))
     >>> params = {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}}
@@ -136,7 +136,7 @@ def muon(
             scale_by_momentum(b1=0.95, nesterov=True),
             orthogonalize(coefficients='muon5', axes='matrix'),
             scale_by_shape(rule='original', axes='matrix'),
-            add_decayed_weights(weight_decay=0.0),
+            add_decayed_weights(),
             scale_by_learning_rate(learning_rate=0.02),
         )
     """
@@ -224,7 +224,8 @@ def adamuon(
     r"""AdaMuon: Muon of the momentum's signs, divided by the RMS of its own updates.
 
     .. math::
-        M_t &= \beta_1 M_{t-1} + (1-\beta_1) G_t, \qquad O_t = \text{orth}(\text{sign}(\beta_1 M_t + (1-\beta_1) G_t)) \\
+        M_t &= \beta_1 M_{t-1} + (1-\beta_1) G_t, \qquad
+        O_t = \text{orth}(\text{sign}(\beta_1 M_t + (1-\beta_1) G_t)) \\
         V_t &= \beta_2 V_{t-1} + (1-\beta_2) O_t^2, \qquad
         \tilde O_t = \frac{O_t}{\sqrt{V_t} + \epsilon} \\
         \Theta_t &= \Theta_{t-1} - \alpha \left( \frac{0.2}{\text{RMS}(\tilde O_t)} \tilde O_t

@@ -28,12 +28,14 @@ from adamx.core import (
 )
 from adamx.errors import as_given
 from adamx.numerics.arithmetic import mean, summable_squares
+from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.matrices import MatrixAxes, MatrixView, matrix_view
 from adamx.numerics.named import named
 from adamx.numerics.types import Array, Values
 
 __all__ = [
     "normalize_rows",
+    "normalize_to_rank",
     "orthogonalize",
     "scale_by_row_rms",
     "scale_by_shape",
@@ -82,7 +84,7 @@ def orthogonalize(
     eps: float | None = None,
     dtype: Any = None,
 ):
-    r"""Replace each matrix by one with the same singular vectors, and singular values near 1 (Muon).
+    r"""Give each matrix singular values near 1, and keep its singular vectors (Muon).
 
     .. math::
         X_0 = \frac{U}{\lVert U \rVert_F + \epsilon}, \qquad
@@ -94,24 +96,24 @@ def orthogonalize(
     decomposition. A matrix with more rows than columns is transposed for the iteration.
 
     =================  =============================================================================
-    ``coefficients``   steps
+    ``coefficients``   steps; the singular values that they make of those above a part of the norm
     =================  =============================================================================
-    "muon5"            5; singular values between 0.7 and 1.2 for those above 1 % of the norm
-    "deepseek_v4"      10, of which the last two converge to 1
-    "polar_express"    5, each the best polynomial for what is left; first the norm is multiplied
-                       by 1.02 and ε is 1e-6
+    "muon5"            5; from 0.68 to 1.21 above 0.2 %
+    "polar_express"    5, each the best polynomial for what is left; from 0.85 to 1.15 above 0.11 %.
+                       The norm is first multiplied by 1.02, and ε is 1e-6
+    "deepseek_v4"      10, of which the last two converge to 1; from 0.99 to 1.01 above 0.003 %
     a list of triples  its own (a, b, c)
     =================  =============================================================================
 
-    The result does not depend on the size of U, so there is no bias left to correct. Arrays of
-    equal shape are stacked and multiplied in one batch.
+    The result does not depend on the size of U, so there is no bias left to correct. On
+    accelerators, arrays of equal shape are stacked and multiplied in one batch.
 
     Args:
         coefficients: a name, or the triples (a, b, c) of all steps.
         steps: their number; the last triple is repeated. None for as many as there are triples.
         axes: which axes are the matrix, see :func:`adamx.matrix_view`.
         eps: ε; None for 1e-7, or that of the named iteration.
-        dtype: of the products. None for the precision of the update on CPU; on accelerators, for
+        dtype: of the products. None for the precision of the update on CPU; on accelerators,
             bfloat16 in place of float32.
 
     Source: Jordan et al. 2024 (Muon, https://kellerjordan.github.io/posts/muon); DeepSeek-V4;
@@ -148,12 +150,21 @@ def orthogonal(x: Values, iteration: Iteration, dtype: Any) -> Values:
     by = plus(length.size * iteration.margin, iteration.eps, 1 / length.unit)
     start = divide(length.in_units(wide), by, iteration.eps).astype(dtype)
 
+    # Only the products are in a narrow dtype: the coefficients and the sums are in float32.
+    wide = statistics_dtype(dtype)
+    precision = None if jnp.finfo(dtype).bits < 32 else jax.lax.Precision.HIGHEST
+
+    def product(x: Array, y: Array) -> Array:
+        return jnp.matmul(x, y, precision=precision).astype(wide)
+
     def step(x: Array, triple: Array) -> tuple[Array, None]:
         a, b, c = triple
-        square = x @ _adjoint(x)
-        return a * x + (b * square + c * (square @ square)) @ x, None
+        square = product(x, _adjoint(x))
+        power = product(square.astype(dtype), square.astype(dtype))
+        inner = (b * square + c * power).astype(dtype)
+        return (a * x.astype(wide) + product(inner, x)).astype(dtype), None
 
-    triples = jnp.asarray(iteration.triples, jnp.finfo(dtype).dtype)
+    triples = jnp.asarray(iteration.triples, jnp.finfo(wide).dtype)
     found = jax.lax.scan(step, start, triples)[0].astype(x.dtype)
     return found if rows <= columns else _adjoint(found)
 
@@ -226,14 +237,14 @@ def scale_by_shape(
 
     For a kernel of shape [in, out]:
 
-    =============  ==========================================  =====================================
-    ``rule``       factor                                      source
-    =============  ==========================================  =====================================
-    "original"     :math:`\sqrt{\max(1, \text{out}/\text{in})}`  Jordan et al. 2024
-    "adamw_rms"    :math:`0.2\sqrt{\max(\text{in}, \text{out})}`  Liu et al. 2025 (arXiv 2502.16982)
-    "spectral"     :math:`\sqrt{\text{out}/\text{in}}`           Bernstein & Newhouse 2024 (2410.21265)
+    =============  ==================================================
+    ``rule``       factor
+    =============  ==================================================
+    "original"     :math:`\sqrt{\max(1, \text{out}/\text{in})}`
+    "adamw_rms"    :math:`0.2\sqrt{\max(\text{in}, \text{out})}`
+    "spectral"     :math:`\sqrt{\text{out}/\text{in}}`
     a function     of the numbers of inputs and outputs
-    =============  ==========================================  =====================================
+    =============  ==================================================
 
     With "adamw_rms", the elements of an orthogonal update have about the RMS of AdamW's, so that
     AdamW's learning rate and weight decay can be kept.
@@ -242,6 +253,9 @@ def scale_by_shape(
         rule: a name, or a function ``(inputs, outputs) -> factor``.
         axes: which axes are the matrix, see :func:`adamx.matrix_view`.
         otherwise: the factor for arrays with fewer than two axes; None if there are none.
+
+    Source: Jordan et al. 2024 ("original"), Liu et al. 2025 (arXiv 2502.16982, "adamw_rms"),
+    Bernstein & Newhouse 2024 (arXiv 2410.21265, "spectral").
 
     Raises:
         StageError: for an unknown rule, for a function that returns no finite number, and for
@@ -282,39 +296,38 @@ def scaled_by_shape(x: Values, factor: float) -> Values:
 
 @stage(place="direction")
 def normalize_rows(eps: NonNegative = 1e-7, *, axes: MatrixAxes = "matrix"):
-    r"""Give the weights of all outputs the same norm, their mean norm (MuonEq).
+    r"""Give the weights of all outputs the same norm, and keep the norm of the matrix (MuonEq).
 
     .. math::
-        u_j \leftarrow \frac{\bar n}{\lVert u_j \rVert + \epsilon} u_j, \qquad
-        \bar n = \operatorname{mean}_j \lVert u_j \rVert
+        u_j \leftarrow \frac{\lVert u \rVert_F}{\sqrt{n}} \frac{u_j}{\lVert u_j \rVert + \epsilon}
 
-    for the vectors :math:`u_j` of the update that belong to one output: rows of a weight matrix
-    [out, in], which are the columns of a kernel [in, out]. In front of :func:`orthogonalize`, whose
-    iteration then starts from singular values that differ less.
+    for the vectors :math:`u_j` of the update that belong to one of n outputs: rows of a weight
+    matrix [out, in], which are the columns of a kernel [in, out]. In front of
+    :func:`orthogonalize`, whose iteration then starts from singular values that differ less.
 
     Args:
         eps: ε ≥ 0. With 0, 0/0 is 0.
         axes: which axes are the matrix, see :func:`adamx.matrix_view`.
 
-    Source: MuonEq, the row normalisation of Muon's momentum.
+    Source: Chang et al. 2026 (arXiv 2603.28254), MuonEq (R). The paper's vectors have norm 1;
+    nanochat's keep the norm of the matrix. An iteration behind them cancels the difference.
 
     Raises:
         StageError: for arrays with fewer than two axes.
 
     >>> opt = adamx.normalize_rows()
-    >>> g = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+    >>> g = jnp.array([[3.0, 0.0], [4.0, 5.0]])
     >>> opt.update(g, opt.init(g))[0].round(2)
-    Array([[1.8, 0. ],
-           [2.4, 3. ]], dtype=float32)
+    Array([[3., 0.],
+           [4., 5.]], dtype=float32)
     """
 
     def shape(signal):
         view = _matrices(axes, signal.update.shape)
-        x = view.matrices(signal.update)
-        length = norm(x, -2)
-        sizes = length.value
-        even = divide(length.in_units(x), plus(length.size, eps, 1 / length.unit), eps)
-        even = even * jnp.mean(sizes, -1, keepdims=True)
+        whole = norm(view.matrices(signal.update), (-2, -1))
+        x = whole.in_units(view.matrices(signal.update))
+        even = divide(x, plus(norm(x, -2).size, eps, 1 / whole.unit), eps)
+        even = even * (whole.size / math.sqrt(max(x.shape[-1], 1))) * whole.unit
         return signal.with_update(view.array(even))
 
     return shape
@@ -365,9 +378,45 @@ def scale_by_row_rms(b2: Decay = 0.95, eps: NonNegative = 1e-8, *, axes: MatrixA
         even = divide(x, plus(root(nu), eps), eps)
         before, after = norm(x, (-2, -1)), norm(even, (-2, -1))
         even = after.in_units(even) * divide(before.value, after.size)
-        return signal.of_any_size(view.array(even)), {"nu": nu}
+        return signal.with_statistic(view.array(even)), {"nu": nu}
 
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")})
+
+
+@stage(place="direction")
+def normalize_to_rank(*, axes: MatrixAxes = "matrix"):
+    r"""Give each matrix the Frobenius norm of an orthogonal one (Muon+).
+
+    .. math::
+        u \leftarrow \frac{\sqrt{\min(m, n)}}{\lVert u \rVert_F} u
+
+    for matrices of m rows and n columns. 0 stays 0. Behind :func:`orthogonalize`, it corrects the
+    size of what the iteration leaves away from singular values of 1.
+
+    Args:
+        axes: which axes are the matrix, see :func:`adamx.matrix_view`.
+
+    Source: nanochat's form of Muon+ (arXiv 2602.21545). The paper divides by the norms of rows and
+    of columns instead.
+
+    Raises:
+        StageError: for arrays with fewer than two axes.
+
+    >>> opt = adamx.normalize_to_rank()
+    >>> g = jnp.array([[3.0, 0.0], [0.0, 3.0]])
+    >>> opt.update(g, opt.init(g))[0].round(2)
+    Array([[1., 0.],
+           [0., 1.]], dtype=float32)
+    """
+
+    def shape(signal):
+        view = _matrices(axes, signal.update.shape)
+        x = view.matrices(signal.update)
+        length = norm(x, (-2, -1))
+        one = divide(length.in_units(x), length.size)
+        return signal.of_any_size(view.array(one * math.sqrt(min(x.shape[-2:]))))
+
+    return shape
 
 
 @stage(place="direction")
