@@ -269,7 +269,7 @@ OF_MATRICES: dict[str, Row] = {
         _in_basis(functools.partial(adamx.eigenbasis, **SMALL)),
         {"b1": 0.8, "b2": 0.9},
         _momentum,
-        **{**NO_VECTORS, "without": NO_EQUATIONS},
+        **{**NO_VECTORS, "without": _NO_DERIVATIVE},
     ),
     "fixed_basis": Row(
         lambda: adamx.in_basis(adamx.fixed_basis(ROTATION), adamx.sign()),
@@ -292,7 +292,7 @@ OF_MATRICES: dict[str, Row] = {
         **{
             **NO_VECTORS,
             "without": {
-                **NO_EQUATIONS,
+                **_NO_DERIVATIVE,
                 "largest": "a gradient is divided by the eigenvalues of far smaller ones",
             },
         },
@@ -336,7 +336,11 @@ OF_MATRICES: dict[str, Row] = {
         adamx.normalize_rows,
         {"eps": 1e-3},
         matrices.even_rows,
-        **{**ONLY_MATRICES, "double": False},
+        **{
+            **ONLY_MATRICES,
+            "double": False,
+            "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS},
+        },
     ),
     "normalize_to_rank": Row(
         adamx.normalize_to_rank,

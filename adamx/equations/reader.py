@@ -8,11 +8,13 @@ becomes ``f(…)`` of the symbols that it depends on.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +25,39 @@ from adamx.equations import formulas as F
 from adamx.equations.formulas import ONE, STEP, ZERO, Expression, Number, Symbol, is_a
 from adamx.numerics.named import CALLS, PREFIX, filled, recorded
 
-__all__ = ["SHAPE", "Result", "base_of", "decayed", "number", "read", "solved"]
+__all__ = [
+    "SHAPES",
+    "Result",
+    "base_of",
+    "decayed",
+    "number",
+    "read",
+    "shape",
+    "solved",
+    "traced_with",
+]
 
-SHAPE = (53, 59)
-"""The shape of the parameter with which rules are traced. A rule that treats shapes differently is
-read as it treats matrices."""
+SHAPES = ((53, 59), (61, 67))
+"""Shapes of the parameter with which rules are traced: what is read depends on no size. A rule that
+treats shapes differently is read as it treats matrices."""
+
+_shape: contextvars.ContextVar[tuple[int, int]] = contextvars.ContextVar("shape", default=SHAPES[0])
+
+
+def shape() -> tuple[int, int]:
+    """The shape of the parameter with which rules are traced now."""
+    return _shape.get()
+
+
+@contextlib.contextmanager
+def traced_with(sizes: tuple[int, int]) -> Iterator[None]:
+    """Trace rules with a parameter of this shape."""
+    token = _shape.set(sizes)
+    try:
+        yield
+    finally:
+        _shape.reset(token)
+
 
 _HUGE = 2.0**100  # numbers from here on stand for infinity
 
@@ -204,7 +234,7 @@ class _Reader:
                 return small
         if name not in PRIMITIVES or (is_whole and name in ("and", "or", "not", "div", "rem")):
             return None
-        if len(after.shape) > len(SHAPE):
+        if len(after.shape) > 2:
             return None
         try:
             return (PRIMITIVES[name](*inputs),)
@@ -230,7 +260,7 @@ def _is_aligned(name: str, before: Any, after: Any) -> bool:
     small = math.prod(before.shape) == 1
     plain = [tuple(n for n in x.shape if n != 1) for x in (before, after)]
     same = plain[0] == plain[1] or (name == "broadcast_in_dim" and len(plain[0]) < 2)
-    return small or (same and len(after.shape) <= len(SHAPE))
+    return small or (same and len(after.shape) <= 2)
 
 
 def _converted(x: Expression, before: Any, after: Any) -> Sequence[Any] | None:
@@ -267,20 +297,20 @@ def _as_number(condition: Expression) -> Expression:
 def _summed(x: Expression, axes: Sequence[int], shape: tuple[int, ...]) -> Sequence[Any] | None:
     if x == ZERO or not shape:
         return (x,)
-    if isinstance(x, Number) or len(shape) > len(SHAPE):
+    if isinstance(x, Number) or len(shape) > 2:
         return None
     if is_a(x, "power") and x.children[1] == Number(2.0):
         return (F.norm(x.children[0], _over(axes, shape)) ** 2,)
     return (F.of("total", x, over=_over(axes, shape)),)
 
 
-def _over(axes: Any, shape: tuple[int, ...] = SHAPE) -> str:
+def _over(axes: Any, shape: tuple[int, ...] = (0, 0)) -> str:
     """What axes are called: those of the whole array, or their numbers."""
     if label := getattr(axes, "label", ""):
         return label
     if axes is None or len({axes} if isinstance(axes, int) else {*axes}) == len(shape):
         return "array"
-    chosen = [axes] if isinstance(axes, int) else [*axes]
+    chosen = [axis % len(shape) for axis in ([axes] if isinstance(axes, int) else axes)]
     return f"axis={','.join(map(str, chosen))}"
 
 
@@ -371,14 +401,13 @@ def _quotient(x: Expression, y: Expression) -> Expression:
     if isinstance(y, Number):
         square = is_a(x, "power") and x.children[1] == Number(2.0)
         part = x.children[0] if square else x
-        size = _SIZES.get(getattr(part, "over", ""))
+        rows, columns = shape()
+        sizes = {"array": rows * columns, "axis=0": rows, "axis=1": columns}
+        size = sizes.get(getattr(part, "over", ""))
         if size == y.value and is_a(part, "norm" if square else "total"):
             inside = part.children[0] ** 2 if square else part.children[0]
             return F.mean(inside, _BLOCKS.get(part.over, part.over))
     return x / y
-
-
-_SIZES = {"array": math.prod(SHAPE), "axis=0": SHAPE[0], "axis=1": SHAPE[1]}
 
 
 def _raised(base: Expression) -> Expression:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from adamx.equations import formulas as F
 from adamx.equations.formulas import PARAM, START, ZERO, Expression, Symbol, is_a, walk
-from adamx.equations.reader import SHAPE, Result, base_of, read, solved
+from adamx.equations.reader import SHAPES, Result, base_of, read, shape, solved, traced_with
 from adamx.equations.writer import NEW_UPDATE, Recurrence, Writer, plain
 from adamx.links.rule import KEY, Clock, Rule, Step
 from adamx.links.signal import Signal
@@ -44,7 +45,20 @@ class RuleReader:
         self.param_dtype = jnp.dtype(jnp.bfloat16) if is_narrow else self.dtype
 
     def read(self) -> tuple[tuple[Any, ...], dict[str, bool]]:
-        """The arguments of :meth:`Writer.stage`."""
+        """The arguments of :meth:`Writer.stage`, if they depend on no size."""
+        taken, shapes = set(self.writer.taken), dict(self.writer.shapes)
+        found = []
+        for sizes in SHAPES:
+            self.writer.taken, self.writer.shapes = set(taken), dict(shapes)
+            with traced_with(sizes):
+                found.append(self.read_once())
+        first, other = (_UNKNOWN.sub("", repr(x)) for x in found)
+        if first != other:
+            raise NotReadable("its numbers depend on the size of the array")
+        return found[0]
+
+    def read_once(self) -> tuple[tuple[Any, ...], dict[str, bool]]:
+        """The arguments of :meth:`Writer.stage`, with an array of one shape."""
         self.begin()
         slots, readings, reading_shapes, weights = self.clocks()
         totals = self.totals(readings, reading_shapes)
@@ -120,7 +134,7 @@ class RuleReader:
                 {k: clock.start() for k, clock in rule.clocks.items()},
             )
 
-        param = jax.ShapeDtypeStruct(SHAPE, self.param_dtype)
+        param = jax.ShapeDtypeStruct(shape(), self.param_dtype)
         starts, shapes, _ = self.look(start, (param,), (START,))
         self.starts, self.clock_starts = starts
         self.slot_shapes, self.clock_shapes = shapes
@@ -128,7 +142,7 @@ class RuleReader:
             k: _mapped(lambda _, k=k: writer.fresh(letters[k]), x) for k, x in self.starts.items()
         }
         self.before = _mapped(lambda symbol: symbol.before, self.symbols)
-        array = jax.ShapeDtypeStruct(SHAPE, self.dtype)
+        array = jax.ShapeDtypeStruct(shape(), self.dtype)
         bias = None if writer.bias is None else jax.ShapeDtypeStruct((), self.dtype)
         self.shapes = (array, array, array, bias, writer.shapes)
         self.formulas = (writer.gradient, writer.update, PARAM, writer.bias, writer.notes)
@@ -139,7 +153,7 @@ class RuleReader:
             *(g, u, bias, self.writer.has_statistic, self.writer.step, notes, True),
             _param=param,
             _dtypes=(self.param_dtype, self.param_dtype),
-            whole=SHAPE,
+            whole=shape(),
         )
 
     def clocks(self) -> tuple[list[Recurrence], Any, Any, dict[Expression, Expression]]:
@@ -195,6 +209,7 @@ class RuleReader:
 
 
 _BITS = "bits"
+_UNKNOWN = re.compile(r"\\x00\d+")  # the numbers of results without a formula
 
 
 def _letter(name: str, slot: Any) -> str:

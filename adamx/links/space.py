@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from adamx.errors import StageError
 from adamx.links.signal import Signal
 from adamx.numerics.types import Array, Bool, Float, Int32, Values
+from adamx.numerics.varying import axes_of, varying
 
 __all__ = ["Space", "Turn", "enter_space", "leave_space", "space_of"]
 
@@ -78,6 +79,7 @@ class Space:
         turn = self.turn
         if turn is None:
             return x
+        x = varying(x, axes_of((x, turn, self.left, self.right)))
 
         def turned() -> Values:
             return _into(_out_of(x, turn.left, turn.right), self.left, self.right)
@@ -89,6 +91,7 @@ class Space:
         turn = self.turn
         if turn is None:
             return x
+        x = varying(x, axes_of((x, turn)))
 
         def moved() -> Values:
             rows, columns = turn.order
