@@ -61,6 +61,7 @@ from adamx.links.slots import (
 )
 from adamx.links.space import Space, Turn, enter_space, leave_space, space_of
 from adamx.numerics.arithmetic import Norm, Squares, abs_sq, divide, norm, plus, root, shrunk, times
+from adamx.numerics.matrices import MatrixView, matrix_view
 from adamx.trees.steps import apply_updates
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "DecayingAverage",
     "Domain",
     "Hyper",
+    "MatrixView",
     "NonNegative",
     "Norm",
     "Positive",
@@ -97,6 +99,7 @@ __all__ = [
     "iterate",
     "itself",
     "leave_space",
+    "matrix_view",
     "norm",
     "plus",
     "real_zeros",

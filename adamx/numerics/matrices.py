@@ -119,26 +119,26 @@ def matrix_view(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView | None:
     width = math.prod(shape[axis] for axis in columns)
     if width % parts:
         raise StageError(
-            f"axes={as_given(axes)} splits {width} columns into {parts} matrices, which leaves "
-            f"{width % parts} over; the array is {shape}"
+            f"axes={axes} split {width} columns into {parts} matrices, which leaves "
+            f"{width % parts} over; the array has the shape {shape}"
         )
     return view
 
 
 def _checked(axes: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
     count = len(shape)
-    sequences = isinstance(axes, (tuple, list)) and len(axes) in (2, 3)
-    if not sequences or not all(isinstance(x, (tuple, list)) and x for x in axes[:2]):
+    is_tuple = isinstance(axes, tuple) and len(axes) in (2, 3)
+    if not is_tuple or not all(isinstance(x, tuple) and x for x in axes[:2]):
         raise StageError(
             f"axes must be {_NAMES}, (rows, columns) or (rows, columns, parts) with tuples of "
             f"axes, or a function from a shape to one of these; got {as_given(axes)}"
         )
     chosen = [*axes[0], *axes[1]]
-    if not all(isinstance(x, int) and -count <= x < count for x in chosen):
-        raise StageError(f"axes={as_given(axes)} are not all axes of an array of shape {shape}")
+    if not all(type(x) is int and -count <= x < count for x in chosen):
+        raise StageError(f"axes={axes} are not all axes of an array of shape {shape}")
     rows, columns = (tuple(axis % count for axis in x) for x in axes[:2])
     if len({*rows, *columns}) < len(chosen):
-        raise StageError(f"axes={as_given(axes)} name an axis of shape {shape} twice")
+        raise StageError(f"axes={axes} name an axis of an array of shape {shape} twice")
     parts = axes[2] if len(axes) == 3 else 1
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise StageError(f"the number of parts must be a whole number ≥ 1, got {as_given(parts)}")

@@ -29,18 +29,22 @@ from adamx.wrappers.selection import Selector
 
 __all__ = ["adamuon", "hidden_matrices", "muon", "normuon"]
 
+# "multi_head" is an attention, and no head of the network.
 _OUTER = re.compile(
-    r"embed|(^|_)(wte|wpe|head|logits?|classifier|readout|vocab)(_|\d|$)", re.IGNORECASE
+    r"embed|(^|_)((un)?embs?|wte|wpe|(?<!multi_)head|logits?|classifier|readout|vocab|output_layer)"
+    r"(_|\d|$)"
 )
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def hidden_matrices(path: str, shape: jax.ShapeDtypeStruct) -> bool:
     """Whether a parameter is a matrix between two hidden layers, by its shape and its path.
 
     It has two axes or more, and no part of its path names an embedding or the last layer: a part
-    that contains ``embed`` (also ``unembed``), or is ``head``, ``lm_head``, ``logits``,
-    ``classifier``, ``readout``, ``vocab``, ``wte`` or ``wpe``. A last layer with another name, such
-    as ``Dense_3``, is not recognised: then pass a selector of your own, as in
+    that contains ``embed``, or one of the words ``emb``, ``wte``, ``wpe``, ``head`` (but not
+    ``multi_head``), ``logits``, ``classifier``, ``readout``, ``vocab`` and ``output_layer``, as in
+    ``lm_head`` or ``LMHead_0``. A last layer with another name, such as ``Dense_3``, is not
+    recognised: then pass a selector of your own, as in
     ``muon(0.02, rest=adamw(3e-4), matrices=("blocks/*/kernel",))``.
 
     It is a selector, see :func:`adamx.where`.
@@ -51,7 +55,8 @@ def hidden_matrices(path: str, shape: jax.ShapeDtypeStruct) -> bool:
     >>> hidden_matrices("lm_head/kernel", kernel)
     False
     """
-    return len(shape.shape) >= 2 and not any(map(_OUTER.search, path.split("/")))
+    parts = (_CAPITAL.sub("_", part).lower() for part in path.split("/"))
+    return len(shape.shape) >= 2 and not any(map(_OUTER.search, parts))
 
 
 def divided(

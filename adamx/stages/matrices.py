@@ -73,6 +73,7 @@ ITERATIONS = {
     "deepseek_v4": Iteration((_MUON,) * 8 + ((2.0, -1.5, 0.5),) * 2),
     "polar_express": Iteration(_POLAR_EXPRESS, 1.02, 1e-6),
 }
+PRODUCTS = ("bfloat16", "float16", "float32", "float64")
 
 
 @stage(place="direction", stacks=True)
@@ -82,7 +83,7 @@ def orthogonalize(
     steps: int | None = None,
     axes: MatrixAxes = "matrix",
     eps: float | None = None,
-    dtype: Any = None,
+    dtype: str | None = None,
 ):
     r"""Give each matrix singular values near 1, and keep its singular vectors (Muon).
 
@@ -113,14 +114,15 @@ def orthogonalize(
         steps: their number; the last triple is repeated. None for as many as there are triples.
         axes: which axes are the matrix, see :func:`adamx.matrix_view`.
         eps: ε; None for 1e-7, or that of the named iteration.
-        dtype: of the products. None for the precision of the update on CPU; on accelerators,
-            bfloat16 in place of float32.
+        dtype: the name of the dtype of the products, such as ``"float32"``. None for the precision
+            of the update on CPU; on accelerators, bfloat16 in place of float32. Products of
+            complex matrices have the precision of the update.
 
     Source: Jordan et al. 2024 (Muon, https://kellerjordan.github.io/posts/muon); DeepSeek-V4;
     Amsel et al. 2025 (arXiv 2505.16932, Polar Express).
 
     Raises:
-        StageError: for unknown coefficients, and for arrays with fewer than two axes.
+        StageError: for unknown coefficients, another dtype, and arrays with fewer than two axes.
 
     >>> opt = adamx.orthogonalize("deepseek_v4")
     >>> g = jnp.array([[3.0, 0.0], [0.0, -0.2]])
@@ -129,13 +131,18 @@ def orthogonalize(
            [ 0., -1.]], dtype=float32)
     """
     iteration = _iteration(coefficients, steps, eps)
+    if dtype not in (None, *PRODUCTS):
+        raise StageError(
+            f"dtype must be None or one of {', '.join(map(repr, PRODUCTS))}, got {as_given(dtype)}"
+        )
 
     def shape(signal):
-        view = _matrices(axes, signal.update.shape)
-        products = signal.update.dtype if dtype is None else dtype
-        if dtype is None and jax.default_backend() != "cpu" and products == jnp.float32:
-            products = jnp.bfloat16
-        made = orthogonal(view.matrices(signal.update), iteration, products)
+        view, own = _matrices(axes, signal.update.shape), signal.update.dtype
+        fast = dtype is None and own == jnp.float32 and jax.default_backend() != "cpu"
+        products = "bfloat16" if fast else dtype
+        if products is None or jnp.issubdtype(own, jnp.complexfloating):
+            products = own
+        made = orthogonal(view.matrices(signal.update), iteration, jnp.dtype(products))
         return signal.of_any_size(view.array(made))
 
     return shape
@@ -220,9 +227,9 @@ def _matrices(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView:
 
 
 SHAPES: dict[str, Callable[[int, int], float]] = {
-    "original": lambda rows, columns: math.sqrt(max(1.0, columns / rows)),
+    "original": lambda rows, columns: math.sqrt(max(1.0, columns / max(rows, 1))),
     "adamw_rms": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
-    "spectral": lambda rows, columns: math.sqrt(columns / rows),
+    "spectral": lambda rows, columns: math.sqrt(columns / max(rows, 1)),
 }
 
 
