@@ -218,14 +218,10 @@ def splus(
         scale_by_momentum(b1),
         in_basis(basis, sign()),
         add_decayed_weights(weight_decay),
-        scale_by_shape(_mean_side, axes=axes, otherwise=vector_scale),
+        scale_by_shape("splus", axes=axes, otherwise=vector_scale),
         scale_by_learning_rate(learning_rate),
         polyak_ema(decay),
     )
-
-
-def _mean_side(rows: int, columns: int) -> float:
-    return 2 / (rows + columns)
 
 
 @recipe

@@ -230,6 +230,7 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1.0, columns / max(rows, 1))),
     "adamw_rms": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
     "spectral": lambda rows, columns: math.sqrt(columns / max(rows, 1)),
+    "splus": lambda rows, columns: 2 / max(rows + columns, 1),
 }
 
 
@@ -250,6 +251,7 @@ def scale_by_shape(
     "original"     :math:`\sqrt{\max(1, \text{out}/\text{in})}`
     "adamw_rms"    :math:`0.2\sqrt{\max(\text{in}, \text{out})}`
     "spectral"     :math:`\sqrt{\text{out}/\text{in}}`
+    "splus"        :math:`2/(\text{in} + \text{out})`
     a function     of the numbers of inputs and outputs
     =============  ==================================================
 
@@ -262,7 +264,8 @@ def scale_by_shape(
         otherwise: the factor for arrays with fewer than two axes; None if there are none.
 
     Source: Jordan et al. 2024 ("original"), Liu et al. 2025 (arXiv 2502.16982, "adamw_rms"),
-    Bernstein & Newhouse 2024 (arXiv 2410.21265, "spectral").
+    Bernstein & Newhouse 2024 (arXiv 2410.21265, "spectral"), Frans et al. 2025 (arXiv 2506.07254,
+    "splus").
 
     Raises:
         StageError: for an unknown rule, for a function that returns no finite number, and for

@@ -53,11 +53,11 @@ def scale_by_momentum(b1: Decay = 0.9, *, nesterov: bool = False):
     mean = decaying_average(b1)
 
     def update(signal, slots, step):
-        mu, weight = mean(slots["mu"], signal.update), mean.weight(step)
+        mu = mean(slots["mu"], signal.update)
         if nesterov:
-            ahead = mean(mu, signal.update)
-            return signal.with_statistic(ahead, weight=b1 * weight + (1 - b1)), {"mu": mu}
-        return signal.with_statistic(mu, weight=weight), {"mu": mu}
+            ahead, weight = mean(mu, signal.update), b1 * mean.weight(step) + (1 - b1)
+            return signal.with_statistic(ahead, weight=weight), {"mu": mu}
+        return signal.with_statistic(mu, weight=mean.weight(step)), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
 

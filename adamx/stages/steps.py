@@ -130,8 +130,8 @@ def hyperball(learning_rate: NonNegative, radius: str = "initial"):
         \theta' = \theta - \alpha R \frac{u}{\lVert u \rVert}, \qquad
         u \leftarrow R \frac{\theta'}{\lVert \theta' \rVert} - \theta
 
-    R is the norm of the array at the start, ‖θ₀‖, or with ``radius="current"`` that before the step.
-    α is the angle of the step, in radians for small α. The stage takes the place of the learning
+    R is the norm of the array at the start, ‖θ₀‖, or with ``radius="current"`` the norm before the
+    step. α is the angle of the step, in radians for small α. The stage takes the place of the learning
     rate; weight decay has no effect in front of it but a turn of u. Use it for matrices; a bias
     that starts at zero (R = 0) takes ordinary steps, :math:`u \leftarrow -\alpha u`.
 

@@ -6,6 +6,7 @@ from adamx.wrappers.delay import delay_start
 from adamx.wrappers.groups import PartitionSummary, describe_partition, partition, where
 from adamx.wrappers.memory_usage import MemoryUsage, MemoryUsageRow, dequantize, memory_usage
 from adamx.wrappers.quantize import quantize_state
+from adamx.wrappers.selection import hidden_matrices
 from adamx.wrappers.watch import metrics, watch
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "dequantize",
     "describe_partition",
     "fp8",
+    "hidden_matrices",
     "in_basis",
     "int8",
     "memory_usage",

@@ -30,10 +30,10 @@ def in_basis(
 ) -> Transformation:
     r"""Run stages, or a whole recipe, in another basis.
 
-    The stages inside see a gradient G, its update and its parameter as
-    :math:`Q_L^\top G\, Q_R`, where Q_L and Q_R are found by a stage of its own: the ``basis``. Their
-    slots have the shape of that, which is smaller in a low-rank basis. Behind them, the update U
-    becomes :math:`Q_L U Q_R^\top`, and the gradient is the original one.
+    A stage of its own, the ``basis``, finds two matrices Q_L and Q_R. The stages inside see the
+    gradient G as :math:`Q_L^\top G\, Q_R`, and so the update and the parameter. Their slots have
+    this shape, which is smaller in a low-rank basis. Behind them, the update U becomes
+    :math:`Q_L U Q_R^\top`, and the gradient is the original one.
 
     In a step in which the basis changes, slots of signed values (averages of gradients) are turned
     into the new basis; slots of nonnegative values (averages of squares) are sorted as its vectors

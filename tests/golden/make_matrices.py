@@ -183,9 +183,8 @@ def make_problem():
 
 def stubbed(folder):
     """Modules that the authors' packages import but that these programs do not use."""
-    import pytorch_optimizer  # noqa: F401 # it looks for the real packages
-
     import heavyball.utils
+    import pytorch_optimizer  # noqa: F401 # it looks for the real packages
 
     heavyball.utils.compile_mode = None
     versions = types.ModuleType("transformers.utils.versions")
