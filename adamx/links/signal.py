@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -191,6 +191,16 @@ class Signal:
                 f"it has left one; put it behind {by} in the same chain"
             )
         return self.notes[name]
+
+    def mapped(self, function: Callable[[Values], Values]) -> Signal:
+        """The signal with a linear function of its gradient, its update and its parameter."""
+        gradient = function(self.gradient)
+        return dataclasses.replace(
+            self,
+            gradient=gradient,
+            update=gradient if self.update is self.gradient else function(self.update),
+            _param=None if self._param is None else function(self._param),
+        )
 
     def step_to(self, param: Values) -> Signal:
         """The signal with the update after which ``apply_updates`` gives exactly ``param``, θ'.

@@ -8,7 +8,6 @@ leaves it (:func:`leave_space`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,18 +49,14 @@ class Space:
         left: L, shaped (…, rows, rows inside), or None.
         right: R, shaped (…, columns, columns inside), or None.
         turn: how arrays kept since the step before get into this basis; None if they stay.
-        gradient: the gradient outside.
-        param: the parameter outside; None if ``update`` was called without parameters.
-        notes: the notes of stages outside.
+        outside: the signal in front of the basis.
         view: how the array is seen as matrices; None if it is seen as it is.
     """
 
     left: Float[Array, "*batch rows inside"] | None
     right: Float[Array, "*batch columns inside"] | None
     turn: Turn | None
-    gradient: Values
-    param: Values | None
-    notes: Mapping[str, Any]
+    outside: Signal
     view: Any = None
 
     def into(self, x: Values) -> Values:
@@ -103,7 +98,7 @@ class Space:
 
 jax.tree_util.register_dataclass(
     Space,
-    data_fields=["left", "right", "turn", "gradient", "param", "notes"],
+    data_fields=["left", "right", "turn", "outside"],
     meta_fields=["view"],
 )
 
@@ -144,15 +139,8 @@ def enter_space(
             "the signal is in a basis already; in_basis() inside in_basis() is not possible"
         )
     signal = signal.limited()
-    space = Space(left, right, turn, signal.gradient, signal._param, signal.notes, view)
-    gradient = space.into(signal.gradient)
-    return dataclasses.replace(
-        signal,
-        gradient=gradient,
-        update=gradient if signal.update is signal.gradient else space.into(signal.update),
-        notes={NOTE: space},
-        _param=None if signal._param is None else space.into(signal._param),
-    )
+    space = Space(left, right, turn, signal, view)
+    return dataclasses.replace(signal.mapped(space.into), notes={NOTE: space})
 
 
 def leave_space(signal: Signal, update: Values | None = None) -> Signal:
@@ -165,11 +153,12 @@ def leave_space(signal: Signal, update: Values | None = None) -> Signal:
     space = space_of(signal)
     update = space.out_of(signal.update) if update is None else update
     return dataclasses.replace(
-        signal,
-        gradient=space.gradient if signal.has_statistic else update,
+        space.outside,
+        gradient=space.outside.gradient if signal.has_statistic else update,
         update=update,
-        notes=space.notes,
-        _param=space.param,
+        bias=signal.bias,
+        has_statistic=signal.has_statistic,
+        step=signal.step,
     )
 
 

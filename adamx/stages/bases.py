@@ -165,7 +165,7 @@ def _eigenbasis(
     exact: bool,
     spread: bool,
     axes: MatrixAxes,
-    squares: Callable[[Values, Moments, Moments, Any], tuple[Array, Array]],
+    squares: Callable[..., tuple[Array, Array]],
 ) -> Rule:
     """The rule of a basis of eigenvectors.
 
@@ -209,13 +209,15 @@ def _eigenbasis(
             is_exact = exact or count == 2
             return [_refreshed(x, q, is_exact) for x, q in zip(before, basis, strict=True)]
 
-        now = jax.lax.cond(is_due, refreshed, lambda: [(q, _places(q)) for q in basis])
+        now = jax.lax.cond(
+            is_due, refreshed, lambda: [(q, None if q is None else _places(q)) for q in basis]
+        )
         (left, rows), (right, columns) = now
         weight = 1 - (1 - mean.weight(step)) / jnp.maximum(b2, 1e-12)  # of the averages before
         sums = squares(seen, before, (left, right), weight)
         new = [None if x is None else mean(x, y) for x, y in zip(before, sums, strict=True)]
         kept = {"left": new[0], "right": new[1], "left_basis": left, "right_basis": right}
-        turn = Turn(is_due, *basis, (rows, columns))
+        turn = Turn(is_due, basis[0], basis[1], (rows, columns))
         return enter_space(signal, left, right, turn=turn, view=view), kept
 
     return Rule(
@@ -301,10 +303,8 @@ def product(x: Values, y: Values) -> Values:
     return jnp.matmul(x, y, precision="highest")
 
 
-def _places(basis: Array | None) -> Int32[Array, "*size"] | None:
+def _places(basis: Array) -> Int32[Array, "*size"]:
     """The places of vectors that stay where they are."""
-    if basis is None:
-        return None
     places = jnp.broadcast_to(jnp.arange(basis.shape[-1]), (*basis.shape[:-2], basis.shape[-1]))
     return varying(places, axes_of(basis))
 
@@ -520,7 +520,7 @@ def fixed_basis(left: Any = None, right: Any = None, *, axes: MatrixAxes = "matr
         for given, size, name in zip(
             (left, right), view.shape[-2:], ("left", "right"), strict=True
         ):
-            made = given(size) if callable(given) else given
+            made: Any = given(size) if callable(given) else given
             if made is not None and (np.ndim(made) != 2 or np.shape(made)[0] != size):
                 raise StageError(
                     f"{name} has the shape {np.shape(made)}, but the parameter has {size} "
@@ -587,7 +587,7 @@ def leave_by_scaling(per: str = "channel", eps: NonNegative = 1e-8):
         space = space_of(signal)
         if space.view is None:
             return leave_space(signal)
-        scaled = space.view.matrices(space.gradient) * _growth(signal, per, eps)
+        scaled = space.view.matrices(space.outside.gradient) * _growth(signal, per, eps)
         return leave_space(signal, space.view.array(scaled))
 
     return _leaving(leave)
@@ -618,7 +618,9 @@ def leave_with_residual(growth: Positive = 1.01, eps: NonNegative = 1e-8):
         if space.view is None:
             return leave_space(signal), slots
         inside = space.out_of(signal.gradient)
-        rest = space.view.matrices(space.gradient - inside) * _growth(signal, "channel", eps)
+        rest = space.view.matrices(space.outside.gradient - inside) * _growth(
+            signal, "channel", eps
+        )
         rest, kept = _limited_growth(rest, slots["norm"], growth)
         whole = space.out_of(signal.update) + space.view.array(rest)
         return leave_space(signal, whole), {"norm": kept}

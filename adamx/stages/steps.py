@@ -131,8 +131,8 @@ def hyperball(learning_rate: NonNegative, radius: str = "initial"):
         u \leftarrow R \frac{\theta'}{\lVert \theta' \rVert} - \theta
 
     R is the norm of the array at the start, ‖θ₀‖, or with ``radius="current"`` the norm before the
-    step. α is the angle of the step, in radians for small α. The stage takes the place of the learning
-    rate; weight decay has no effect in front of it but a turn of u. Use it for matrices; a bias
+    step. α is the angle of the step in radians, if it is small. The stage takes the place of the
+    learning rate. There is no weight decay: the norm does not change. Use it for matrices; a bias
     that starts at zero (R = 0) takes ordinary steps, :math:`u \leftarrow -\alpha u`.
 
     Keeps ``radius`` (R), a scalar for each parameter, unless that is the current norm.

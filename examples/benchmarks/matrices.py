@@ -82,9 +82,7 @@ METHODS: Mapping[str, Method] = {
     "normuon": Method(lambda rate: adamx.normuon(rate, weight_decay=DECAY), 1e-2),
     "soap": Method(lambda rate: adamx.soap(rate, weight_decay=DECAY), 1e-3),
     "kl_soap": Method(lambda rate: adamx.kl_soap(rate, weight_decay=DECAY), 1e-3),
-    "galore": Method(
-        lambda rate: adamx.galore(rate, rank=32, every=50, weight_decay=DECAY), 3e-3
-    ),
+    "galore": Method(lambda rate: adamx.galore(rate, rank=32, every=50, weight_decay=DECAY), 3e-3),
     "adam + hyperball": Method(adam_on_spheres, 3e-3),
 }
 RATES = tuple(math.sqrt(10) ** i for i in range(4))
@@ -127,7 +125,7 @@ def train(task: quality.Task, opt: adamx.Transformation, steps: int, seed: int) 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any, x: Any, y: Any) -> Any:
         def loss(params: Any) -> Any:
-            scores = task.network.apply(params, x)
+            scores: Any = task.network.apply(params, x)
             return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(scores), y[..., None], -1))
 
         value, grads = jax.value_and_grad(loss)(params)

@@ -1,7 +1,7 @@
 """Record what the authors of Muon, SOAP, GaLore, APOLLO and their kin do, in float64.
 
-Needed are torch 2.13.0, optax 0.2.8, jax 0.10.2, numpy 2.4.6, pytorch_optimizer 4.1.0, heavyball 3.2.1,
-and, in one folder, unpacked wheels and files of the authors' repositories:
+Needed are torch 2.13.0, optax 0.2.8, jax 0.10.2, numpy 2.4.6, pytorch_optimizer 4.1.0 and heavyball
+3.2.1; and, in one folder, unpacked wheels and files of the authors' repositories:
 
     muon.py                          muon-optimizer 0.1.0
     galore_torch/                    galore-torch 1.0
@@ -18,8 +18,9 @@ Then, from anywhere,
 rewrites ``matrices.npz`` and ``matrices.json`` beside itself: ``params.*`` and ``grads.*``, and for
 each case ``<id>.<name>``, the parameters after each step. Kernels are [in, out]; the programs of
 PyTorch get them transposed. They convert to bfloat16 or float32 in places: here these conversions
-only copy, so that the whole run is in float64, but for HeavyBall's. ``apollo.projection.*`` are the random matrices that
-APOLLO drew. Other versions and files are refused; ``--any-version`` lifts that.
+only copy, so that the whole run is in float64, but for HeavyBall's. ``apollo.projection.*`` are the
+random matrices that APOLLO drew. Other versions and files are refused; ``--any-version`` lifts
+that.
 """
 
 import argparse
@@ -48,7 +49,9 @@ VERSIONS = {
 FILES = {
     "muon.py": "c714cee375d9c7315cb0dfe0d723cf357d3124d3c66e8446c150ebb0686eb48c",
     "galore_torch/adamw.py": "2dd9d148c4bf72b9a3f81295c6ede8315754b1bd29e8ec87318edb5209fdc025",
-    "galore_torch/galore_projector.py": "5ef7a90b4a0da3d534a7bcf140090e195282dab0a3242a4a5c0f61f316c3c98a",
+    "galore_torch/galore_projector.py": (
+        "5ef7a90b4a0da3d534a7bcf140090e195282dab0a3242a4a5c0f61f316c3c98a"
+    ),
     "apollo_torch/apollo.py": "96f96209e23d1e8104de0176769c7067dd0796a2e3779ecb10d28f591f174adb",
     "normuon.py": "a9bd18a0eaea75864610049fb21c655a87284e16e267dbe565e7d5c70aec242a",
     "adamuon.py": "367ffdab51f357ca16935fab13964ee6b363179973b40ce4e9f468aef0532240",
