@@ -346,7 +346,11 @@ OF_MATRICES: dict[str, Row] = {
         adamx.normalize_to_rank,
         {},
         _through(lambda grads: [matrices.of_rank(g) for g in grads]),
-        **{**NO_VECTORS, "double": False},
+        **{
+            **ONLY_MATRICES,
+            "double": False,
+            "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS},
+        },
     ),
     "orthogonalize": Row(
         adamx.orthogonalize,

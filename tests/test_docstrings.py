@@ -80,17 +80,33 @@ SYMBOLS = {
     "schedule_free_adamw": {"warmup_steps": "T_warmup"},
     "scale_by_factored_rms": {"b2_cap": "β_cap"},
 }
-# These need what other stages leave; their equations are in those of a recipe.
+# Factors that depend on the shape.
+CONSTANTS = {
+    "muon": {"s": np.sqrt(4 / 3)},
+    "normuon": {"s": np.sqrt(4 / 3)},
+    "scale_by_shape": {"s": np.sqrt(4 / 3)},
+    "normalize_rows": {"n": 4.0},
+    "normalize_to_rank": {"m": 3.0, "n": 4.0},
+}
+# These need what other stages leave, or are iterations; their equations are in those of a recipe.
 NEED_OTHERS = {
+    "orthogonalize": "muon",
     "bias_correction": "adam",
     "clip_by_relative_rms": "stableadamw",
     "rectify": "radam",
     "scale_by_distance": "prodigy",
 }
-# Equations of whole matrices, or of sums over an array, which the reader of docstrings doesn't
-# know. Their oracles are in tests/reference_matrices.py.
+# Equations of products of matrices, which the reader of docstrings doesn't know. Their oracles are
+# in tests/reference_matrices.py.
 OF_MATRICES = {*catalog.OF_MATRICES, *catalog.MATRIX_RECIPES} - {
+    "adamuon",
     "graft_to_rms",
+    "muon",
+    "normalize_rows",
+    "normalize_to_rank",
+    "normuon",
+    "scale_by_row_rms",
+    "scale_by_shape",
     "scale_to_rms",
     "update_as_gradient",
 }
@@ -120,6 +136,7 @@ def begun(make):
     given = numbers | ARGUMENTS.get(make.__name__, {})
     known = {k: x.default for k, x in parameters.items() if isinstance(x.default, (int, float))}
     numbers = {symbols[k]: float(x) for k, x in (known | given).items() if k in symbols}
+    numbers |= CONSTANTS.get(make.__name__, {})
     equations.begin(numbers, THETA)
     return equations, make(**given)
 

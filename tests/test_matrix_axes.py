@@ -236,6 +236,15 @@ def test_the_size_of_the_gradient_does_not_matter(dtype, size):
     np.testing.assert_allclose(once(opt, (g * size).astype(dtype)), once(opt, g), atol=3e-2)
 
 
+@pytest.mark.parametrize("make", [adamx.normalize_rows, adamx.scale_by_row_rms])
+@pytest.mark.parametrize("size", [1e-3, 1e15, 1e37])
+def test_stages_that_keep_the_size_keep_any(make, size):
+    g = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    size = min(size, 1e17) if make is adamx.scale_by_row_rms else size  # statistics are limited
+    size = np.float32(size)
+    np.testing.assert_allclose(once(make(), g * size) / size, once(make(), g), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "make",
     [

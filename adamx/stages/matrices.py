@@ -243,10 +243,13 @@ def scale_by_shape(
 ):
     r"""Multiply each matrix by a factor of its shape, so that one learning rate suits all (Muon).
 
+    .. math::
+        u \leftarrow s\, u
+
     For a kernel of shape [in, out]:
 
     =============  ==================================================
-    ``rule``       factor
+    ``rule``       s
     =============  ==================================================
     "original"     :math:`\sqrt{\max(1, \text{out}/\text{in})}`
     "adamw_rms"    :math:`0.2\sqrt{\max(\text{in}, \text{out})}`
@@ -334,11 +337,13 @@ def normalize_rows(eps: NonNegative = 1e-7, *, axes: MatrixAxes = "matrix"):
 
     def shape(signal):
         view = _matrices(axes, signal.update.shape)
-        whole = norm(view.matrices(signal.update), (-2, -1))
-        x = whole.in_units(view.matrices(signal.update))
-        even = divide(x, plus(norm(x, -2).size, eps, 1 / whole.unit), eps)
-        even = even * (whole.size / math.sqrt(max(x.shape[-1], 1))) * whole.unit
-        return signal.with_update(view.array(even))
+        x = view.matrices(signal.update)
+        unit = norm(x, (-2, -1)).unit
+        x = x * (1 / unit)
+        lengths = norm(x, -2).size
+        even = divide(x, plus(lengths, eps, 1 / unit), eps)
+        usual = root(mean(lengths**2, (x.ndim - 1,), keepdims=True))
+        return signal.with_update(view.array(even * (usual * unit)))
 
     return shape
 
@@ -424,7 +429,8 @@ def normalize_to_rank(*, axes: MatrixAxes = "matrix"):
         x = view.matrices(signal.update)
         length = norm(x, (-2, -1))
         one = divide(length.in_units(x), length.size)
-        return signal.of_any_size(view.array(one * math.sqrt(min(x.shape[-2:]))))
+        made = scaled_by_shape(one, math.sqrt(min(x.shape[-2:])))
+        return signal.of_any_size(view.array(made))
 
     return shape
 
