@@ -96,6 +96,10 @@ class Explanation:
 
 
 _REMARKS = [
+    (
+        {("norm", "group"), ("total", "group")},
+        "Norms and sums with the index group are over the parameters of this group.",
+    ),
     ({("norm", "")}, "Norms without an index are over all parameters with this line."),
     (
         {("norm1", ""), ("inner", "")},
@@ -253,10 +257,16 @@ def _explained(writer: Writer, link: Stage) -> None:
         if isinstance(error, StageError) and writer.is_certain:
             raise error.within(stage=link.name) from None
         writer.taken = taken
-        is_told = isinstance(error, NotReadable)
-        _opaque(writer, link, str(error) if is_told else f"{type(error).__name__} in tracing it")
+        _opaque(writer, link, str(error) if isinstance(error, NotReadable) else _failed(error))
     else:
         writer.stage(*stage, **flags)
+
+
+def _failed(error: Exception) -> str:
+    """Why a stage could not be traced, in one line."""
+    first = str(error).strip().partition("\n")[0]
+    first = first if len(first) <= 120 else f"{first[:119]}…"
+    return f"{type(error).__name__} in tracing it{f': {first}' if first else ''}"
 
 
 def _opaque(writer: Writer, link: Stage, why: str) -> None:

@@ -182,8 +182,9 @@ class _Reader:
             )
             if outputs is None:
                 symbols = {s: None for y in inputs for s in F.walk(y) if isinstance(s, Symbol)}
+                reason = _reason(equation.primitive.name, inputs)
                 outputs = [
-                    F.of("unknown", *symbols, over=f"{equation.primitive.name}\0{next(_COUNT)}")
+                    F.of("unknown", *symbols, over=f"{reason}\0{next(_COUNT)}")
                     for _ in equation.outvars
                 ]
             for v, x in zip(equation.outvars, outputs, strict=True):
@@ -240,6 +241,14 @@ class _Reader:
             return (PRIMITIVES[name](*inputs),)
         except TypeError:  # more operands than the usual ones
             return None
+
+
+def _reason(name: str, inputs: Sequence[Any]) -> str:
+    """The primitive to name for a result without a formula: the first that is no change of form."""
+    before = [z for y in inputs for z in F.walk(y) if is_a(z, "unknown")]
+    first = before[0].over.partition("\0")[0] if before else name
+    is_form, was_form = (x in SAME or x in PARTS for x in (name, first))
+    return name if (was_form and not is_form) or name in ("cond", "while", "scan") else first
 
 
 _COUNT = itertools.count()
@@ -453,7 +462,9 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
         for name in ("tanh", "sin", "cos", "erf", "floor", "round", "atan2")
     },
     "eq": _relation("="),
-    "ne": _relation("≠"),
+    "ne": lambda x, y: (
+        F.of("isnan", x) if x == y and not isinstance(x, Number) else _relation("≠")(x, y)
+    ),
     "not": lambda x: _negated(x),
     "lt": _relation("<"),
     "gt": _relation(">"),

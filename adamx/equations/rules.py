@@ -35,6 +35,7 @@ class RuleReader:
 
     def __init__(self, writer: Writer, link: Stage):
         self.writer, self.definition = writer, link.definition
+        self.range = "group" if link.where else ""  # of its sums over parameters
         known = {k: plain(link.arguments[k]) for k in link.definition.domains}
         self.numbers = {
             k: writer.number(k, link.arguments[k]) for k, x in known.items() if x is None
@@ -78,7 +79,7 @@ class RuleReader:
         (g, u, b, notes, kept), out, defined = self.look(
             update,
             (self.shapes, self.slot_shapes, reading_shapes, totals.shapes),
-            (self.formulas, self.before, readings, _mapped(_over_all, totals.formulas)),
+            (self.formulas, self.before, readings, _mapped(self.over_all, totals.formulas)),
             lambda out: (out[0], NEW_UPDATE, *out[2:4], self.symbols),
         )
         new: Any = defined.get(NEW_UPDATE)
@@ -193,6 +194,10 @@ class RuleReader:
             weights,
         )
 
+    def over_all(self, x: Expression) -> Expression:
+        """A number of one array, summed over the parameters that the stage applies to."""
+        return _over_all(x, self.range)
+
     def totals(self, readings: Any, shapes: Any) -> Result:
         """The numbers of one array that the rule sums over all parameters."""
 
@@ -228,20 +233,20 @@ def _flat(tree: Any) -> list[Any]:
     return jax.tree.leaves(tree, is_leaf=_is_formula)
 
 
-def _over_all(x: Expression) -> Expression:
-    """A number of one array as a sum over all parameters, for sums and squared norms."""
+def _over_all(x: Expression, over: str = "") -> Expression:
+    """A number of one array as a sum over many parameters, for sums and squared norms."""
     if x == ZERO:
         return x
     if is_a(x, "total") and x.over == "array":
-        return dataclasses.replace(x, over="")
+        return dataclasses.replace(x, over=over)
     if is_a(x, "power") and is_a(x.children[0], "norm") and x.children[0].over == "array":
-        return F.power(dataclasses.replace(x.children[0], over=""), x.children[1])
+        return F.power(dataclasses.replace(x.children[0], over=over), x.children[1])
     if is_a(x, "sum"):
-        return F.add(*map(_over_all, x.children))
+        return F.add(*(_over_all(y, over) for y in x.children))
     if is_a(x, "product", "quotient"):
-        over = [y for y in x.children if any(is_a(z, "total", "norm") for z in walk(y))]
-        if len(over) == 1 and not (is_a(x, "quotient") and over[0] is x.children[1]):
-            return F.substitute(x, {over[0]: _over_all(over[0])})
+        sums = [y for y in x.children if any(is_a(z, "total", "norm") for z in walk(y))]
+        if len(sums) == 1 and not (is_a(x, "quotient") and sums[0] is x.children[1]):
+            return F.substitute(x, {sums[0]: _over_all(sums[0], over)})
     raise NotReadable("its sum over all parameters is not a sum over each array")
 
 

@@ -479,7 +479,8 @@ class Writer:
             symbol, weight = self._pending.pop(hat)
             self.lines.append(Line(hat, _over(symbol, self._meant(weight)), again=self._has(hat)))
         self._pending.pop(line.symbol.hat, None)
-        unknown = dict.fromkeys(x for x in walk(value) if is_a(x, "unknown"))
+        value = self._meant(value)
+        unknown = dict.fromkeys(x for x in walk(value) if is_a(x, "unknown") and not line.remark)
         table: dict[Expression, Expression] = {}
         names: list[str] = []
         for x in unknown:
@@ -488,7 +489,7 @@ class Writer:
             shown = str(index) if index > 1 else ""
             table[x] = dataclasses.replace(x, over=f"{what}\0{shown}")
             names.append(f"f{shown} computes {what}")
-        value = substitute(self._meant(value), table) if table else self._meant(value)
+        value = substitute(value, table) if table else value
         remark = line.remark or ", ".join(dict.fromkeys(names))
         self.lines.append(dataclasses.replace(line, value=value, remark=remark))
 

@@ -134,6 +134,7 @@ _FUNCTIONS: Mapping[str, Any] = {
     "and": np.logical_and,
     "clip": lambda x, bound: np.clip(x, -bound, bound),
     "sqrt": np.sqrt,
+    "isnan": np.isnan,
     "sign": np.sign,
     "abs": np.abs,
     "log": np.log,
