@@ -29,7 +29,7 @@ def stacking(monkeypatch):
     """A function that switches stacks on or off, as they are on accelerators and on CPU."""
 
     def switch(on, most=engine._MOST):
-        monkeypatch.setattr(engine, "_stacking_pays", lambda: on)
+        monkeypatch.setattr(engine, "stacking_pays", lambda: on)
         monkeypatch.setattr(engine, "_MOST", most)
         jax.clear_caches()
 

@@ -97,7 +97,7 @@ Locate = Callable[..., Any]
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """Run the block on each array; for each, its output and the new slots of its stages."""
-    if not block.stacks or len(leaves) == 1 or not _stacking_pays():
+    if not block.stacks or len(leaves) == 1 or not stacking_pays():
         return each(block, leaves, locate)
     signals: list[Any] = [leaf.signal for leaf in leaves]
     done: list[list[Slots]] = [[] for _ in leaves]
@@ -125,11 +125,11 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     ]
 
 
-def _stacking_pays() -> bool:
+def stacking_pays() -> bool:
     """Whether one product of a stack is faster than a product for each of its matrices.
 
     It is on accelerators. XLA compiles a stack more slowly, and on CPU it multiplies matrices of
-    128 × 128 and more faster one by one (``examples/benchmarks/matrices.py``).
+    128 × 128 and more faster one by one (``examples/benchmarks/stacks.py``).
     """
     return jax.default_backend() != "cpu"
 
