@@ -1,6 +1,7 @@
 """An optimiser's equations are what it computes, and read as in the paper."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
