@@ -668,7 +668,6 @@ def in_order():
     ("opt", "line"),
     [
         (scaled_by_its_size(), "(its numbers depend on the size of the array)"),
-        (adamx.normalize_rows(), "(its numbers depend on the size of the array)"),
         (misspelt(), "'Signal' object has no attribute 'with_updates')"),
         (without_nan(), "gₜ ← 0 if isnan(gₜ), otherwise gₜ"),
         (in_order(), "(f computes sort)"),
