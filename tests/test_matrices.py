@@ -205,9 +205,10 @@ def trained(opt, params, grads):
     return params, state
 
 
-@pytest.mark.parametrize(
-    "name", ["soap", "kl_soap", "splus", "galore", "fira", "apollo", "shampoo"]
-)
+IN_A_BASIS = ["soap", "kl_soap", "splus", "galore", "fira", "apollo", "shampoo"]
+
+
+@pytest.mark.parametrize("name", slow_but(["galore"], IN_A_BASIS))
 def test_it_is_crossed_with_everything(name):
     make = adamx.get_recipe(name)
     params = {"w": START, "b": START[0]}
