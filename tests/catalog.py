@@ -452,6 +452,7 @@ STAGES: dict[str, Row] = {
         {"b2": 0.9, "eps": 1e-3, "threshold": 0.8},
         stages.clip_by_relative_rms,
     ),
+    "decay_weights": Row(adamx.decay_weights, {"weight_decay": 0.01}, stages.decay_weights),
     "estimate_distance": Row(
         adamx.prodigy, PRODIGY, _prodigy, constant=frozenset({"d0"}), start=0.0, single=True
     ),
@@ -1041,6 +1042,11 @@ RECIPES: dict[str, Row] = {
 
 # The same factories in another structure, or at numbers that are a formula of their own.
 VARIANTS: dict[str, Row] = {
+    "add_decayed_weights_cautiously": Row(
+        functools.partial(adamx.add_decayed_weights, cautious=True),
+        {"weight_decay": 0.01},
+        stages.cautious_weight_decay,
+    ),
     "adabelief_rectified": Row(
         functools.partial(adamx.adabelief, rectify=True),
         ADAM,
