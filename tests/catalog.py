@@ -730,6 +730,16 @@ MATRIX_RECIPES: dict[str, Row] = {
         golden=("torch.optim:Muon", "muon:SingleDeviceMuon", "optax.contrib:muon"),
         **ONLY_MATRICES,
     ),
+    "muon_h": Row(
+        adamx.muon_h,
+        {"learning_rate": 0.1, "b1": 0.8},
+        matrices.muon_h,
+        rounding=1e-14,  # of the parameter, whose norm it restores
+        **{
+            **ONLY_MATRICES,
+            "without": {**ONLY_MATRICES["without"], "bare": "θ is 0, and so is its norm"},
+        },
+    ),
     "normuon": Row(
         adamx.normuon,
         _NORMUON,

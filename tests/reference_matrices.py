@@ -272,6 +272,11 @@ def shampoo(grads, params0, learning_rate, b1, b2, eps, weight_decay, graft_eps,
     return stepped(directions, params0, learning_rate, weight_decay)
 
 
+def muon_h(grads, params0, learning_rate, b1):
+    made = [newton_schulz(u) for u in ahead(grads, b1)]
+    return hyperball(np.array(made), params0, learning_rate, current=True)
+
+
 def hyperball(grads, params0, learning_rate, current=False):
     theta, updates = np.array(params0), []
     radius = np.sqrt((np.abs(theta) ** 2).sum())

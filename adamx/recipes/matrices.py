@@ -12,6 +12,7 @@ from adamx.numerics.matrices import MatrixAxes
 from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
+    hyperball,
     orthogonalize,
     scale_by_learning_rate,
     scale_by_momentum,
@@ -25,10 +26,9 @@ from adamx.stages import (
 from adamx.wrappers.groups import partition
 from adamx.wrappers.selection import Selector, hidden_matrices
 
-__all__ = ["adamuon", "muon", "normuon"]
+__all__ = ["adamuon", "muon", "muon_h", "normuon"]
 
 
-# "multi_head" is an attention, and no head of the network.
 def divided(
     inner: Transformation, rest: optax.GradientTransformation | None, matrices: Selector | None
 ) -> Transformation:
@@ -234,5 +234,50 @@ def adamuon(
         scale_to_rms(0.2),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(learning_rate),
+    )
+    return divided(inner, rest, matrices)
+
+
+@recipe
+def muon_h(
+    learning_rate: NonNegative,
+    b1: Decay = 0.95,
+    *,
+    nesterov: bool = True,
+    coefficients: str | Sequence[Any] = "muon5",
+    axes: MatrixAxes = "matrix",
+    rest: optax.GradientTransformation | None = None,
+    matrices: Selector | None = None,
+) -> Transformation:
+    r"""MuonH: Muon that keeps the norm of each array.
+
+    .. math::
+        M_t &= \beta_1 M_{t-1} + (1-\beta_1) G_t, \qquad
+        O_t = \text{orth}(\beta_1 M_t + (1-\beta_1) G_t) \\
+        \Theta'_t &= \Theta_{t-1} - \alpha \lVert \Theta_{t-1} \rVert
+        \frac{O_t}{\lVert O_t \rVert}, \qquad
+        \Theta_t = \lVert \Theta_{t-1} \rVert \frac{\Theta'_t}{\lVert \Theta'_t \rVert}
+
+    There is neither weight decay nor a factor of the matrix' shape: the step is in proportion to
+    the norm. An array of several layers has one norm.
+
+    Args:
+        learning_rate: α ≥ 0, relative to the norm; the root of Muon's α times its λ suits.
+        b1: β₁ in [0, 1).
+        nesterov, coefficients, axes, rest, matrices: see :func:`muon`.
+
+    Source: Marin's MuonH (Levanter, optim/muonh.py), which has an Adam on spheres for the last
+    layer, ``hyperball`` behind Adam's stages.
+
+    >>> opt = adamx.muon_h(0.1)
+    >>> theta = jnp.array([[3.0, 0.0], [0.0, 4.0]])
+    >>> u, _ = opt.update(jnp.eye(2), opt.init(theta), theta)
+    >>> jnp.linalg.norm(theta + u).round(4)
+    Array(5., dtype=float32)
+    """
+    inner = chain(
+        scale_by_momentum(b1, nesterov=nesterov),
+        orthogonalize(coefficients, axes=axes),
+        hyperball(learning_rate, radius="current"),  # new in MuonH
     )
     return divided(inner, rest, matrices)

@@ -354,6 +354,7 @@ def _listed(leaves: Sequence[Leaf], most: int = 8) -> str:
 # Hidden matrices
 
 
+# "multi_head" is an attention, and no head of the network.
 _OUTER = re.compile(
     r"embed|(^|_)((un)?embs?|wte|wpe|(?<!multi_)head|logits?|classifier|readout|vocab|output_layer)"
     r"(_|\d|$)"
