@@ -105,6 +105,7 @@ def test_axes_are_written_in_configurations():
     for axes in ("last", ((0,), (1, 2)), ((0,), (1,), 3)):
         opt = adamx.muon(0.1, axes=axes, rest=adamx.adam(0.1))
         config = json.loads(json.dumps(adamx.to_config(opt)))
+        assert "adamx.hidden_matrices" in str(config)
         assert adamx.from_config(config) == opt
         assert hash(opt) == hash(adamx.muon(0.1, axes=axes, rest=adamx.adam(0.1)))
     opt = adamx.orthogonalize(axes=pair)
