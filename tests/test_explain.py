@@ -500,7 +500,8 @@ def test_a_stage_that_cannot_be_traced_is_a_line_with_its_name():
         return lambda signal: signal.with_update(signal.update @ signal.update[:order])
 
     assert lines(of_vectors(2), adamx.sgd(0.1))[1:] == [
-        "gₜ ← of_vectors(gₜ; order=2)   (TypeError in tracing it)",
+        "gₜ ← of_vectors(gₜ; order=2)   (TypeError in tracing it: dot_general requires contracting "
+        "dimensions to have the same shape, got (59,) and (2,).)",
         "θₜ = θₜ₋₁ − 0.1 gₜ",
     ]
 

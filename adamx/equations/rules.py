@@ -47,10 +47,9 @@ class RuleReader:
 
     def read(self) -> tuple[tuple[Any, ...], dict[str, bool]]:
         """The arguments of :meth:`Writer.stage`, if they depend on no size."""
-        taken, shapes = set(self.writer.taken), dict(self.writer.shapes)
-        found = []
+        taken, found = set(self.writer.taken), []
         for sizes in SHAPES:
-            self.writer.taken, self.writer.shapes = set(taken), dict(shapes)
+            self.writer.taken = set(taken)
             with traced_with(sizes):
                 found.append(self.read_once())
         first, other = (_UNKNOWN.sub("", repr(x)) for x in found)
@@ -96,7 +95,7 @@ class RuleReader:
             if symbol.before not in constants:
                 value = F.substitute(new, constants)
                 slots.append(Recurrence(symbol, value, start, _weight_of(value, symbol, weights)))
-        self.writer.shapes = out[3]
+        self.writer.shapes[shape()] = out[3]
         return (slots, u, g, b, notes), flags
 
     def rule(self, numbers: Mapping[str, Any]) -> Rule:
@@ -145,7 +144,7 @@ class RuleReader:
         self.before = _mapped(lambda symbol: symbol.before, self.symbols)
         array = jax.ShapeDtypeStruct(shape(), self.dtype)
         bias = None if writer.bias is None else jax.ShapeDtypeStruct((), self.dtype)
-        self.shapes = (array, array, array, bias, writer.shapes)
+        self.shapes = (array, array, array, bias, writer.shapes.get(shape(), {}))
         self.formulas = (writer.gradient, writer.update, PARAM, writer.bias, writer.notes)
 
     def signal(self, g: Any, u: Any, param: Any, bias: Any, notes: Any) -> Signal:

@@ -24,7 +24,7 @@ from adamx.equations.formulas import (
     substitute,
     walk,
 )
-from adamx.equations.reader import decayed, number
+from adamx.equations.reader import SHAPES, decayed, number
 from adamx.errors import StageError
 from adamx.identity import fingerprint
 
@@ -126,7 +126,7 @@ class Writer:
         self.has_statistic = False
         self.step = False
         self.notes: dict[str, Any] = {}
-        self.shapes: dict[str, Any] = {}  # of the notes
+        self.shapes: dict[Any, dict[str, Any]] = {}  # of the notes, by the shape of the parameter
         self.taken = {Symbol("g"), Symbol("θ"), Symbol("t"), Symbol("f"), Symbol("i")}
         self._weights: dict[Expression, Expression] = {}  # what the weights' symbols stand for
         self._hats: dict[Expression, tuple[Symbol, Expression]] = {}
@@ -268,7 +268,8 @@ class Writer:
         """Leave notes (scalars by name) for later stages."""
         self.notes = self.notes | notes
         scalar = jax.ShapeDtypeStruct((), np.dtype(np.float64))
-        self.shapes = self.shapes | dict.fromkeys(notes, scalar)
+        scalars = dict.fromkeys(notes, scalar)
+        self.shapes = {sizes: self.shapes.get(sizes, {}) | scalars for sizes in SHAPES}
         return self
 
     def note(self, name: str, *, by: str) -> Any:

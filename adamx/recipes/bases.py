@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adamx.core import Decay, NonNegative, Positive, Transformation, chain
+from adamx.core import Decay, NonNegative, Positive, Real, Transformation, chain
 from adamx.numerics.matrices import MatrixAxes
 from adamx.recipes.registry import recipe
 from adamx.stages import (
@@ -234,7 +234,7 @@ def galore(
     *,
     rank: int = 128,
     every: int = 200,
-    scaling: float = 0.25,
+    scaling: Real = 0.25,
     spread: bool = True,
     axes: MatrixAxes = "matrix",
 ) -> Transformation:
@@ -291,8 +291,8 @@ def fira(
     *,
     rank: int = 128,
     every: int = 200,
-    scaling: float = 0.25,
-    growth: float = 1.01,
+    scaling: Real = 0.25,
+    growth: Positive = 1.01,
     spread: bool = True,
     axes: MatrixAxes = "matrix",
 ) -> Transformation:
@@ -346,7 +346,7 @@ def apollo(
     every: int = 200,
     scaling: float = 1.0,
     per: str = "channel",
-    growth: float = 1.01,
+    growth: Positive = 1.01,
     seed: int = 0,
     axes: MatrixAxes = "matrix",
 ) -> Transformation:

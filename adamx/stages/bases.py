@@ -435,7 +435,7 @@ def random_projection(
         StageError: if ``rank`` or ``every`` is no whole number ≥ 1, and for a seed that is none.
 
     >>> apollo = adamx.in_basis(
-    ...     adamx.random_projection(2), adamx.adam(1e-2), leave=adamx.leave_by_scaling()
+    ...     adamx.random_projection(2), adamx.scale_by_rms(), leave=adamx.leave_by_scaling()
     ... )
     >>> jax.tree.map(jnp.shape, apollo.init(jnp.zeros((8, 4)))["scale_by_rms"]["nu"])
     (8, 2)
@@ -510,9 +510,9 @@ def fixed_basis(left: Any = None, right: Any = None, *, axes: MatrixAxes = "matr
 
     >>> swap = np.array([[0.0, 1.0], [1.0, 0.0]])
     >>> opt = adamx.in_basis(adamx.fixed_basis(swap), adamx.scale(-1.0))
-    >>> opt.update(jnp.eye(2), opt.init(jnp.eye(2)))[0]
-    Array([[-1., -0.],
-           [-0., -1.]], dtype=float32)
+    >>> opt.update(jnp.ones((2, 2)), opt.init(jnp.ones((2, 2))))[0]
+    Array([[-1., -1.],
+           [-1., -1.]], dtype=float32)
     """
 
     def sides(view: MatrixView, dtype: Any) -> list[Array | None]:

@@ -59,12 +59,12 @@ def decay_weights(weight_decay: NonNegative):
     .. math::
         u \leftarrow u - \lambda \theta
 
-    It stands behind the learning rate. :func:`add_decayed_weights` stands in front of it, so that its
-    decay is λ times the learning rate.
+    It stands behind the learning rate. :func:`add_decayed_weights` stands in front of it, so that
+    its decay is λ times the learning rate.
 
     Args:
-        weight_decay: λ ≥ 0, the share by which a parameter shrinks in one step; with the number 0 it
-            does not need the parameters.
+        weight_decay: λ ≥ 0, the share by which a parameter shrinks in one step; with the number 0
+            it does not need the parameters.
 
     Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Section 3: weight decay that is decoupled
     from the learning rate, with a schedule multiplier of 1.

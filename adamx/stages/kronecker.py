@@ -155,8 +155,8 @@ def graft_to_rms(b2: Decay = 0.999, eps: NonNegative = 1e-8):
     Source: Agarwal et al. 2020 (arXiv 2002.11803), grafting.
 
     >>> opt = adamx.graft_to_rms()
-    >>> opt.update(jnp.array([3.0, 4.0]), opt.init(jnp.zeros(2)))[0].round(3)
-    Array([0.849, 1.131], dtype=float32)
+    >>> opt.update(jnp.array([3.0, -3.0]), opt.init(jnp.zeros(2)))[0].round(3)
+    Array([ 1., -1.], dtype=float32)
     """
     mean_square = decaying_average(b2)
 
