@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 # What rooms export is public here; of the core, the explanations and the tools, these names.
 from adamx import recipes, stages, wrappers
-from adamx.core import StageError, Transformation, apply_updates, chain, stage
+from adamx.core import StageError, Transformation, apply_updates, chain, matrix_view, stage
 from adamx.recipes import *
 from adamx.recipes.registry import get_recipe, list_recipes, recipe
 from adamx.stages import *
@@ -41,6 +41,7 @@ __all__ = [
     "get_recipe",
     "hyperparams",
     "list_recipes",
+    "matrix_view",
     "recipe",
     "restore_state",
     "stage",

@@ -16,12 +16,15 @@ import pytest
 
 import adamx
 import reference
+import reference_matrices as matrices
 import reference_moments as moments
 import reference_shapes as shapes
 import reference_stages as stages
 import reference_structure as structure
+from adamx.numerics import random
 
 __all__ = [
+    "MATRIX_RECIPES",
     "OPTIMISERS",
     "RECIPES",
     "REPRESENTATIVES",
@@ -55,6 +58,8 @@ class Row:
         steps: for how many steps the oracle is followed.
         rounding: what single-precision updates may be off by, beside 1e-5 of each coordinate's
             largest: for what keeps parameters, whose rounding is that of the update.
+        double: whether it is followed in double precision only, because it amplifies rounding
+            (by the inverse of small singular values).
         without: the promises of ``check_stage`` that it can't hold, each with the reason.
         golden: the programs of others whose recorded trajectories it follows.
     """
@@ -70,6 +75,7 @@ class Row:
     start: float = 1.0
     steps: int = 200
     rounding: float = 1e-30
+    double: bool = False
     without: Mapping[str, str] = dataclasses.field(default_factory=dict)
     golden: tuple[str, ...] = ()
 
@@ -130,6 +136,116 @@ def _nadamw(grads, params0, learning_rate, weight_decay, **numbers):
     return reference.decoupled_weight_decay(updates, params0, learning_rate, weight_decay)
 
 
+def _through(oracle: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """An oracle of a list of gradients, called like the others."""
+    return lambda grads, params0, **numbers: np.array(oracle(list(grads), **numbers))
+
+
+def _in_basis(basis: Callable[..., Any], **leave: Any) -> Callable[..., Any]:
+    """Momentum in a basis."""
+    return lambda b1, **numbers: adamx.in_basis(
+        basis(**numbers), adamx.scale_by_momentum(b1), **leave
+    )
+
+
+def _momentum(grads: np.ndarray, params0: Any, b1: Any, **rest: Any) -> Any:
+    """An average is the same in every basis that is turned as a whole."""
+    return reference.decaying_average(grads, b1)
+
+
+ROTATION = np.linalg.qr(np.random.default_rng(3).standard_normal((4, 4)))[0]
+
+
+def _signs_in_rotation(grads: np.ndarray, params0: Any) -> np.ndarray:
+    return ROTATION @ matrices.sign(ROTATION.T @ grads)
+
+
+def _momentum_of_low_rank(grads: np.ndarray, params0: Any, b1: Any) -> np.ndarray:
+    projected = matrices.projections(grads, 2, 3)
+    inside = [matrices.adjoint(p) @ g for p, g in zip(projected, grads, strict=True)]
+    means = matrices.average(inside, b1)
+    return np.array([p @ m for p, (m, _) in zip(projected, means, strict=True)])
+
+
+def _drawn(rows: int, rank: int, stage: str) -> np.ndarray:
+    """The random matrix of the first parameter, in single precision."""
+    key = random.of_parameter(random.key(0), 0, stage)
+    return np.asarray(random.normal(key, (rows, rank), "float32"), np.float64) / math.sqrt(rank)
+
+
+def _scaled_by_projection(
+    grads: np.ndarray, params0: Any, b1: Any, eps: Any, per: str = "channel"
+) -> np.ndarray:
+    p = _drawn(3, 2, "random_projection")
+    inside, made = p.T @ grads, []
+    for g, x, (m, _) in zip(grads, inside, matrices.average(list(inside), b1), strict=True):
+        by = matrices.column_norms(x) + eps if np.ndim(eps) == 0 else None
+        assert by is not None
+        made.append(g * np.divide(matrices.column_norms(m), by, where=by > 0, out=0 * by))
+    return np.array(made)
+
+
+def _residual(grads: np.ndarray, params0: Any, b1: Any, growth: float, eps: float) -> np.ndarray:
+    """Momentum of rank 2 in one projection, and the rest of the gradient."""
+    p, before, made = matrices.projections(grads, 2, 10**6)[0], 0.0, []
+    inside = [p.conj().T @ g for g in grads]
+    for g, x, (m, _) in zip(grads, inside, matrices.average(inside, b1), strict=True):
+        by = matrices.column_norms(x) + eps
+        rest = (g - p @ x) * np.divide(matrices.column_norms(m), by, where=by > 0, out=0 * by)
+        rest, before = matrices.limited(rest, before, growth)
+        made.append(p @ m + rest)
+    return np.array(made)
+
+
+def _limited_growth(grads: np.ndarray, params0: Any, growth: Any) -> np.ndarray:
+    before, made = 0.0, []
+    for g, most in zip(grads, matrices.steps_of(growth, len(grads)), strict=True):
+        u, before = matrices.limited(g, before, most)
+        made.append(u)
+    return np.array(made)
+
+
+def _apollo(grads: np.ndarray, params0: Any, learning_rate: Any, weight_decay: Any, **adam: Any):
+    p, before, made = _drawn(3, 2, "random_projection"), 0.0, []
+    insides, inner = matrices.adam_inside(list(grads), [p] * len(grads), **adam)
+    for g, x, (u, w) in zip(grads, insides, inner, strict=True):
+        ratio = matrices.column_norms(u) / (matrices.column_norms(x) + 1e-8)
+        scaled, before = matrices.limited(g * ratio, before, 1.01)
+        made.append(2.0 * w * scaled)
+    return matrices.stepped(made, params0, learning_rate, weight_decay)
+
+
+def _kronecker(grads: np.ndarray, params0: Any, b2: Any, eps: Any, exponent: Any) -> np.ndarray:
+    roots = matrices.kronecker_roots(list(grads), b2, eps, exponent, every=2)
+    return np.array([l @ g @ r for g, (l, r) in zip(grads, roots, strict=True)])
+
+
+def _grafted(grads: np.ndarray, params0: Any, b2: Any, eps: Any) -> np.ndarray:
+    """Of the gradient itself: its direction, and RMSProp's size."""
+    made, epsilons = [], matrices.steps_of(eps, len(grads))
+    squares = matrices.average(list(np.abs(grads) ** 2), b2)
+    for g, (v, w), e in zip(grads, squares, epsilons, strict=True):
+        by = np.sqrt(v / w) + e
+        usual = np.divide(g, by, out=0 * g, where=by > 0)
+        size = np.linalg.norm(g)
+        made.append(g * (np.linalg.norm(usual) / size) if size else g)
+    return np.array(made)
+
+
+SMALL = {"every": 2, "spread": False}
+NO_VECTORS = {"shape": (4, 3), "single": True, "double": True, "steps": 40}
+NO_EQUATIONS = {"equations": "of a basis, or of a function of matrices, explain() shows the name"}
+ONLY_MATRICES = {
+    **NO_VECTORS,
+    "without": {
+        "shapes": "it takes matrices, of one size or of any",
+        "largest": "one of the arrays of this check is no matrix",
+    },
+}
+_NO_DERIVATIVE = {
+    **NO_EQUATIONS,
+    "derivatives": "an eigenvector has no derivative where two eigenvalues are equal",
+}
 _WIDE_UPDATES = {
     "narrow": "of a narrow parameter the update is a float32, which apply_updates rounds or adds"
 }
@@ -148,7 +264,156 @@ PRODIGY = {
     "d_coef": 0.5,
     "growth_rate": 1.1,
 }
+OF_MATRICES: dict[str, Row] = {
+    "eigenbasis": Row(
+        _in_basis(functools.partial(adamx.eigenbasis, **SMALL)),
+        {"b1": 0.8, "b2": 0.9},
+        _momentum,
+        **{**NO_VECTORS, "without": _NO_DERIVATIVE},
+    ),
+    "fixed_basis": Row(
+        lambda: adamx.in_basis(adamx.fixed_basis(ROTATION), adamx.sign()),
+        {},
+        _signs_in_rotation,
+        **{**ONLY_MATRICES, "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS}},
+    ),
+    "graft_to_rms": Row(adamx.graft_to_rms, {"b2": 0.9, "eps": 1e-3}, _grafted),
+    "hyperball": Row(
+        adamx.hyperball,
+        {"learning_rate": 0.1},
+        matrices.hyperball,
+        rounding=PARAMETER,
+        without={"bare": "θ is 0, where it takes ordinary steps"},
+    ),
+    "kl_eigenbasis": Row(
+        _in_basis(functools.partial(adamx.kl_eigenbasis, **SMALL)),
+        {"b1": 0.8, "b2": 0.9, "eps": 1e-3},
+        _momentum,
+        **{
+            **NO_VECTORS,
+            "without": {
+                **_NO_DERIVATIVE,
+                "largest": "a gradient is divided by the eigenvalues of far smaller ones",
+            },
+        },
+    ),
+    "leave_basis": Row(
+        _in_basis(lambda: adamx.fixed_basis(ROTATION), leave=adamx.leave_basis()),
+        {"b1": 0.8},
+        _momentum,
+        **{**ONLY_MATRICES, "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS}},
+    ),
+    "leave_by_scaling": Row(
+        lambda b1, eps: adamx.in_basis(
+            adamx.random_projection(2),
+            adamx.scale_by_momentum(b1),
+            leave=adamx.leave_by_scaling(eps=eps),
+        ),
+        {"b1": 0.8, "eps": 1e-3},
+        _scaled_by_projection,
+        constant=frozenset({"eps"}),
+        **{**NO_VECTORS, "shape": (3, 4), "double": False, "without": NO_EQUATIONS},
+    ),
+    "leave_with_residual": Row(
+        lambda b1, growth, eps: adamx.in_basis(
+            adamx.low_rank(2, every=10**6, spread=False),
+            adamx.scale_by_momentum(b1),
+            leave=adamx.leave_with_residual(growth, eps),
+        ),
+        {"b1": 0.8, "growth": 1.1, "eps": 1e-3},
+        _residual,
+        constant=frozenset({"eps", "growth"}),
+        **{**NO_VECTORS, "shape": (3, 4), "without": NO_EQUATIONS},
+    ),
+    "limit_growth": Row(adamx.limit_growth, {"growth": 1.1}, _limited_growth),
+    "low_rank": Row(
+        _in_basis(lambda: adamx.low_rank(2, every=3, spread=False)),
+        {"b1": 0.8},
+        _momentum_of_low_rank,
+        **{**NO_VECTORS, "shape": (3, 4), "without": NO_EQUATIONS},
+    ),
+    "normalize_rows": Row(
+        adamx.normalize_rows,
+        {"eps": 1e-3},
+        matrices.even_rows,
+        **{
+            **ONLY_MATRICES,
+            "double": False,
+            "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS},
+        },
+    ),
+    "normalize_to_rank": Row(
+        adamx.normalize_to_rank,
+        {},
+        _through(lambda grads: [matrices.of_rank(g) for g in grads]),
+        **{
+            **ONLY_MATRICES,
+            "double": False,
+            "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS},
+        },
+    ),
+    "orthogonalize": Row(
+        adamx.orthogonalize,
+        {},
+        _through(lambda grads: [matrices.newton_schulz(g) for g in grads]),
+        **{**ONLY_MATRICES, "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS}},
+    ),
+    "random_projection": Row(
+        lambda b1, eps: adamx.in_basis(
+            adamx.random_projection(2, every=10**6),
+            adamx.scale_by_momentum(b1),
+            leave=adamx.leave_by_scaling(eps=eps),
+        ),
+        {"b1": 0.9, "eps": 1e-2},
+        _scaled_by_projection,
+        constant=frozenset({"eps"}),
+        **{**NO_VECTORS, "shape": (3, 4), "double": False, "without": NO_EQUATIONS},
+    ),
+    "scale_by_kronecker_roots": Row(
+        functools.partial(adamx.scale_by_kronecker_roots, **SMALL),
+        {"b2": 0.9, "eps": 1e-2, "exponent": 0.3},
+        _kronecker,
+        **{**NO_VECTORS, "without": _NO_DERIVATIVE},
+    ),
+    "scale_by_row_rms": Row(
+        adamx.scale_by_row_rms,
+        {"b2": 0.8, "eps": 1e-3},
+        _through(lambda grads, b2, eps: matrices.row_rms(grads, b2, eps)),
+        **{**ONLY_MATRICES, "double": False},
+    ),
+    "scale_by_shape": Row(
+        adamx.scale_by_shape,
+        {},
+        lambda g, theta: g * 0.2 * np.sqrt(4),
+        structure={"rule": "adamw_rms"},
+        **{
+            **ONLY_MATRICES,
+            "double": False,
+            "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS},
+        },
+    ),
+    "scale_to_rms": Row(
+        adamx.scale_to_rms,
+        {"rms": 0.3},
+        _through(
+            lambda grads, rms: [
+                matrices.to_rms(g, r)
+                for g, r in zip(grads, matrices.steps_of(rms, len(grads)), strict=True)
+            ]
+        ),
+    ),
+    "update_as_gradient": Row(
+        lambda b1, b2, eps: adamx.chain(
+            adamx.scale_by_momentum(b1), adamx.update_as_gradient(), adamx.scale_by_norm(b2, eps)
+        ),
+        {"b1": 0.8, "b2": 0.9, "eps": 1e-2},
+        lambda g, theta, b1, **rest: stages.scale_by_norm(
+            reference.decaying_average(g, b1), theta, **rest
+        ),
+    ),
+}
 STAGES: dict[str, Row] = {
+    **OF_MATRICES,
     "add_decayed_weights": Row(
         adamx.add_decayed_weights, {"weight_decay": 0.01}, stages.add_decayed_weights
     ),
@@ -187,6 +452,7 @@ STAGES: dict[str, Row] = {
         {"b2": 0.9, "eps": 1e-3, "threshold": 0.8},
         stages.clip_by_relative_rms,
     ),
+    "decay_weights": Row(adamx.decay_weights, {"weight_decay": 0.01}, stages.decay_weights),
     "estimate_distance": Row(
         adamx.prodigy, PRODIGY, _prodigy, constant=frozenset({"d0"}), start=0.0, single=True
     ),
@@ -421,7 +687,89 @@ def _until(steps, numbers):
     return {k: x[:steps] if np.ndim(x) else x for k, x in numbers.items()}
 
 
+_MUON = {"learning_rate": 0.1, "b1": 0.8, "weight_decay": 0.3}
+_NORMUON = {**_MUON, "b2": 0.9, "eps": 1e-3}
+_SOAP = {**SLOW, "b2": 0.9}
+# For matrices only; or so costly that the tests of what is done to all optimisers leave them out.
+MATRIX_RECIPES: dict[str, Row] = {
+    "adamuon": Row(
+        adamx.adamuon, _NORMUON, matrices.adamuon, golden=("adamuon:AdaMuon",), **ONLY_MATRICES
+    ),
+    "apollo": Row(
+        functools.partial(adamx.apollo, rank=2, scaling=4.0),
+        SLOW,
+        _apollo,
+        golden=("apollo_torch.apollo:AdamW",),
+        **{**NO_VECTORS, "shape": (3, 4), "double": False},
+    ),
+    "fira": Row(
+        functools.partial(adamx.fira, rank=2, every=3, spread=False, scaling=0.5),
+        SLOW,
+        functools.partial(matrices.fira, rank=2, every=3, scaling=0.5, growth=1.01),
+        golden=("fira.fira_adamw:AdamW",),
+        **{**NO_VECTORS, "shape": (3, 4)},
+    ),
+    "galore": Row(
+        functools.partial(adamx.galore, rank=2, every=3, spread=False, scaling=0.5),
+        SLOW,
+        functools.partial(matrices.galore, rank=2, every=3, scaling=0.5),
+        golden=("galore_torch.adamw:AdamW",),
+        **{**NO_VECTORS, "shape": (3, 4)},
+    ),
+    "kl_soap": Row(
+        functools.partial(adamx.kl_soap, **SMALL),
+        _SOAP,
+        functools.partial(matrices.soap, every=2, kl=True),
+        golden=("heavyball:KLSOAP",),
+        **{**NO_VECTORS, "shape": (3, 3)},
+    ),
+    "muon": Row(
+        adamx.muon,
+        _MUON,
+        matrices.muon,
+        golden=("torch.optim:Muon", "muon:SingleDeviceMuon", "optax.contrib:muon"),
+        **ONLY_MATRICES,
+    ),
+    "muon_h": Row(
+        adamx.muon_h,
+        {"learning_rate": 0.1, "b1": 0.8},
+        matrices.muon_h,
+        rounding=1e-14,  # of the parameter, whose norm it restores
+        **{
+            **ONLY_MATRICES,
+            "without": {**ONLY_MATRICES["without"], "bare": "θ is 0, and so is its norm"},
+        },
+    ),
+    "normuon": Row(
+        adamx.normuon,
+        _NORMUON,
+        matrices.normuon,
+        golden=("normuon:SingleDeviceNorMuon",),
+        **ONLY_MATRICES,
+    ),
+    "shampoo": Row(
+        functools.partial(adamx.shampoo, **SMALL),
+        {**SLOW, "graft_eps": 1e-3, "eps": 1e-2},
+        functools.partial(matrices.shampoo, every=2),
+        **NO_VECTORS,
+    ),
+    "soap": Row(
+        functools.partial(adamx.soap, **SMALL),
+        _SOAP,
+        functools.partial(matrices.soap, every=2),
+        golden=("soap:SOAP",),
+        **{**NO_VECTORS, "shape": (3, 3)},
+    ),
+    "splus": Row(
+        functools.partial(adamx.splus, every=1),
+        {"learning_rate": 0.1, "b1": 0.8, "b2": 0.9, "weight_decay": 0.3},
+        matrices.splus,
+        golden=("pytorch_optimizer:SPlus",),
+        **{**NO_VECTORS, "shape": (3, 3)},
+    ),
+}
 RECIPES: dict[str, Row] = {
+    **MATRIX_RECIPES,
     "adabelief": Row(
         adamx.adabelief,
         ADAM,
@@ -704,6 +1052,11 @@ RECIPES: dict[str, Row] = {
 
 # The same factories in another structure, or at numbers that are a formula of their own.
 VARIANTS: dict[str, Row] = {
+    "add_decayed_weights_cautiously": Row(
+        functools.partial(adamx.add_decayed_weights, cautious=True),
+        {"weight_decay": 0.01},
+        stages.cautious_weight_decay,
+    ),
     "adabelief_rectified": Row(
         functools.partial(adamx.adabelief, rectify=True),
         ADAM,

@@ -12,6 +12,8 @@ import re
 
 import numpy as np
 
+import reference_matrices
+
 __all__ = ["Program", "blocks", "letters"]
 
 SPACING = re.compile(
@@ -37,6 +39,8 @@ GREEK = {
     "ell": "ℓ",
     "Delta": "Δ",
     "infty": "∞",
+    "Theta": "θ",
+    "G": "g",
 }
 SUBSCRIPTS = str.maketrans("₀₁₂₃", "0123")
 
@@ -172,11 +176,15 @@ class Reader:
                 inside = self.between("\\lvert", "\\rvert")
                 return lambda env: np.abs(inside(env))
             case "\\lVert":
+                of_an_output = self.tokens[self.at + 1 : self.at + 4] == ["u", "_", "j"]
                 inside = self.between("\\lVert", "\\rVert")
+                if of_an_output:
+                    return lambda env: np.sqrt(np.sum(inside(env) ** 2, 0, keepdims=True))
                 order = 2
                 if self.next == "_":
                     self.take()
-                    order = int(self.take())
+                    order = 2 if self.next == "F" else int(self.next)
+                    self.take()
                 return lambda env: np.sum(np.abs(inside(env)) ** order) ** (1 / order)
             case "\\langle":
                 self.take()
@@ -277,8 +285,6 @@ class Reader:
 
     def symbol(self):
         name, lag = self.name()
-        if lag == "i" and name in ("θ", "u"):  # of a unit
-            lag = ""
         self.names.add(name)
         return lambda env: env.value(name, lag)
 
@@ -299,7 +305,9 @@ class Reader:
         if self.next == "_":
             self.take()
             index = self.subscript()
-        *kept, last = index.split(",")
+        if index in ("i", "j", "ij") and letter in "θu":  # an element, or a vector of them
+            index = ""
+        *kept, last = re.sub(r"^(t|t-1),(i|j|ij)$", r"\1", index).split(",")
         if re.fullmatch(r"t|t-1|t\+1|i", last) or (
             not kept
             and last in ("0", "1")
@@ -343,6 +351,7 @@ FUNCTIONS = {
     "mean_i": lambda x: np.mean(x, axis=0, keepdims=True),
     "mean_j": lambda x: np.mean(x, axis=1, keepdims=True),
     "RMS": lambda x: np.sqrt(np.mean(x**2)),
+    "orth": reference_matrices.newton_schulz,
     "RN": np.float64,
     "SR": np.float64,
 }

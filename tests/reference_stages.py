@@ -70,6 +70,20 @@ def add_decayed_weights(grads, params0, weight_decay):
     return _descended(grads, params0, lambda g, theta, decay: g + decay * theta, weight_decay)
 
 
+def cautious_weight_decay(grads, params0, weight_decay):
+    """Chen et al., arXiv 2510.12402: u + λθ where u and θ have the same sign."""
+
+    def step(g, theta, decay):
+        return g + decay * theta * ((g * np.conj(theta)).real > 0)
+
+    return _descended(grads, params0, step, weight_decay)
+
+
+def decay_weights(grads, params0, weight_decay):
+    """u − λθ."""
+    return _descended(grads, params0, lambda g, theta, decay: g - decay * theta, weight_decay)
+
+
 def adaptive_clip(grads, params0, clipping, eps, axis=0):
     """Brock et al., arXiv 2102.06171, equation 3; a unit is a column of a matrix."""
 

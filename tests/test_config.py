@@ -559,7 +559,7 @@ WRONG = {
     ),
     "surroundings of no kind": (
         {"stage": "sign", "around": [{"when": "x"}]},
-        r"chain\[0\].around\[0\]: expected an object with one of where",
+        r"chain\[0\].around\[0\]: expected an object with one of .*where",
     ),
     "a part that there is not": (
         {"stage": "sign", "around": [{"partition": ["x", "*"], "part": -1}]},

@@ -123,8 +123,8 @@ def test_structure_can_be_replaced():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("lr", r"has 'lr' \(adamx calls it learning_rate\); it has b1, b2"),
-        ("betas", r"has 'betas' \(adamx calls them b1=…, b2=…\); it has b1, b2"),
+        ("lr", r"has 'lr' \(adamx calls it learning_rate\); it has b1, nesterov, b2"),
+        ("betas", r"has 'betas' \(adamx calls them b1=…, b2=…\); it has b1, nesterov, b2"),
         ("weight_decay", r"adamw\(…\) decays weights"),
         ("scale_by_rms", "'scale_by_rms' is a stage; .* as in \"scale_by_rms.b2\""),
     ],
@@ -182,7 +182,9 @@ def test_groups_keep_their_parameters():
 
 def test_an_unknown_name_is_refused_with_the_known():
     for name in ("beta1", "scale_by_rms.b1", "scale_by_adam.b2", "*.beta", ""):
-        with pytest.raises(ValueError, match=r"it has b1, b2, eps, .*compensated, learning_rate"):
+        with pytest.raises(
+            ValueError, match=r"it has b1, nesterov, b2, eps, .*compensated, learning_rate"
+        ):
             adamx.adam(1e-3).replace({name: 0.5})
 
 

@@ -1,6 +1,7 @@
 """An optimiser's equations are what it computes, and read as in the paper."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -498,7 +499,8 @@ def test_a_stage_that_cannot_be_traced_is_a_line_with_its_name():
         return lambda signal: signal.with_update(signal.update @ signal.update[:order])
 
     assert lines(of_vectors(2), adamx.sgd(0.1))[1:] == [
-        "gₜ ← of_vectors(gₜ; order=2)   (TypeError in tracing it)",
+        "gₜ ← of_vectors(gₜ; order=2)   (TypeError in tracing it: dot_general requires contracting "
+        "dimensions to have the same shape, got (59,) and (2,).)",
         "θₜ = θₜ₋₁ − 0.1 gₜ",
     ]
 
@@ -628,3 +630,52 @@ def test_a_letter_that_is_taken_gets_an_index():
     assert [text(line.symbol) for line in again.lines] == ["gₜ", "mₜ", "m₂,ₜ", "θₜ"]
     assert [text(symbol) for symbol in again.numbers] == ["β₁,ₜ", "β₁′,ₜ"]
     assert latex(Symbol("β", "1", step="", which=3)) == r"\beta''_1"
+
+
+# What a newcomer's stages look like
+
+
+@stage
+def scaled_by_its_size():
+    return lambda signal: signal.with_update(signal.update / math.sqrt(signal.update.size))
+
+
+@stage
+def misspelt():
+    return lambda signal: signal.with_updates(signal.update)
+
+
+@stage
+def without_nan():
+    return lambda s: s.with_update(jnp.where(jnp.isnan(s.update), 0.0, s.update))
+
+
+@stage
+def in_order():
+    return lambda s: s.with_update(jnp.sort(s.update.ravel()).reshape(s.update.shape))
+
+
+@pytest.mark.parametrize(
+    ("opt", "line"),
+    [
+        (scaled_by_its_size(), "(its numbers depend on the size of the array)"),
+        (misspelt(), "'Signal' object has no attribute 'with_updates')"),
+        (without_nan(), "gₜ ← 0 if isnan(gₜ), otherwise gₜ"),
+        (in_order(), "(f computes sort)"),
+        (adamx.muon(0.1), "θₜ = θₜ₋₁ − 0.1 scaled_by_shape(orth(0.95 mₜ + 0.05 gₜ))"),
+        (adamx.soap(), "gₜ ← eigenbasis(gₜ; b2=0.95, every=10, max_size=10000, spread=True"),
+        (
+            adamx.partition({"a": adamx.clip_by_global_norm(1.0), "*": adamx.sgd(1.0)}),
+            "gₜ ← gₜ min(1, 1 / ‖gₜ‖_group)",
+        ),
+    ],
+)
+def test_a_line_shows_the_rule_or_says_why_it_does_not(opt, line):
+    assert line in adamx.explain(opt).text
+
+
+def test_functions_have_the_numbers_of_their_remarks():
+    for line in adamx.explain(adamx.shampoo(0.1)).text.splitlines():
+        for name in re.findall(r"\bf(\d*) computes", line):
+            low = "".join("₀₁₂₃₄₅₆₇₈₉"[int(digit)] for digit in name)
+            assert f"f{low}(" in line

@@ -21,6 +21,7 @@ import adamx
 import reference
 from adamx.core import Rule
 from adamx.engine import program
+from adamx.engine import run as engine
 from catalog import OPTIMISERS, REPRESENTATIVES, x64
 from helpers import each_once
 
@@ -32,6 +33,7 @@ RECIPES = {
     "adam": lambda: adamx.adam(0.1),
     "centered rmsprop": lambda: adamx.rmsprop(0.01, centered=True),
     "lp norm": lambda: adamx.chain(adamx.scale_by_lp_norm(3.0), adamx.bias_correction()),
+    "muon": lambda: adamx.muon(0.1, rest=adamx.adam(0.1)),
     "everything": lambda: adamx.chain(
         adamx.clip_by_global_norm(1.0),
         adamx.adamw(0.1, weight_decay=0.1),
@@ -728,7 +730,7 @@ def assert_sharded(tree, shardings):
 
 @needs_four_devices
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("recipe", ["sgd", "adam", "centered rmsprop", "everything"])
+@pytest.mark.parametrize("recipe", ["sgd", "adam", "centered rmsprop", "muon", "everything"])
 def test_device_sharding_of_parameters_is_that_of_slots(recipe, jit):
     opt = RECIPES[recipe]()
     params, shardings = sharded()
@@ -749,7 +751,7 @@ def test_device_sharding_is_known_from_shapes():
 
 
 @needs_four_devices
-@pytest.mark.parametrize("recipe", ["sgd", "adam", "centered rmsprop", "everything"])
+@pytest.mark.parametrize("recipe", ["sgd", "adam", "centered rmsprop", "muon", "everything"])
 def test_device_of_parameters_keeps_the_state(recipe):
     """The slots are made there, not on the default device, and everything stays there."""
     opt, there = RECIPES[recipe](), jax.devices()[2]
@@ -759,6 +761,30 @@ def test_device_of_parameters_keeps_the_state(recipe):
     found = loop(opt, params, grads)
     assert all(x.devices() == {there} for x in jax.tree.leaves(found))
     assert_same(jax.device_get(found), jax.device_get(plain(recipe)))
+
+
+@needs_four_devices
+def test_device_stacks_of_shards_are_those_of_whole_arrays(monkeypatch):
+    """Equal matrices in one stack, as on accelerators; each keeps its sharding."""
+    monkeypatch.setattr(engine, "stacking_pays", lambda: True)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
+    place = NamedSharding(mesh, PartitionSpec("x", "y"))
+    random = np.random.default_rng(0)
+    params = {k: jnp.asarray(random.normal(size=(4, 6)), jnp.float32) for k in "abc"}
+    opt = adamx.muon(0.1)
+
+    def step(params):
+        updates, state = opt.update(params, opt.init(params), params)
+        return adamx.apply_updates(params, updates), state
+
+    over = jax.tree.map(lambda _: place, params)
+    found = jax.jit(step)(jax.device_put(params, over))
+    assert_sharded(found, over)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5),
+        jax.device_get(found),
+        jax.device_get(jax.jit(step)(params)),
+    )
 
 
 PLACES = {

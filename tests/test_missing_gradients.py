@@ -490,7 +490,7 @@ def shortened():
         short = signal.update[:2]
         return dataclasses.replace(signal, gradient=short, update=short), slots
 
-    return Rule(update, reshape=lambda shape: (2, *shape[1:]))
+    return Rule(update, reshape=lambda shape, whole: (2, *shape[1:]))
 
 
 @stage

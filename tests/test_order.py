@@ -254,7 +254,7 @@ def test_a_slot_starts_from_the_signal_at_its_place():
             short = signal.update[:2]
             return dataclasses.replace(signal, gradient=short, update=short), slots
 
-        return Rule(update, reshape=lambda shape: (2, *shape[1:]))
+        return Rule(update, reshape=lambda shape, whole: (2, *shape[1:]))
 
     opt = adamx.chain(first_two(), adamx.scale_by_momentum(0.5))
     theta = jnp.zeros(5)

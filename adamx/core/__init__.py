@@ -59,7 +59,9 @@ from adamx.links.slots import (
     squares_from,
     zeros,
 )
+from adamx.links.space import Space, Turn, enter_space, leave_space, space_of
 from adamx.numerics.arithmetic import Norm, Squares, abs_sq, divide, norm, plus, root, shrunk, times
+from adamx.numerics.matrices import MatrixView, matrix_view
 from adamx.trees.steps import apply_updates
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "DecayingAverage",
     "Domain",
     "Hyper",
+    "MatrixView",
     "NonNegative",
     "Norm",
     "Positive",
@@ -77,10 +80,12 @@ __all__ = [
     "Schedule",
     "Signal",
     "Slot",
+    "Space",
     "Squares",
     "StageError",
     "Step",
     "Transformation",
+    "Turn",
     "abs_sq",
     "apply_updates",
     "chain",
@@ -89,15 +94,19 @@ __all__ = [
     "decay_weight",
     "decaying_average",
     "divide",
+    "enter_space",
     "is_off",
     "iterate",
     "itself",
+    "leave_space",
+    "matrix_view",
     "norm",
     "plus",
     "real_zeros",
     "remainder",
     "root",
     "shrunk",
+    "space_of",
     "squares",
     "squares_from",
     "stage",

@@ -200,7 +200,11 @@ def stage(factory: Factory[P], /) -> Make[P]: ...
 
 @overload
 def stage(
-    *, reach: Reach = "array", place: Place = "anywhere", keeps_rounding: bool = False
+    *,
+    reach: Reach = "array",
+    place: Place = "anywhere",
+    keeps_rounding: bool = False,
+    stacks: bool = False,
 ) -> Callable[[Factory[P]], Make[P]]: ...
 
 
@@ -211,6 +215,7 @@ def stage(
     reach: Reach = "array",
     place: Place = "anywhere",
     keeps_rounding: bool = False,
+    stacks: bool = False,
 ) -> Make[P] | Callable[[Factory[P]], Make[P]]:
     """Turn a stage's factory into a function that returns a transformation of one stage.
 
@@ -232,6 +237,9 @@ def stage(
             ``"rounding"``: after all stages that change the step.
         keeps_rounding: whether a rounded step stays rounded after this stage, which may then stand
             after a ``"rounding"`` stage.
+        stacks: whether arrays of equal shape may be stacked, and the stage run on the whole stack
+            (by ``vmap``): for linear algebra, of which one large batch is faster than many small
+            ones.
 
     Raises:
         TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
@@ -256,7 +264,9 @@ def stage(
                 f"got {as_given(value)}"
             )
     if factory is None:
-        return functools.partial(_stage, reach=reach, place=place, keeps_rounding=keeps_rounding)
+        return functools.partial(
+            _stage, reach=reach, place=place, keeps_rounding=keeps_rounding, stacks=stacks
+        )
     return _stage(factory)
 
 

@@ -44,12 +44,15 @@ def only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> 
     return [leaf if chosen else absent for leaf, chosen in zip(leaves, here, strict=True)]
 
 
-def reshape_places(places: list[Any], rule: Rule, here: list[bool] | None) -> None:
+def reshape_places(
+    places: list[Any], wholes: Sequence[Any], rule: Rule, here: list[bool] | None
+) -> None:
     """Update the signals' shapes to those behind a rule, for parameters on which it runs."""
     for i, place in enumerate(places if rule.reshape is not None else ()):
         if place is not None and (here is None or here[i]):
             assert rule.reshape is not None
-            places[i] = jax.ShapeDtypeStruct(rule.reshape(np.shape(place)), place.dtype)
+            shape = rule.reshape(np.shape(place), np.shape(wholes[i]))
+            places[i] = jax.ShapeDtypeStruct(shape, place.dtype)
 
 
 class _Waiting(NamedTuple):
@@ -104,7 +107,8 @@ class Row:
         self.waiting: list[_Waiting] = []
         self.after: State = {}
         # The shapes of the signals at the place of the next stage, from which its slots start.
-        self.places: list[Any] = list(self.gradients if self.params is None else self.params)
+        self.wholes: list[Any] = list(self.gradients if self.params is None else self.params)
+        self.places = self.wholes
 
     @functools.cached_property
     def leaves(self) -> list[Leaf]:
@@ -146,7 +150,7 @@ class Row:
         for key, clock in rule.clocks.items():
             check_clock(name, key, clock, entry[key])
         kept, slots = self.per_leaf(name, rule, entry, here)
-        values = {k: clock.tick(entry[k]) for k, clock in rule.clocks.items()}
+        values = rule.gated({k: x.tick(entry[k]) for k, x in rule.clocks.items()}, entry)
         held: list[Slots | None] = [None] * len(slots)
         if rule.without_gradient:
             held = [self.held(kept, i, here) if x is None else None for i, x in enumerate(slots)]
@@ -170,6 +174,7 @@ class Row:
             for k, clock in rule.clocks.items():
                 if clock.settle and own:
                     values[k] = clock.settle(values[k], total)
+            values = rule.gated(values, entry)
             ready = ready._replace(step=Step(_readings(rule, values), total))
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
@@ -177,7 +182,7 @@ class Row:
         self.waiting.append(_Waiting(ready, kept, slots, self.places))
         if rule.reshape is not None:
             self.places = [*self.places]
-            reshape_places(self.places, rule, here)
+            reshape_places(self.places, self.wholes, rule, here)
 
     def show(self, name: str, link: Observer, here: list[bool] | None) -> None:
         """Run an observer."""
@@ -219,7 +224,7 @@ class Row:
         kept = self.state.get(name, {})
         needed = [*rule.slots, *rule.clocks]
         missing = [key for key in needed if not isinstance(kept, dict) or key not in kept]
-        if missing and all(x in rule.clocks and rule.clocks[x].scope != "step" for x in missing):
+        if missing and all(x in rule.clocks and rule.clocks[x].of_parameter for x in missing):
             slots = ", ".join(repr(key) for key in needed if key not in missing)
             raise StageError(
                 f"the state has no key for stochastic rounding (slots {slots}): the chain that "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ from adamx.links.rule import Reach, Rule, Step, keep, widest
 from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.links.stage import Stage
-from adamx.numerics import random
 from adamx.trees.arrays import kind, kinds
 
 __all__ = ["Block", "Entering", "Ready", "global_sum", "reshaped", "run"]
@@ -43,6 +43,7 @@ class Ready(NamedTuple):
 class Block(NamedTuple):
     """Consecutive stages, as one function of one array."""
 
+    ready: tuple[Ready, ...]
     stages: Static
     names: tuple[str, ...]
     is_last: bool
@@ -50,22 +51,36 @@ class Block(NamedTuple):
     steps: list[Step]
     reach: Reach
     """The widest reach of its stages."""
-    draws: bool
-    """Whether a stage draws random bits, which depend on the parameter's number."""
+    numbered: bool
+    """Whether a clock's reading depends on the parameter's number, as random bits do."""
 
     @classmethod
     def of(cls, ready: Sequence[Ready], *, is_last: bool) -> Block:
         """The block of these stages; if it is the last one, it returns updates, not signals."""
         static, numbers = Static.split([x.stage for x in ready])
         return cls(
+            tuple(ready),
             static,
             tuple(x.name for x in ready),
             is_last,
             numbers,
             [x.step for x in ready],
             widest(x.rule.reach for x in ready),
-            any(clock.scope == "parameter" for x in ready for clock in x.rule.clocks.values()),
+            any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
         )
+
+    def divided(self) -> list[Block]:
+        """Blocks of the stages that stack arrays, and of the others between them."""
+        kinds = itertools.groupby(self.ready, lambda x: x.stage.definition.stacks)
+        rows = [tuple(row) for _, row in kinds]
+        if len(rows) == 1:
+            return [self]
+        return [Block.of(x, is_last=self.is_last and x is rows[-1]) for x in rows]
+
+    @property
+    def stacks(self) -> bool:
+        """Whether its stages stack arrays of equal shape."""
+        return any(x.stage.definition.stacks for x in self.ready)
 
 
 class Entering(NamedTuple):
@@ -82,7 +97,20 @@ Locate = Callable[..., Any]
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """Run the block on each array; for each, its output and the new slots of its stages."""
-    return each(block, leaves, locate)
+    if not block.stacks or len(leaves) == 1 or not stacking_pays():
+        return each(block, leaves, locate)
+    signals: list[Any] = [leaf.signal for leaf in leaves]
+    done: list[list[Slots]] = [[] for _ in leaves]
+    for part in block.divided():
+        entering = [
+            Entering(leaf.number, signal, leaf.slots[len(slots) : len(slots) + len(part.ready)])
+            for leaf, signal, slots in zip(leaves, signals, done, strict=True)
+        ]
+        found = (stacked if part.stacks else each)(part, entering, locate)
+        for i, (signal, slots) in enumerate(found):
+            signals[i] = signal
+            done[i] += slots
+    return list(zip(signals, done, strict=True))
 
 
 def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
@@ -90,12 +118,59 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     return [
         locate(
             leaf.number,
-            _advance,
-            *(block.stages, block.names, block.is_last, block.numbers, block.steps),
-            *(leaf.signal, leaf.slots, np.uint32(leaf.number) if block.draws else None),
+            *(_advance, *_fixed(block), leaf.signal, leaf.slots),
+            np.uint32(leaf.number) if block.numbered else None,
         )
         for leaf in leaves
     ]
+
+
+def stacking_pays() -> bool:
+    """Whether one product of a stack is faster than a product for each of its matrices.
+
+    It is on accelerators. XLA compiles a stack more slowly, and on CPU it multiplies matrices of
+    128 × 128 and more faster one by one (``examples/benchmarks/stacks.py``).
+    """
+    return jax.default_backend() != "cpu"
+
+
+_MOST = 2**24
+"""Elements of a stack: more of them fill any device, and would need memory for copies."""
+
+
+def stacked(
+    block: Block, leaves: Sequence[Entering], locate: Locate
+) -> list[tuple[Any, list[Slots]]]:
+    """Arrays of one shape, dtype and kind in stacks."""
+    alike: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots))
+        alike.setdefault((tree, tuple(map(kind, arrays))), []).append(i)
+    done: list[Any] = [None] * len(leaves)
+    for places in itertools.chain.from_iterable(_stacks(x, leaves) for x in alike.values()):
+        some = [leaves[i] for i in places]
+        if len(some) == 1:
+            done[places[0]] = each(block, some, locate)[0]
+            continue
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *((x.signal, x.slots) for x in some))
+        numbers = np.asarray([x.number for x in some], np.uint32) if block.numbered else None
+        run = jax.vmap(functools.partial(_advance, *_fixed(block)), axis_size=len(some))
+        made = locate(some[0].number, run, *stack, numbers)
+        for k, i in enumerate(places):
+            done[i] = jax.tree.map(lambda x, k=k: x[k], made)
+    return done
+
+
+def _stacks(places: list[int], leaves: Sequence[Entering]) -> list[list[int]]:
+    """The places of equal arrays, divided so that no stack is too large."""
+    arrays = jax.tree.leaves(leaves[places[0]].signal)
+    count = max(1, _MOST // max(1, *(np.size(x) for x in arrays)))
+    return [places[i : i + count] for i in range(0, len(places), count)]
+
+
+def _fixed(block: Block) -> tuple[Any, ...]:
+    """The arguments of :func:`_advance` that are the same for all arrays."""
+    return block.stages, block.names, block.is_last, block.numbers, block.steps
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -109,7 +184,7 @@ def _advance(
     slots: list[Slots],
     index: Any,
 ) -> tuple[Any, list[Slots]]:
-    """Run stages on one array; ``index`` is its number, or None if no stage draws random bits."""
+    """Run stages on one array; ``index`` is its number, or None if no stage uses it."""
     if not isinstance(signal, Signal):
         signal = Signal.enter(*signal)
     done = []
@@ -119,12 +194,13 @@ def _advance(
         ):
             rule, step = _at_precision(stage, step, signal)
             own = {
-                k: random.of_parameter(step.clock[k], index, name)
+                k: clock.of_parameter(step.clock[k], index, name)
                 for k, clock in rule.clocks.items()
-                if clock.scope == "parameter"
+                if clock.of_parameter
             }
             step = step._replace(clock={**step.clock, **own})
-            shape = rule.reshape(signal.update.shape) if rule.reshape else signal.update.shape
+            shape = signal.update.shape
+            shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
             try:
                 made, after = rule.update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)

@@ -77,7 +77,7 @@ class Beginning:
         kept |= {key: self.put(clock.start()) for key, clock in rule.clocks.items()}
         if kept:
             self.state[name] = kept
-        reshape_places(self.places, rule, here)
+        reshape_places(self.places, self.leaves, rule, here)
 
     def params(self, here: list[bool] | None, absent: Any) -> PyTree:
         """The parameters, with ``absent`` in place of those that a link does not apply to."""

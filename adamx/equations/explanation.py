@@ -89,7 +89,10 @@ class Explanation:
 
 
 _SUMS = "Inner products and 1-norms are over all parameters with this line."
+_GROUP = "Norms and sums with the index group are over the parameters of this group."
 _REMARKS = {
+    ("norm", "group"): _GROUP,
+    ("total", "group"): _GROUP,
     ("norm", ""): "Norms without an index are over all parameters with this line.",
     ("norm1", ""): _SUMS,
     ("inner", ""): _SUMS,
@@ -103,6 +106,12 @@ _REMARKS = {
     ("mean", "column"): "Means are over all elements with the same index of the last axis.",
     ("width", ""): (
         "j is the longest axis of an array, i the second longest, and width the length of i."
+    ),
+    ("call", "orth(\0)"): (
+        "orth keeps the singular vectors of a matrix; its singular values become about 1."
+    ),
+    ("call", "scaled_by_shape(\0)"): (
+        "scaled_by_shape multiplies a matrix by a factor of its shape, see scale_by_shape()."
     ),
     ("RN", ""): "RN rounds to the nearest number of the parameter's dtype.",
     ("SR", ""): "SR rounds at random, without bias, to a number of the parameter's dtype.",

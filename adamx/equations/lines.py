@@ -53,7 +53,7 @@ def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
     table: dict[Expression, Expression] = {}
     recurrences: dict[Any, Symbol] = {}
     kept: list[Line] = []
-    for line in lines:
+    for line in _updates_last(lines):
         symbol, value, before = line.symbol, substitute(line.value, table), line.symbol.before
         same = None
         if before in walk(value):
@@ -77,6 +77,22 @@ def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
         if line.kind == "let" and line.symbol not in used:
             kept.remove(line)
     return kept, update
+
+
+def _updates_last(lines: Iterable[Line]) -> Iterable[Line]:
+    """The lines; the update of a stage comes after slots of it that do not use it."""
+    update: Line | None = None
+    for line in lines:
+        is_own = update is not None and line.place == update.place and line.kind == "slot"
+        if update is not None and not (is_own and update.symbol not in walk(line.value)):
+            yield update
+            update = None
+        if line.kind == "update":
+            update = line
+        else:
+            yield line
+    if update is not None:
+        yield update
 
 
 def _with_param(lines: list[Line], update: Symbol) -> list[Line]:
@@ -115,7 +131,8 @@ def _is_needed(line: Line, lines: Sequence[Line], place: int, units: _Units) -> 
     if isinstance(value, Symbol | Number) or not users:
         return False
     parts = [part for x in users for part in walk(x.value)]
-    is_argument = any(is_a(x, "unknown", "call") and symbol in walk(x) for x in parts)
+    is_argument = any(is_a(x, "unknown") and symbol in walk(x) for x in parts)
+    is_argument |= any(x.remark for x in users)
     if line.is_gradient or is_argument or parts.count(symbol) > 1:
         return True
     formulas = [x.value for x in users if x.kind != "param" and x.value != symbol]

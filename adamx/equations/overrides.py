@@ -119,7 +119,7 @@ def estimate_distance(
         g, d, rate, kept = signal.gradient, slots["d"], learning_rate, {}
         if bias_corrected:
             rate = rate * let(jnp.sqrt(step.clock["w2"]) / step.clock["w1"], "κ")
-        inner = over_all(jnp.tensordot(g, slots["start"] - signal.param, g.ndim))
+        inner = over_all(jnp.sum(g * (slots["start"] - signal.param)))
         r = b3 * slots["r"] + d**2 * rate * inner
         s = b3 * slots["s"] + d**2 * (1 if safeguard_warmup else rate) * g
         size = over_all(jnp.sum(jnp.abs(s)))

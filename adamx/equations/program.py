@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.equations.formulas import ONE, PARAM, START, Expression, Symbol, fresh, is_a, walk
-from adamx.equations.reader import SHAPE, Line, read
+from adamx.equations.reader import Line, read
 from adamx.errors import StageError
 from adamx.identity import fingerprint
 from adamx.links.foreign import Foreign
@@ -35,6 +36,10 @@ LETTERS = {
     **{"growth_rate": "γ", "max_norm": "c", "trust_coefficient": "η", "sync_period": "k"},
     **{"slow_step_size": "η", "mu": "m", "nu": "v"},
 }
+
+SHAPES = (53, 59), (61, 67)
+"""Shapes of the parameter with which rules are traced: what is read depends on no size. A rule that
+treats shapes differently is read as it treats matrices."""
 
 LAST = "last"
 """A note: the update that must be the last one, or the equations of its stage do not hold."""
@@ -62,8 +67,8 @@ def shown_as(x: Any, head: str, tail: str) -> Any:
 
 
 @named
-def over_all(x: Any) -> Any:
-    """A sum over one array, which is meant as a sum over all parameters."""
+def over_all(x: Any, over: str = "") -> Any:
+    """A sum over one array, meant as a sum over all parameters, or over those of a ``"group"``."""
     return x
 
 
@@ -113,7 +118,8 @@ class Program:
             else {}
             for link in self.links
         ]
-        self.opaque: set[int] = set()  # the places of links that are not read
+        self.opaque: dict[int, str] = {}  # the places of links that are not read, and why
+        self.place = 0
         self.lines: list[Line] = []
         self.arrays: list[Any] = []
 
@@ -123,10 +129,17 @@ class Program:
         double = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float64)
         numbers = [double((), weak_type=symbol.constant) for symbol in self.numbers]
         formulas = [Symbol("g"), PARAM, START, *self.numbers]
-        found = read(self.trace, [double(SHAPE)] * 3 + numbers, formulas, self.lines)
-        for line in self.lines:
+        second, first = (
+            read(self.trace, [double(shape)] * 3 + numbers, formulas, self.lines)
+            for shape in reversed(SHAPES)
+        )
+        for one, other in zip(first, second, strict=False):
+            if one.place is not None and _plain(one.value) != _plain(other.value):
+                self.opaque[one.place] = "its numbers depend on the size of the array"
+                return self.read()
+        for line in first:
             line.weight = _weight_of(line)
-        return found, self.lines[-1].symbol
+        return first, self.lines[-1].symbol
 
     def number(self, name: str, value: Any) -> float | Symbol:
         """An argument as a number, or as a symbol if its value is not a single known number."""
@@ -147,16 +160,16 @@ class Program:
         """The arrays of all lines."""
         self.arrays.clear()
         self.lines.clear()
-        signal = Signal(g, g, is_limited=True, _param=param, _dtypes=(jnp.dtype(jnp.float64),))
+        signal = Signal(g, g, is_limited=True, _param=param, _dtypes=(g.dtype,), whole=g.shape)
         values = dict(zip(self.numbers, numbers, strict=True))
         is_certain, last = True, None
         for i, (link, given) in enumerate(zip(self.links, self.given, strict=True)):
-            done = len(self.lines)
+            self.place, done = i, len(self.lines)
             try:
                 if isinstance(link, Foreign):
                     raise NotImplementedError("Optax transformation; its equations are not known")
                 if i in self.opaque:
-                    raise NotImplementedError("a stage behind it changes its step")
+                    raise NotImplementedError(self.opaque[i])
                 if isinstance(link, Stage):  # an observer changes nothing
                     known = {k: values[x] if x in values else x for k, x in given.items()}
                     signal = self.stage(link, {**link.arguments, **known}, signal, start)
@@ -164,13 +177,11 @@ class Program:
                 if isinstance(error, StageError) and is_certain:
                     raise error.within(stage=link.name) from None
                 del self.lines[done:], self.arrays[done:]
-                is_told = isinstance(error, NotImplementedError) and str(error)
-                why = str(error) if is_told else f"{type(error).__name__} in tracing it"
-                signal, is_certain = self.unread(link, why, signal), False
+                signal, is_certain = self.unread(link, _reason(error), signal), False
             if LAST in signal.notes:
                 last = i if last is None else last
                 if signal.notes[LAST] is not signal.update:
-                    self.opaque.add(last)
+                    self.opaque[last] = "a stage behind it changes its step"
                     return self.trace(g, param, start, *numbers)
         self.emit("update", fresh("u"), signal.update)
         return self.arrays
@@ -189,7 +200,7 @@ class Program:
     def emit(self, kind: str, symbol: Symbol, array: Any, **more: Any) -> Line:
         """Add a line, whose value will be read."""
         self.arrays.append(array)
-        self.lines.append(Line(symbol, kind=kind, **more))
+        self.lines.append(Line(symbol, kind=kind, place=self.place, **more))
         return self.lines[-1]
 
     def stage(self, link: Stage, arguments: dict[str, Any], signal: Signal, start: Any) -> Signal:
@@ -201,6 +212,8 @@ class Program:
             signal, start = dataclasses.replace(signal, _dtypes=(narrow,)), recast(start, narrow)
         made = (link.definition.equations or link.definition.factory)(**arguments)
         rule = made if isinstance(made, Rule) else Rule(lambda s, slots, step: (made(s), slots))
+        if rule.reshape is not None:
+            raise NotImplementedError("it turns each matrix into another basis, or back")
         clocks = {k: self.clock(k, clock) for k, clock in rule.clocks.items()}
         beside = [self.emit("formula", fresh("w"), x) for x in jax.tree.leaves(clocks)]
         if rule.seed is not None:
@@ -213,7 +226,8 @@ class Program:
         slots = jax.tree.map(recalled, first, symbols)
         total = None
         if rule.global_sum is not None:
-            total = jax.tree.map(over_all, rule.global_sum(signal, slots, Step(clocks)))
+            total = rule.global_sum(signal, slots, Step(clocks))
+            total = jax.tree.map(lambda x: over_all(x, "group" if link.where else ""), total)
         signal, kept = rule.update(signal, slots, Step(clocks, total))
         for symbol, x in zip(*map(jax.tree.leaves, (symbols, kept)), strict=True):
             self.emit("slot", symbol, x, beside=beside)
@@ -231,7 +245,8 @@ class Program:
         symbol = fresh(name[0])
         new = clock.tick(recalled(clock.start(), symbol))
         self.emit("clock", symbol, new)
-        return clock.read(new)
+        reading, own = clock.read(new), clock.of_parameter
+        return reading if own is None else own(reading, jnp.uint32(0), "")
 
 
 def _symbol(name: str, letter: str = "", step: str = "t") -> Symbol:
@@ -242,6 +257,20 @@ def _symbol(name: str, letter: str = "", step: str = "t") -> Symbol:
 
 
 _ACCENTS = {"\N{COMBINING MACRON}": "bar", "\N{COMBINING CIRCUMFLEX ACCENT}": "hat"}
+
+
+def _reason(error: Exception) -> str:
+    """Why a stage is not read, in one line."""
+    first = str(error).strip().partition("\n")[0]
+    if isinstance(error, NotImplementedError) and first:
+        return first
+    first = first if len(first) <= 120 else f"{first[:119]}…"
+    return f"{type(error).__name__} in tracing it{f': {first}' if first else ''}"
+
+
+def _plain(x: Expression) -> str:
+    """The formula without the numbers that differ in every trace."""
+    return re.sub(r"which=\d+|\\x00\d+", "", repr(x))
 
 
 def _weight_of(line: Line) -> Expression:

@@ -23,11 +23,7 @@ from adamx.equations import formulas as F
 from adamx.equations.formulas import ONE, STEP, ZERO, Expression, Number, Symbol, as_power, is_a
 from adamx.numerics.named import CALLS, PREFIX, filled, recorded
 
-__all__ = ["SHAPE", "Line", "number", "read"]
-
-SHAPE = (53, 59)
-"""The shape of the parameter with which rules are traced. A rule that treats shapes differently is
-read as it treats matrices."""
+__all__ = ["Line", "number", "read"]
 
 _HUGE = 2.0**100  # numbers from here on stand for infinity
 _LARGEST = 400  # formulas of more parts are not shown
@@ -48,6 +44,7 @@ class Line:
         weight: the weight of the average that it is; of an update, its bias.
         beside: values of which one is its weight.
         is_gradient: whether it is an update before the first statistic, and so the gradient.
+        place: the place in the chain of the stage that computes it.
     """
 
     symbol: Symbol
@@ -59,6 +56,7 @@ class Line:
     weight: Expression = ONE
     beside: Sequence[Line] = ()
     is_gradient: bool = False
+    place: int | None = None
 
 
 def read(
@@ -103,6 +101,7 @@ class _Reader:
         self.symbols: dict[Any, Line] = {}  # the lines of variables
         self.lines: list[Line] = []
         self.starts: dict[Symbol, Expression] = {}
+        self.terms: dict[Expression, int] = {}  # how many terms a sum has
         self.previous: dict[Symbol, Expression] = {}  # values of the step before, where solved
 
     def run(self, closed: Any, given: Sequence[Any]) -> list[Any]:
@@ -118,7 +117,8 @@ class _Reader:
             is_large = any(sum(1 for _ in F.walk(x)) > _LARGEST for x in inputs)
             outputs = None if is_large else self.known(equation, inputs)
             if outputs is None:
-                outputs = [_unknown(equation.primitive.name, *inputs) for _ in equation.outvars]
+                what = _unknown_part(equation.primitive.name, inputs)
+                outputs = [_unknown(what, *inputs) for _ in equation.outvars]
             for v, x in zip(equation.outvars, outputs, strict=True):
                 known[v] = self.named(self.symbols[v], x) if v in self.symbols else x
         return [value(v) for v in jaxpr.outvars]
@@ -164,7 +164,24 @@ class _Reader:
             return None
         if not inputs or not equation.outvars:
             return None
-        return _primitive(name, given, inputs, equation.invars[0].aval, equation.outvars[0].aval)
+        before, after = equation.invars[0].aval, equation.outvars[0].aval
+        if name == "reduce_sum":
+            found = _summed(inputs[0], given["axes"], before.shape)
+            if found is not None:
+                self.terms[found[0]] = math.prod(before.shape[axis] for axis in given["axes"])
+            return found
+        if name == "div" and isinstance(inputs[1], Number):
+            if self.terms.get(inputs[0]) == inputs[1].value:
+                return (_mean(inputs[0]),)
+        return _primitive(name, given, inputs, before, after)
+
+
+def _unknown_part(name: str, inputs: Sequence[Expression]) -> str:
+    """The primitive to name for a value without a formula: the first that is no change of form."""
+    before = (x.over for y in inputs for x in F.walk(y) if is_a(x, "unknown"))
+    first = next(before, name).partition("\0")[0]
+    is_form, was_form = (x in SAME or x in PARTS for x in (name, first))
+    return name if (was_form and not is_form) or name in ("cond", "while", "scan") else first
 
 
 def _unknown(what: str, *inputs: Expression) -> Expression:
@@ -243,15 +260,11 @@ def _primitive(name: str, given: Any, inputs: list[Any], before: Any, after: Any
         return _converted(x, before.dtype, after.dtype)
     if name == "integer_pow":
         return (F.power(x, given["y"]),)
-    if name == "reduce_sum":
-        return _summed(x, _over(given["axes"], before.shape), before.shape)
-    if name == "dot_general" and not after.shape and len(before.shape) == len(SHAPE):
-        return (F.of("inner", *inputs, over="array"),)
     if is_whole and name in ("max", "min"):  # the limit of a counter
         inputs = [y for y in inputs if not (isinstance(y, Number) and abs(y.value) >= 2**31 - 2)]
         if len(inputs) == 1:
             return inputs
-    has_formula = name in PRIMITIVES and len(after.shape) <= len(SHAPE)
+    has_formula = name in PRIMITIVES and len(after.shape) <= 2
     if not has_formula or (is_whole and name in ("and", "or", "not", "div", "rem")):
         return None
     try:
@@ -266,7 +279,7 @@ def _is_aligned(name: str, before: Any, after: Any) -> bool:
         return True
     one, other = (tuple(n for n in x.shape if n != 1) for x in (before, after))
     same = one == other or (name == "broadcast_in_dim" and len(one) < 2)
-    return not one or (same and len(after.shape) <= len(SHAPE))
+    return not one or (same and len(after.shape) <= 2)
 
 
 def _converted(x: Expression, before: Any, after: Any) -> Sequence[Any] | None:
@@ -277,26 +290,24 @@ def _converted(x: Expression, before: Any, after: Any) -> Sequence[Any] | None:
     return (x,) if exact or before == np.bool_ or wide >= jnp.finfo(before).bits else None
 
 
-def _summed(x: Expression, over: str, shape: tuple[int, ...]) -> Sequence[Any] | None:
+def _summed(x: Expression, axes: Any, shape: tuple[int, ...]) -> Sequence[Any] | None:
     if x == ZERO or not shape:
         return (x,)
-    if isinstance(x, Number) or len(shape) > len(SHAPE):
+    if isinstance(x, Number) or len(shape) > 2:
         return None
+    over = _over(axes, shape)
     base, n = as_power(x)
-    if n == 2:
-        return (F.of("norm", base, over=over) ** 2,)
-    if is_a(x, "abs") and over == "array":
-        return (F.of("norm1", *x.children, over=over),)
-    return (F.of("total", x, over=over),)
+    return (F.of("norm", base, over=over) ** 2 if n == 2 else F.of("total", x, over=over),)
 
 
-def _over(axes: Any, shape: tuple[int, ...] = SHAPE) -> str:
+def _over(axes: Any, shape: tuple[int, ...] = (0, 0)) -> str:
     """What axes are called: those of the whole array, or their numbers."""
     if label := getattr(axes, "label", ""):
         return label
     if axes is None or len({axes} if isinstance(axes, int) else {*axes}) == len(shape):
         return "array"
-    return f"axis={','.join(map(str, [axes] if isinstance(axes, int) else axes))}"
+    chosen = [axis % len(shape) for axis in ([axes] if isinstance(axes, int) else axes)]
+    return f"axis={','.join(map(str, chosen))}"
 
 
 def _relation(name: str, x: Expression, y: Expression) -> Expression:
@@ -356,18 +367,13 @@ def _extreme(name: str, x: Expression, y: Expression) -> Expression:
     return F.extreme(name, x, y)
 
 
-def _quotient(x: Expression, y: Expression) -> Expression:
-    """A quotient; a sum divided by the number of its terms is a mean."""
-    part, n = as_power(x)
-    is_norm = is_a(part, "norm") and n == 2
-    over = part.over if is_norm or is_a(part, "total") else ""
-    if isinstance(y, Number) and _SIZES.get(over) == y.value:
-        inside = part.children[0] ** 2 if is_norm else part.children[0]
-        return F.of("mean", inside, over=_BLOCKS.get(over, over))
-    return F.expression(x) / y
+def _mean(x: Expression) -> Expression:
+    """A sum, divided by the number of its terms."""
+    total, n = as_power(x)
+    over = _BLOCKS.get(getattr(total, "over", ""), getattr(total, "over", ""))
+    return F.of("mean", total.children[0] ** n, over=over)
 
 
-_SIZES = {"array": math.prod(SHAPE), "axis=0": SHAPE[0], "axis=1": SHAPE[1]}
 _BLOCKS = {"axis=1": "row", "axis=0": "column"}
 
 
@@ -388,7 +394,7 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "add_any": F.add,
     "sub": lambda x, y: x - y,
     "mul": F.multiply,
-    "div": _quotient,
+    "div": lambda x, y: x / y,
     "neg": lambda x: -x,
     "max": functools.partial(_extreme, "max"),
     "min": functools.partial(_extreme, "min"),
@@ -408,7 +414,7 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
         for name in ("sign", "log", "tanh", "sin", "cos", "erf", "floor", "round", "atan2", "rem")
     },
     "eq": functools.partial(_relation, "="),
-    "ne": functools.partial(_relation, "≠"),
+    "ne": lambda x, y: F.of("isnan", x) if x == y else _relation("≠", x, y),
     "lt": functools.partial(_relation, "<"),
     "gt": functools.partial(_relation, ">"),
     "ge": functools.partial(_relation, "≥"),
@@ -450,18 +456,22 @@ def _average(beta: Any, old: Expression, value: Expression) -> Expression:
     return beta * old + (ONE - beta) * value
 
 
-def _summed_over_all(x: Expression) -> Expression:
-    """A number of one array as a sum over all parameters, for sums and squared norms."""
+def _over_all(x: Expression, over: str = "") -> Expression:
+    """A number of one array as a sum over many parameters, for sums and squared norms."""
     base, n = as_power(x)
-    is_sum = is_a(base, "norm") and n == 2 or n == 1 and is_a(base, "total", "norm1", "inner")
-    if is_sum and base.over == "array":
-        return F.power(dataclasses.replace(base, over=""), n)
+    if n == 2 and is_a(base, "norm") and base.over == "array":
+        return F.of("norm", *base.children, over=over) ** 2
+    if is_a(x, "total") and x.over == "array":
+        (inside,) = x.children
+        is_pair = is_a(inside, "product") and len(inside.children) == 2
+        if over or not (is_pair or is_a(inside, "abs")):
+            return F.of("total", inside, over=over)
+        return F.of("inner" if is_pair else "norm1", *inside.children)
     if x == ZERO or is_a(x, "sum"):
-        return F.add(*map(_summed_over_all, x.children))
-    if is_a(x, "product"):
-        sums = [y for y in x.children if any(is_a(z, "total", "norm") for z in F.walk(y))]
-        if len(sums) == 1:
-            return F.substitute(x, {sums[0]: _summed_over_all(sums[0])})
+        return F.add(*(_over_all(y, over) for y in x.children))
+    sums = [y for y in x.children if any(is_a(z, "total", "norm") for z in F.walk(y))]
+    if is_a(x, "product") and len(sums) == 1:
+        return F.substitute(x, {sums[0]: _over_all(sums[0], over)})
     return _unknown("a sum over all parameters", x)
 
 
@@ -471,7 +481,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     "accumulated": lambda pair, x: F.of("accumulated", pair, x),
     "decay_weight": _weight,
     "interpolated_weight": _interpolated,
-    "divide": lambda u, by, *positive: _quotient(F.expression(u), by),
+    "divide": lambda u, by, *positive: F.expression(u) / by,
     "log": functools.partial(F.of, "log"),
     "mean": lambda x, axes=None, keepdims=False: F.of(
         "mean", x, over=_BLOCKS.get(_over(axes), _over(axes))
@@ -482,12 +492,15 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     "shrunk": lambda x, length, most: x * F.extreme("min", 1, F.expression(most) / length[0]),
     "shrunk_to_rms": lambda x, most: x / F.extreme("max", 1, F.of("rms", x) / most),
     "rounded": lambda x, dtype: F.of("RN", x) if jnp.finfo(dtype).bits < 32 else x,
+    "orthogonal": lambda x, *rest: F.of("call", x, over="orth(\0)"),
+    "scaled_by_shape": lambda x, factor: F.of("call", x, over="scaled_by_shape(\0)"),
+    "scaled_to_rms": lambda x, rms: x * (F.expression(rms) / F.of("rms", x)),
     "limited_to": lambda x, largest: x,
     "dithered": lambda x, bits, dtype: F.of("SR", x),
     "bits": lambda key, shape, label="": _unknown("random bits"),
     "mean_along": lambda x, axis: x if x == ZERO else F.of("mean", x, over=axis),
     "width": functools.partial(F.of, "width"),
     "recast": lambda x, dtype: x,
-    "over_all": _summed_over_all,
+    "over_all": _over_all,
     "shown_as": lambda x, head, tail: F.of("call", x, over=f"{head}\0{tail}"),
 }

@@ -57,6 +57,8 @@ class Around(ByValue):
         axis: its key in a configuration. No two classes may have the same key.
         required, optional: the keys of :meth:`to_json`.
         selects: whether links inside apply to some of the parameters only (:meth:`choose`).
+        packs: whether it changes the form of slots between steps. It then surrounds the rule
+            outside of all wrappers that do not.
         label: if it selects, the name of the group: links are called ``stage@label``.
     """
 
@@ -65,6 +67,7 @@ class Around(ByValue):
     required: ClassVar[Sequence[str]] = ()
     optional: ClassVar[Sequence[str]] = ()
     selects: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
     label: str = ""
 
     def __init_subclass__(cls, axis: str = "", **kwargs: Any):
@@ -105,6 +108,11 @@ class Around(ByValue):
     def forms(self) -> Mapping[str, Callable[[Any], Any]]:
         """Functions that unpack the arrays it packs (``is_packed``), by the form's name."""
         return {}
+
+    @property
+    def begins(self) -> bool:
+        """Whether its links begin a new call where code for a chain is written."""
+        return False
 
     @property
     def family(self) -> Any:

@@ -6,7 +6,7 @@ import collections
 import itertools
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adamx.arguments.hyper import Same
 from adamx.links.link import Around, Link
@@ -75,10 +75,16 @@ def written(links: Sequence[Link], depth: int = 0) -> str:
     def outer(link: Link) -> Around | None:
         return link.around[depth] if len(link.around) > depth else None
 
+    def call(numbered: tuple[Link, int]) -> Any:
+        link, number = numbered
+        around = outer(link)
+        return None if around is None else (around.family, number)
+
+    begun = itertools.accumulate(int((x := outer(y)) is not None and x.begins) for y in links)
     rows: list[str] = []
-    for _, run in itertools.groupby(links, lambda link: (x := outer(link)) and x.family):
+    for _, run in itertools.groupby(zip(links, begun, strict=True), call):
         members: dict[Around | None, list[Link]] = {}
-        for link in run:
+        for link, _ in run:
             members.setdefault(outer(link), []).append(link)
         around = next(iter(members))
         if around is None:

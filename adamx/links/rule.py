@@ -24,17 +24,18 @@ class Clock(NamedTuple):
         start: ``() -> value`` before the first step.
         tick: ``value -> value``, called once per step, before the stage's arrays are updated.
         read: ``value -> reading``, the form in which the stage uses the value.
-        scope: ``"step"``, or ``"parameter"`` for a key of random bits, whose reading differs
-            between parameters.
         settle: ``(value, total) -> value``, for a scalar that depends on this step's sum over all
             parameters; ``global_sum`` gets the reading before it, ``update`` the reading after it.
+        of_parameter: ``(reading, number, stage) -> reading``, for a reading that differs between
+            parameters, such as a key of random bits; from the parameter's number in the tree
+            and the stage's name. None for a reading that all parameters share.
     """
 
     start: Callable[[], jax.Array]
     tick: Callable[[jax.Array], jax.Array]
     read: Callable[[jax.Array], Any]
     settle: Callable[[jax.Array, Any], jax.Array] | None = None
-    scope: Literal["step", "parameter"] = "step"
+    of_parameter: Callable[[Any, Any, str], Any] | None = None
 
 
 Reach = Literal["element", "row", "array"]
@@ -79,8 +80,13 @@ class Rule:
             step (None among the gradients). It then gets a gradient and an update of zero; its new
             slots are kept, but the parameter takes no step.
         reach: which elements an element of its result depends on; set by ``@stage(reach=…)``.
-        reshape: ``shape -> shape``, for a rule that changes the shape of gradient and update, such
-            as a projection; None if it keeps the shape.
+        reshape: ``(shape, whole) -> shape``, for a rule that changes the shape of gradient and
+            update, such as a projection; ``whole`` is the parameter's shape. None if it keeps the
+            shape.
+        gates: clocks whose readings are True or False. In a step in which one of them reads False,
+            the other clocks do not change.
+        prepares: whether it runs in steps before the chain starts (:func:`adamx.delay_start`), as
+            a stage that finds a basis does.
     """
 
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
@@ -90,7 +96,9 @@ class Rule:
     seed: int | None = None
     without_gradient: bool = False
     reach: Reach = "array"
-    reshape: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+    reshape: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] | None = None
+    gates: tuple[str, ...] = ()
+    prepares: bool = False
 
     def __post_init__(self) -> None:
         if both := sorted(self.slots.keys() & self.clocks.keys()):
@@ -99,11 +107,20 @@ class Rule:
                 "give one of them another name"
             )
         clock = self.clocks.get(KEY)
-        if KEY in self.slots or (clock is not None and clock.scope == "step"):
+        if KEY in self.slots or (clock is not None and clock.of_parameter is None):
             raise StageError(
                 f"{KEY!r} is the name of the clock from which Rule(seed=…) draws random bits; "
                 "give this one another name"
             )
+
+    def gated(self, after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+        """The clocks' new values; the old ones where a gate is closed."""
+        now = dict(after)
+        for gate in self.gates:
+            is_open = self.clocks[gate].read(after[gate])
+            others = [name for name in now if name not in self.gates]
+            now |= {name: jnp.where(is_open, now[name], before[name]) for name in others}
+        return now
 
 
 KEY = "key"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,6 +40,8 @@ class Signal:
         step: whether a learning rate has turned the update from a direction into a step.
         notes: values that earlier stages have left for later ones, by name (:meth:`note`).
         is_limited: whether its finite elements are limited (:meth:`limited`).
+        whole: the parameter's shape. Gradient and update have it too, unless they are in another
+            basis (:meth:`into`).
     """
 
     gradient: Values
@@ -49,6 +51,7 @@ class Signal:
     step: bool = False
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     is_limited: bool = False
+    whole: tuple[int, ...] = ()
     _param: Values | None = None
     _dtypes: tuple[Any, ...] = ()
 
@@ -75,7 +78,7 @@ class Signal:
             param = param.astype(statistics_dtype(param.dtype))
         # Slots have the parameter's precision, and the gradient's if update() gets no parameters.
         gradient = gradient.astype(statistics_dtype(dtypes[-1]))
-        return cls(gradient, gradient, _param=param, _dtypes=dtypes)
+        return cls(gradient, gradient, whole=gradient.shape, _param=param, _dtypes=dtypes)
 
     @property
     def param(self) -> Values:
@@ -104,7 +107,15 @@ class Signal:
         Optax's wrappers expect updates in the dtype of the gradients. Only an update made by
         :meth:`step_to` is not rounded. A finite update beyond the range of this dtype becomes its
         largest number.
+
+        Raises:
+            StageError: if the update is still in a basis.
         """
+        if "space" in self.notes:
+            raise StageError(
+                "the chain ends in a basis, so that its update would not fit the parameter; put "
+                "the stages that work in the basis into in_basis(basis, chain(…)), which leaves it"
+            )
         dtype = wider(*self._dtypes)
         return saturated(self.update, dtype).astype(dtype)
 
@@ -146,6 +157,10 @@ class Signal:
             bias = weight if bias is None else bias * weight
         return dataclasses.replace(self, update=update, bias=bias, has_statistic=True)
 
+    def of_any_size(self, update: Values) -> Signal:
+        """The signal with an update that does not depend on the size, or bias, of the old one."""
+        return dataclasses.replace(self.with_statistic(update), bias=None)
+
     def with_step(self, update: Values) -> Signal:
         """The signal with a step as its update: −α times a direction."""
         if self.bias is not None and "correction" in self.notes:
@@ -176,6 +191,16 @@ class Signal:
                 f"it has left one; put it behind {by} in the same chain"
             )
         return self.notes[name]
+
+    def mapped(self, function: Callable[[Values], Values]) -> Signal:
+        """The signal with a linear function of its gradient, its update and its parameter."""
+        gradient = function(self.gradient)
+        return dataclasses.replace(
+            self,
+            gradient=gradient,
+            update=gradient if self.update is self.gradient else function(self.update),
+            _param=None if self._param is None else function(self._param),
+        )
 
     def step_to(self, param: Values) -> Signal:
         """The signal with the update after which ``apply_updates`` gives exactly ``param``, θ'.
@@ -210,5 +235,5 @@ class Signal:
 jax.tree_util.register_dataclass(
     Signal,
     data_fields=["gradient", "update", "bias", "notes", "_param"],
-    meta_fields=["has_statistic", "step", "is_limited", "_dtypes"],
+    meta_fields=["has_statistic", "step", "is_limited", "whole", "_dtypes"],
 )

@@ -36,8 +36,10 @@ class Definition(Signature):
         place: str = "anywhere",
         keeps_rounding: bool = False,
         reach: Reach = "array",
+        stacks: bool = False,
     ):
         super().__init__(factory)
+        self.stacks = stacks
         self.reach: Reach = reach
         self.place = place
         self.keeps_rounding = keeps_rounding
@@ -175,8 +177,7 @@ class Stage(Link):
             raise error.within(stage=self.name) from None
         rule = made if isinstance(made, Rule) else Rule(_stateless(made))
         rule = dataclasses.replace(rule, reach=self.definition.reach)
-        for around in reversed(self.around):
-            rule = around.surround(rule)
+        rule = self.surrounding(rule)
         if rule.seed is None:
             return rule
         return dataclasses.replace(rule, clocks={**rule.clocks, KEY: _key(rule.seed)})
@@ -191,10 +192,15 @@ class Stage(Link):
         """Values in the form in which this stage keeps a slot."""
         rule = self.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
         start = dataclasses.replace(Slot.of(rule.slots[slot]), start=lambda _: values)
-        rule = dataclasses.replace(rule, slots={slot: start})
-        for around in reversed(self.around):
-            rule = around.surround(rule)
+        rule = self.surrounding(dataclasses.replace(rule, slots={slot: start}))
         return rule.slots[slot](values)
+
+    def surrounding(self, rule: Rule) -> Rule:
+        """The rule inside this stage's wrappers; those that pack slots surround all others."""
+        inner_first = tuple(reversed(self.around))
+        for around in sorted(inner_first, key=lambda x: x.packs):
+            rule = around.surround(rule)
+        return rule
 
     def __fingerprint__(self) -> Any:
         return self.definition, tuple(self.arguments.items()), self.around
@@ -284,4 +290,6 @@ def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal,
 
 
 def _key(seed: int) -> Clock:
-    return Clock(lambda: random.key(seed), random.after, lambda key: key, scope="parameter")
+    return Clock(
+        lambda: random.key(seed), random.after, lambda key: key, of_parameter=random.of_parameter
+    )

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adamx.numerics.named import named
-from adamx.numerics.types import Array, Key, UInt32
+from adamx.numerics.types import Array, Float, Key, UInt32
 
-__all__ = ["after", "bits", "key", "of_parameter"]
+__all__ = ["after", "bits", "key", "normal", "of_parameter"]
 
 # Odd numbers near 2³²/φ, whose multiples spread evenly; and multipliers of Appleby's MurmurHash3.
 _GOLDEN = np.uint32(0x9E3779B9)
@@ -56,6 +57,16 @@ def bits(key: Key, shape: tuple[int, ...], label: str = "") -> UInt32[Array, "*s
     x = (position + start) * _GOLDEN
     x = (x ^ (x >> 16)) * _FIRST
     return (x ^ (x >> 15)) * _SECOND
+
+
+def normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Float[Array, "*shape"]:
+    """Standard normal numbers, from the leading 23 bits of :func:`bits`.
+
+    >>> normal(key(0), (100, 100), "float32").std().round(2)
+    Array(1., dtype=float32)
+    """
+    uniform = ((bits(key, shape) >> 9).astype(dtype) + 0.5) * 2.0**-23  # in (0, 1)
+    return math.sqrt(2) * jax.lax.erf_inv(2 * uniform - 1)
 
 
 def _mixed(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:

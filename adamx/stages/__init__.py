@@ -2,13 +2,16 @@
 
 from adamx.stages import (
     averaging,
+    bases,
     bias,
     clipping,
     decay,
     differences,
     distance,
     factored,
+    kronecker,
     layerwise,
+    matrices,
     momentum,
     norms,
     precision,
@@ -21,13 +24,16 @@ from adamx.stages import (
     two_rates,
 )
 from adamx.stages.averaging import *
+from adamx.stages.bases import *
 from adamx.stages.bias import *
 from adamx.stages.clipping import *
 from adamx.stages.decay import *
 from adamx.stages.differences import *
 from adamx.stages.distance import *
 from adamx.stages.factored import *
+from adamx.stages.kronecker import *
 from adamx.stages.layerwise import *
+from adamx.stages.matrices import *
 from adamx.stages.momentum import *
 from adamx.stages.norms import *
 from adamx.stages.precision import *
@@ -41,13 +47,16 @@ from adamx.stages.two_rates import *
 
 __all__: list[str] = []
 __all__ += averaging.__all__
+__all__ += bases.__all__
 __all__ += bias.__all__
 __all__ += clipping.__all__
 __all__ += decay.__all__
 __all__ += differences.__all__
 __all__ += distance.__all__
 __all__ += factored.__all__
+__all__ += kronecker.__all__
 __all__ += layerwise.__all__
+__all__ += matrices.__all__
 __all__ += momentum.__all__
 __all__ += norms.__all__
 __all__ += precision.__all__

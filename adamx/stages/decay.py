@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from adamx.core import NonNegative, is_off, stage
 
-__all__ = ["add_decayed_weights"]
+__all__ = ["add_decayed_weights", "decay_weights"]
 
 
 @stage(reach="element", place="direction")
-def add_decayed_weights(weight_decay: NonNegative = 0.0):
+def add_decayed_weights(weight_decay: NonNegative = 0.0, *, cautious: bool = False):
     r"""Add a multiple of the parameter to the update: weight decay (AdamW), or L2 in front.
 
     .. math::
@@ -18,10 +20,16 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     λ|θ|²/2. Between the last statistic and the learning rate, it is decoupled weight decay, as in
     AdamW.
 
+    With ``cautious``, only where the step makes the parameter smaller anyway, :math:`u \theta > 0`:
+    the decay does not oppose the step (cautious weight decay). For complex numbers, it is the real
+    part of :math:`u \bar\theta`.
+
     Args:
         weight_decay: λ ≥ 0; with the number 0 it does not need the parameters.
+        cautious: decay only where the step makes the parameter smaller.
 
-    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2.
+    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Algorithm 2; Chen et al. 2025 (arXiv
+    2510.12402, cautious weight decay).
 
     Raises:
         StageError: if ``update`` is called without parameters and λ is not the number 0.
@@ -33,4 +41,42 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0):
     """
     if is_off(weight_decay):
         return lambda signal: signal
-    return lambda signal: signal.with_update(signal.update + weight_decay * signal.param)
+    if not cautious:
+        return lambda signal: signal.with_update(signal.update + weight_decay * signal.param)
+
+    def shape(signal):
+        u, theta = signal.update, signal.param
+        agrees = (u * jnp.conj(theta)).real > 0
+        return signal.with_update(u + jnp.where(agrees, weight_decay * theta, 0))
+
+    return shape
+
+
+@stage(reach="element", place="step")
+def decay_weights(weight_decay: NonNegative):
+    r"""Multiply the parameter by 1 − λ in every step, independent of the learning rate.
+
+    .. math::
+        u \leftarrow u - \lambda \theta
+
+    It stands behind the learning rate. :func:`add_decayed_weights` stands in front of it, so that
+    its decay is λ times the learning rate.
+
+    Args:
+        weight_decay: λ ≥ 0, the share by which a parameter shrinks in one step; with the number 0
+            it does not need the parameters.
+
+    Source: Loshchilov & Hutter 2019 (arXiv 1711.05101), Section 3: weight decay that is decoupled
+    from the learning rate, with a schedule multiplier of 1.
+
+    Raises:
+        StageError: if ``update`` is called without parameters and λ is not the number 0.
+
+    >>> opt = adamx.chain(adamx.sgd(0.1), adamx.decay_weights(0.01))
+    >>> theta = jnp.array([2.0])
+    >>> opt.update(jnp.array([1.0]), opt.init(theta), theta)[0]
+    Array([-0.12], dtype=float32)
+    """
+    if is_off(weight_decay):
+        return lambda signal: signal
+    return lambda signal: signal.with_update(signal.update - weight_decay * signal.param)

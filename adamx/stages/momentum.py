@@ -26,7 +26,7 @@ __all__ = ["scale_by_heavy_ball", "scale_by_momentum", "scale_by_nesterov_moment
 
 
 @stage(reach="element")
-def scale_by_momentum(b1: Decay = 0.9):
+def scale_by_momentum(b1: Decay = 0.9, *, nesterov: bool = False):
     r"""Replace the update by its decaying average, the first moment of Adam.
 
     .. math::
@@ -35,12 +35,16 @@ def scale_by_momentum(b1: Decay = 0.9):
     The average starts at zero and is too small by the factor :math:`1 - \prod_i \beta_{1,i}`. A
     later :func:`bias_correction` divides by this factor.
 
+    With Nesterov's form, :math:`u \leftarrow \beta_1 m_t + (1 - \beta_1) u_t`, as in Muon, which is
+    too small by the factor :math:`1 - \beta_{1,t} \prod_i \beta_{1,i}`.
+
     Keeps ``mu``, shaped like the parameter.
 
     Args:
         b1: β₁ in [0, 1).
+        nesterov: use Nesterov's form.
 
-    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1.
+    Source: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1; Jordan et al. 2024 (Nesterov's form).
 
     >>> opt = adamx.chain(adamx.scale_by_momentum(b1=0.9), adamx.bias_correction())
     >>> opt.update(jnp.array([1.0]), opt.init(jnp.zeros(1)))[0]
@@ -50,6 +54,9 @@ def scale_by_momentum(b1: Decay = 0.9):
 
     def update(signal, slots, step):
         mu = mean(slots["mu"], signal.update)
+        if nesterov:
+            ahead, weight = mean(mu, signal.update), b1 * mean.weight(step) + (1 - b1)
+            return signal.with_statistic(ahead, weight=weight), {"mu": mu}
         return signal.with_statistic(mu, weight=mean.weight(step)), {"mu": mu}
 
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)

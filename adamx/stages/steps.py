@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
-from adamx.core import NonNegative, Real, is_off, stage, times
+from adamx.core import (
+    NonNegative,
+    Real,
+    Rule,
+    Signal,
+    Slot,
+    StageError,
+    Step,
+    divide,
+    is_off,
+    itself,
+    norm,
+    stage,
+    times,
+)
+from adamx.errors import as_given
+from adamx.links.slots import Slots
 
-__all__ = ["proximal_step", "scale", "scale_by_learning_rate", "set_to_zero"]
+__all__ = ["hyperball", "proximal_step", "scale", "scale_by_learning_rate", "set_to_zero"]
 
 
 @stage(reach="element")
@@ -102,3 +120,54 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
         return signal.with_step(times(u, -learning_rate / shrunk))
 
     return shape
+
+
+@stage(place="rate")
+def hyperball(learning_rate: NonNegative, radius: str = "initial"):
+    r"""Step along a sphere: the norm of each array stays as it is (Hyperball).
+
+    .. math::
+        \theta' = \theta - \alpha R \frac{u}{\lVert u \rVert}, \qquad
+        u \leftarrow R \frac{\theta'}{\lVert \theta' \rVert} - \theta
+
+    R is the norm of the array at the start, ‖θ₀‖, or with ``radius="current"`` the norm before the
+    step. α is the angle of the step in radians, if it is small. The stage takes the place of the
+    learning rate. There is no weight decay: the norm does not change. Use it for matrices; a bias
+    that starts at zero (R = 0) takes ordinary steps, :math:`u \leftarrow -\alpha u`.
+
+    Keeps ``radius`` (R), a scalar for each parameter, unless that is the current norm.
+
+    Args:
+        learning_rate: α ≥ 0.
+        radius: "initial" or "current".
+
+    Source: the hyperball optimisers of arXiv 2606.16899, and MuonH (the current norm).
+
+    Raises:
+        StageError: for another ``radius``, and if ``update`` is called without parameters.
+
+    >>> opt = adamx.hyperball(0.1)
+    >>> theta = jnp.array([3.0, 4.0])
+    >>> u, _ = opt.update(jnp.array([5.0, 0.0]), opt.init(theta), theta)
+    >>> jnp.linalg.norm(theta + u).round(5)
+    Array(5., dtype=float32)
+    """
+    if radius not in ("initial", "current"):
+        raise StageError(f"radius must be 'initial' or 'current', got {as_given(radius)}")
+
+    def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
+        theta, u = signal.param, signal.update
+        size = norm(theta).value if radius == "current" else slots["radius"]
+        length = norm(u)
+        moved = theta - learning_rate * size * divide(length.in_units(u), length.size)
+        after = norm(moved)
+        around = divide(after.in_units(moved) * size, after.size) - theta
+        return signal.with_step(jnp.where(size == 0, -learning_rate * u, around)), slots
+
+    slots = {} if radius == "current" else {"radius": Slot(_length, holds="exact")}
+    return Rule(update, slots=slots)
+
+
+def _length(param: Any) -> Any:
+    """The norm of a parameter."""
+    return norm(itself(param)).value

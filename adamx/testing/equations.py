@@ -133,6 +133,7 @@ _FUNCTIONS: Mapping[str, Any] = {
     "or": np.logical_or,
     "and": np.logical_and,
     "clip": lambda x, bound: np.clip(x, -bound, bound),
+    "isnan": np.isnan,
     "sign": np.sign,
     "abs": np.abs,
     "log": np.log,

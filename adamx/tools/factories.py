@@ -14,10 +14,12 @@ import optax
 from adamx import stages
 from adamx.identity import alike
 from adamx.links.stage import Definition
+from adamx.wrappers.selection import hidden_matrices
 
 __all__ = ["Names", "call", "calls", "default_of"]
 
 _OPTAX = ("optax", "optax.schedules", "optax.contrib", "optax.transforms")
+_SELECTORS = {"adamx.hidden_matrices": hidden_matrices}
 
 
 class Names:
@@ -44,6 +46,8 @@ class Names:
             return None
         if name in self.known:
             return self.known[name]
+        if name in _SELECTORS:
+            return _SELECTORS[name]
         package, _, attribute = name.rpartition(".")
         if not (package in _OPTAX or package.startswith("adamx.recipes.")):
             return None
@@ -60,7 +64,7 @@ class Names:
     def function(self, function: Callable[..., Any]) -> str | None:
         """The name by which :meth:`find` returns this function, or None."""
         packages = _OPTAX if _package(function) == "optax" else (function.__module__,)
-        names = (f"{package}.{function.__qualname__}" for package in packages)
+        names = [*_SELECTORS, *(f"{package}.{function.__qualname__}" for package in packages)]
         public = next((name for name in names if self.find(name) is function), None)
         return public or self.own(function)
 

@@ -1,9 +1,12 @@
 """Wrappers that change how any chain runs, independent of its stages and of each other."""
 
+from adamx.wrappers.basis import in_basis
 from adamx.wrappers.codecs import Codec, bf16, fp8, int8
+from adamx.wrappers.delay import delay_start
 from adamx.wrappers.groups import PartitionSummary, describe_partition, partition, where
 from adamx.wrappers.memory_usage import MemoryUsage, MemoryUsageRow, dequantize, memory_usage
 from adamx.wrappers.quantize import quantize_state
+from adamx.wrappers.selection import hidden_matrices
 from adamx.wrappers.watch import metrics, watch
 
 __all__ = [
@@ -12,9 +15,12 @@ __all__ = [
     "MemoryUsageRow",
     "PartitionSummary",
     "bf16",
+    "delay_start",
     "dequantize",
     "describe_partition",
     "fp8",
+    "hidden_matrices",
+    "in_basis",
     "int8",
     "memory_usage",
     "metrics",

@@ -99,6 +99,7 @@ class Quantized(Around, axis="quantize_state"):
     """The codec of every slot of the links inside."""
 
     required = ("quantize_state",)
+    packs = True
     optional = ("slots", "min_size", "seed")
 
     value: tuple[Codec | None, tuple[tuple[str, Codec | None], ...], int, int]

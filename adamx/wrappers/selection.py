@@ -349,3 +349,36 @@ def _listed(leaves: Sequence[Leaf], most: int = 8) -> str:
     paths = [path or "(the only one)" for path, _ in leaves]
     more = [f"… ({len(paths)} in all)"] if len(paths) > most else []
     return ", ".join(paths[:most] + more) or "nothing"
+
+
+# Hidden matrices
+
+
+# "multi_head" is an attention, and no head of the network.
+_OUTER = re.compile(
+    r"embed|(^|_)((un)?embs?|wte|wpe|(?<!multi_)head|logits?|classifier|readout|vocab|output_layer)"
+    r"(_|\d|$)"
+)
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def hidden_matrices(path: str, shape: jax.ShapeDtypeStruct) -> bool:
+    """Whether a parameter is a matrix between two hidden layers, by its shape and its path.
+
+    It has two axes or more, and no part of its path names an embedding or the last layer: a part
+    that contains ``embed``, or one of the words ``emb``, ``wte``, ``wpe``, ``head`` (but not
+    ``multi_head``), ``logits``, ``classifier``, ``readout``, ``vocab`` and ``output_layer``, as in
+    ``lm_head`` or ``LMHead_0``. A last layer with another name, such as ``Dense_3``, is not
+    recognised: then pass a selector of your own, as in
+    ``muon(0.02, rest=adamw(3e-4), matrices=("blocks/*/kernel",))``.
+
+    It is a selector, see :func:`adamx.where`.
+
+    >>> kernel, bias = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((2, 3), (3,)))
+    >>> hidden_matrices("block/dense/kernel", kernel), hidden_matrices("block/dense/bias", bias)
+    (True, False)
+    >>> hidden_matrices("lm_head/kernel", kernel)
+    False
+    """
+    parts = (_CAPITAL.sub("_", part).lower() for part in path.split("/"))
+    return len(shape.shape) >= 2 and not any(map(_OUTER.search, parts))

@@ -224,7 +224,7 @@ def updating(contender: Contender, shape: Shape, *, inside: bool) -> Start:
     return start
 
 
-def build(contender: Contender, shape: Shape, rate: float, *, compile: bool) -> dict[str, float]:
+def build(contender: Contender, shape: Filled, rate: float, *, compile: bool) -> dict[str, float]:
     """The seconds to trace, lower and (if wanted) compile a step, with empty caches."""
     tx, step = training_step(contender, rate)
     params = jax.eval_shape(lambda: shape.full(1.0))

@@ -1,0 +1,167 @@
+"""Spaces: bases in which stages work.
+
+A stage that finds a basis enters it (:func:`enter_space`): it turns the gradient, the update and
+the parameter, and leaves the space as a note. The stages behind it work in this basis. A last one
+leaves it (:func:`leave_space`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adamx.errors import StageError
+from adamx.links.signal import Signal
+from adamx.numerics.types import Array, Bool, Float, Int32, Values
+from adamx.numerics.varying import axes_of, varying
+
+__all__ = ["Space", "Turn", "enter_space", "leave_space", "space_of"]
+
+NOTE = "space"
+
+
+class Turn(NamedTuple):
+    """How arrays kept since the step before get into this step's basis.
+
+    Attributes:
+        changed: whether the basis has changed since then.
+        left, right: the basis before.
+        order: for the rows and for the columns, the places in the basis before of what is nearest
+            to each vector of the new basis; None for a side without a basis.
+    """
+
+    changed: Bool[Array, ""]
+    left: Array | None
+    right: Array | None
+    order: tuple[Int32[Array, "*rows"] | None, Int32[Array, "*columns"] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """A basis, and the signal outside of it.
+
+    A matrix X outside is LᴴXR inside. A side without a basis is not turned.
+
+    Attributes:
+        left: L, shaped (…, rows, rows inside), or None.
+        right: R, shaped (…, columns, columns inside), or None.
+        turn: how arrays kept since the step before get into this basis; None if they stay.
+        outside: the signal in front of the basis.
+        view: how the array is seen as matrices; None if it is seen as it is.
+    """
+
+    left: Float[Array, "*batch rows inside"] | None
+    right: Float[Array, "*batch columns inside"] | None
+    turn: Turn | None
+    outside: Signal
+    view: Any = None
+
+    def into(self, x: Values) -> Values:
+        """An array from outside, in this basis."""
+        x = x if self.view is None else self.view.matrices(x)
+        return _into(x, self.left, self.right)
+
+    def out_of(self, x: Values) -> Values:
+        """An array in this basis, as it is outside."""
+        x = _out_of(x, self.left, self.right)
+        return x if self.view is None else self.view.array(x)
+
+    def turned(self, x: Values) -> Values:
+        """A signed array kept since the step before, in this basis."""
+        turn = self.turn
+        if turn is None:
+            return x
+        x = varying(x, axes_of((x, turn, self.left, self.right)))
+
+        def turned() -> Values:
+            return _into(_out_of(x, turn.left, turn.right), self.left, self.right)
+
+        return jax.lax.cond(turn.changed, turned, lambda: x)
+
+    def reordered(self, x: Values) -> Values:
+        """A nonnegative array kept since the step before, its elements moved to this basis."""
+        turn = self.turn
+        if turn is None:
+            return x
+        x = varying(x, axes_of((x, turn)))
+
+        def moved() -> Values:
+            rows, columns = turn.order
+            y = x if rows is None else jnp.take_along_axis(x, rows[..., :, None], -2)
+            return y if columns is None else jnp.take_along_axis(y, columns[..., None, :], -1)
+
+        return jax.lax.cond(turn.changed, moved, lambda: x)
+
+
+jax.tree_util.register_dataclass(
+    Space,
+    data_fields=["left", "right", "turn", "outside"],
+    meta_fields=["view"],
+)
+
+
+def _into(x: Values, left: Array | None, right: Array | None) -> Values:
+    x = x if left is None else jnp.matmul(jnp.conj(jnp.swapaxes(left, -1, -2)), x)
+    return x if right is None else jnp.matmul(x, right)
+
+
+def _out_of(x: Values, left: Array | None, right: Array | None) -> Values:
+    x = x if left is None else jnp.matmul(left, x)
+    return x if right is None else jnp.matmul(x, jnp.conj(jnp.swapaxes(right, -1, -2)))
+
+
+def enter_space(
+    signal: Signal,
+    left: Array | None = None,
+    right: Array | None = None,
+    *,
+    turn: Turn | None = None,
+    view: Any = None,
+) -> Signal:
+    """The signal in a basis, with the :class:`Space` as a note.
+
+    Args:
+        signal: the signal outside.
+        left: L; the gradient G becomes LᴴGR, and so do the update and the parameter. None for the
+            identity.
+        right: R, or None for the identity.
+        turn: how arrays kept since the step before get into this basis; None if they stay.
+        view: how the array is seen as matrices.
+
+    Raises:
+        StageError: if the signal is in a basis already.
+    """
+    if NOTE in signal.notes:
+        raise StageError(
+            "the signal is in a basis already; in_basis() inside in_basis() is not possible"
+        )
+    signal = signal.limited()
+    space = Space(left, right, turn, signal, view)
+    return dataclasses.replace(signal.mapped(space.into), notes={NOTE: space})
+
+
+def leave_space(signal: Signal, update: Values | None = None) -> Signal:
+    """The signal outside of the basis, with its gradient and notes from there.
+
+    Args:
+        signal: the signal in the basis.
+        update: the update outside; None for the signal's own.
+    """
+    space = space_of(signal)
+    update = space.out_of(signal.update) if update is None else update
+    return dataclasses.replace(
+        space.outside,
+        gradient=space.outside.gradient if signal.has_statistic else update,
+        update=update,
+        bias=signal.bias,
+        has_statistic=signal.has_statistic,
+        step=signal.step,
+    )
+
+
+def space_of(signal: Signal) -> Space:
+    """The space of a signal in a basis; StageError outside of all bases."""
+    return signal.note(NOTE, by="in_basis()")

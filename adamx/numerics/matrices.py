@@ -1,0 +1,145 @@
+"""Which axes of an array are a matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+
+from adamx.errors import StageError, as_given
+from adamx.numerics.types import Values
+
+__all__ = ["MatrixAxes", "MatrixView", "matrix_view"]
+
+MatrixAxes: TypeAlias = str | tuple[Any, ...] | Callable[[tuple[int, ...]], Any]
+"""Which axes are the matrix: a name, ``(rows, columns)`` or ``(rows, columns, parts)`` with tuples
+of axes for rows and columns, or a function from a shape to one of these."""
+
+_NAMES = "'matrix', 'last', 'heads'"
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    """An array, seen as a stack of matrices.
+
+    Attributes:
+        whole: the array's shape.
+        batch, rows, columns: the axes that form the stack, the rows and the columns.
+        parts: the number of matrices side by side in the columns, which become a part of the stack.
+    """
+
+    whole: tuple[int, ...]
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    parts: int = 1
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the stack: ``(*batch, rows, columns)``, with parts behind the batch."""
+        rows, columns = (math.prod(self._sizes(x)) for x in (self.rows, self.columns))
+        parts = (self.parts,) if self.parts > 1 else ()
+        return (*self._sizes(self.batch), *parts, rows, columns // self.parts)
+
+    def matrices(self, x: Values) -> Values:
+        """The array as a stack of matrices."""
+        if self.shape == self.whole:
+            return x
+        *batch, rows, columns = self.shape
+        stack = jnp.transpose(x, (*self.batch, *self.rows, *self.columns))
+        if self.parts == 1:
+            return stack.reshape(self.shape)
+        split = stack.reshape(*batch[:-1], rows, self.parts, columns)
+        return jnp.swapaxes(split, -3, -2)
+
+    def array(self, stack: Values) -> Values:
+        """The stack of matrices as the array."""
+        if self.shape == self.whole:
+            return stack
+        if self.parts > 1:
+            stack = jnp.swapaxes(stack, -3, -2)
+        order = (*self.batch, *self.rows, *self.columns)
+        return jnp.transpose(
+            stack.reshape(self._sizes(order)), sorted(range(len(order)), key=order.__getitem__)
+        )
+
+    def _sizes(self, axes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.whole[axis] for axis in axes)
+
+
+def matrix_view(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView | None:
+    """How an array of this shape is seen as a stack of matrices; None with fewer than two axes.
+
+    Kernels in JAX have the shape [in, out], so the rows of a matrix are its inputs.
+
+    Args:
+        axes: one of
+
+            * ``"matrix"``: of two or three axes the last two, and a leading one is a stack of
+              layers; of four or more, as in a convolution's kernel [height, width, in, out], all
+              but the last one are the rows;
+            * ``"last"``: the last two axes; all others are a stack;
+            * ``"heads"``: of an attention's kernel [embed, heads, head], one matrix for every head;
+            * ``(rows, columns)``, two tuples of axes; all others are a stack. ``((0,), (1, 2))``
+              are the heads of an attention side by side in one matrix. ``(rows, columns, 3)``
+              splits the columns into 3 matrices, for queries, keys and values in one kernel;
+            * a function from the shape to one of these.
+        shape: the array's shape.
+
+    Raises:
+        StageError: for other axes, and for axes that the shape does not have.
+
+    >>> matrix_view("matrix", (3, 3, 16, 32)).shape
+    (144, 32)
+    >>> matrix_view(((0,), (1,), 3), (8, 12)).shape
+    (3, 8, 4)
+    """
+    if callable(axes):
+        axes = axes(shape)
+    count = len(shape)
+    if count < 2:
+        return None
+    if axes == "matrix":
+        axes = "last" if count < 4 else (tuple(range(count - 1)), (count - 1,))
+    if axes == "last":
+        axes = (count - 2,), (count - 1,)
+    if axes == "heads":
+        if count < 3:
+            raise StageError(
+                f"axes='heads' takes arrays with three axes [embed, heads, head], got {shape}"
+            )
+        axes = (count - 3,), (count - 1,)
+    rows, columns, parts = _checked(axes, shape)
+    rest = tuple(axis for axis in range(count) if axis not in rows and axis not in columns)
+    view = MatrixView(shape, rest, rows, columns, parts)
+    width = math.prod(shape[axis] for axis in columns)
+    if width % parts:
+        raise StageError(
+            f"axes={axes} split {width} columns into {parts} matrices, which leaves "
+            f"{width % parts} over; the array has the shape {shape}"
+        )
+    return view
+
+
+def _checked(axes: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    count = len(shape)
+    is_tuple = isinstance(axes, tuple) and len(axes) in (2, 3)
+    if not is_tuple or not all(isinstance(x, tuple) and x for x in axes[:2]):
+        raise StageError(
+            f"axes must be {_NAMES}, (rows, columns) or (rows, columns, parts) with tuples of "
+            f"axes, or a function from a shape to one of these; got {as_given(axes)}"
+        )
+    chosen = [*axes[0], *axes[1]]
+    if not all(type(x) is int and -count <= x < count for x in chosen):
+        raise StageError(f"axes={axes} are not all axes of an array of shape {shape}")
+    rows, columns = (tuple(axis % count for axis in x) for x in axes[:2])
+    if len({*rows, *columns}) < len(chosen):
+        raise StageError(f"axes={axes} name an axis of an array of shape {shape} twice")
+    parts = axes[2] if len(axes) == 3 else 1
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise StageError(f"the number of parts must be a whole number ≥ 1, got {as_given(parts)}")
+    return rows, columns, parts
