@@ -4,6 +4,8 @@ Such a rule takes the arguments of its stage, is read in place of the stage's ow
 the same for matrices. ``let`` gives a value a line of its own.
 """
 
+# pyright: reportMissingParameterType=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,7 +31,7 @@ from adamx.equations.formulas import fresh
 from adamx.equations.program import LAST, is_constant, let, mean_along, over_all, width
 from adamx.numerics.arithmetic import log
 
-__all__ = ["OVERRIDES", "paper_form"]
+__all__ = ["paper_form"]
 
 
 def paper_form(stage: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -62,60 +64,46 @@ def paper_form(stage: Callable[..., Any]) -> Callable[[Any], Any]:
 STEPS = Clock(lambda: jnp.zeros(()), lambda t: t + 1, lambda t: t)
 
 
-def number(start: float, letter: str) -> Slot:
+def number(start: Any) -> Callable[[Any], Any]:
     """A slot of one number, the same for all parameters."""
-    return Slot(lambda param: jnp.full((), start, param.dtype), letter=letter)
+    return lambda param: jnp.full((), start, param.dtype)
 
 
 # The state holds z alone; x, of which the paper speaks, is computed from z and the parameters.
 @paper_form(stages.schedule_free)
-def schedule_free(learning_rate: Any, b1: Any, r: Any, weight_lr_power: Any) -> Rule:
+def schedule_free(learning_rate, b1, r, weight_lr_power):
     if not (is_constant(r) and is_constant(weight_lr_power)):
         raise NotImplementedError("its weights have powers that change")
-    is_weighted = not (isinstance(learning_rate, float) or is_off(weight_lr_power))
-    slots = {"z": Slot(iterate, letter="z"), "x": Slot(iterate, letter="x")}
-    if is_weighted:
-        slots["largest"] = number(0.0, "γ")
-    if is_weighted or not is_off(r):
-        slots["total"] = number(0.0, "W")
+    depends_on_rate = not (isinstance(learning_rate, float) or is_off(weight_lr_power))
 
-    def update(signal: Any, slots: Any, step: Any) -> Any:
+    def update(signal, slots, step):
         t, kept = step.clock["steps"], {}
-        weight, share = t**r, 1 / t
-        if is_weighted:
-            kept["largest"] = jnp.maximum(slots["largest"], learning_rate)
-            weight = weight * kept["largest"] ** weight_lr_power
-        if "total" in slots:
-            weight = let(weight, "w")
-            kept["total"] = slots["total"] + weight
-            share = let(jnp.where(kept["total"] == 0, 1.0, weight / kept["total"]), "c")
+        w, c = t**r, 1 / t
+        if depends_on_rate:
+            kept["γ"] = jnp.maximum(slots["γ"], learning_rate)
+            w = w * kept["γ"] ** weight_lr_power
+        if "W" in slots:
+            w = let(w, "w")
+            kept["W"] = slots["W"] + w
+            c = let(jnp.where(kept["W"] == 0, 1.0, w / kept["W"]), "c")
         z = slots["z"] + signal.update
-        x = (1 - share) * slots["x"] + share * z
+        x = (1 - c) * slots["x"] + c * z
         signal = signal.with_statistic((1 - b1) * z + b1 * x - signal.param)
-        return signal.with_notes(**{LAST: signal.update}), kept | {"z": z, "x": x}
+        return signal.with_notes(**{LAST: signal.update}), {**kept, "z": z, "x": x}
 
-    return Rule(update, slots, {"steps": STEPS})
+    slots = {"γ": number(0.0)} if depends_on_rate else {}
+    slots |= {"W": number(0.0)} if depends_on_rate or not is_off(r) else {}
+    return Rule(update, {**slots, "z": iterate, "x": iterate}, {"steps": STEPS})
 
 
 # One clock holds d₀, d, the largest estimate and r, and d² is kept in units of d₀.
 @paper_form(stages.estimate_distance)
 def estimate_distance(
-    d0: Any,
-    d_coef: Any,
-    growth_rate: Any,
-    safeguard_warmup: Any,
-    bias_corrected: Any,
-    learning_rate: Any,
-    b1: Any,
-    b2: Any,
-    b3: Any,
-) -> Rule:
-    unlimited = isinstance(growth_rate, float) and growth_rate == math.inf
-    slots = {"r": number(0.0, "r"), "s": zeros, "start": iterate, "d": number(d0, "d")}
-    if not unlimited:
-        slots["largest"] = number(d0, "D")
+    d0, d_coef, growth_rate, safeguard_warmup, bias_corrected, learning_rate, b1, b2, b3
+):
+    is_limited = not (isinstance(growth_rate, float) and growth_rate == math.inf)
 
-    def update(signal: Any, slots: Any, step: Any) -> Any:
+    def update(signal, slots, step):
         g, d, rate, kept = signal.gradient, slots["d"], learning_rate, {}
         if bias_corrected:
             rate = rate * let(jnp.sqrt(step.clock["w2"]) / step.clock["w1"], "κ")
@@ -124,61 +112,57 @@ def estimate_distance(
         s = b3 * slots["s"] + d**2 * (1 if safeguard_warmup else rate) * g
         size = over_all(jnp.sum(jnp.abs(s)))
         estimate = let(jnp.where(size == 0, 0.0, d_coef * r / size), fresh("d", accent="hat"))
-        if unlimited:
-            new = jnp.maximum(d, estimate)
-        else:
-            kept["largest"] = jnp.maximum(slots["largest"], estimate)
+        new = jnp.maximum(slots["D"] if is_limited else d, estimate)
+        if is_limited:
+            kept["D"] = new
             grown = let(jnp.where(d == d0, jnp.maximum(d0, estimate), d), "e")
-            new = jnp.minimum(kept["largest"], growth_rate * grown)
+            new = jnp.minimum(new, growth_rate * grown)
         signal = signal.with_update(d * signal.update).with_notes(distance=d, unit=new)
-        return signal, kept | {"r": r, "s": s, "start": slots["start"], "d": new}
+        return signal, {**kept, "r": r, "s": s, "start": slots["start"], "d": new}
 
+    slots = {"r": number(0.0), "s": zeros, "start": iterate, "d": number(d0)}
+    slots |= {"D": number(d0)} if is_limited else {}
     weights = {"w1": decay_clock(log(b1)), "w2": decay_clock(log(b2))} if bias_corrected else {}
     return Rule(update, slots, weights)
 
 
 # The shape of an array decides whether its second moment is factored.
 @paper_form(stages.scale_by_factored_rms)
-def scale_by_factored_rms(
-    decay_rate: Any, eps: Any, b2_cap: Any, min_dim_size_to_factor: Any
-) -> Rule:
+def scale_by_factored_rms(decay_rate, eps, b2_cap, min_dim_size_to_factor):
     if not isinstance(min_dim_size_to_factor, int):
         raise NotImplementedError("the shapes of what it keeps depend on the step")
 
-    def update(signal: Any, slots: Any, step: Any) -> Any:
+    def update(signal, slots, step):
         square = signal.gradient**2 + eps
         beta = 1 - step.clock["steps"] ** -decay_rate
-        capped = not isinstance(b2_cap, float) or b2_cap < 1
-        beta = let(jnp.minimum(beta, b2_cap) if capped else beta, "β")
-        row = beta * slots["R"] + (1 - beta) * mean_along(square, "j")
-        column = beta * slots["C"] + (1 - beta) * mean_along(square, "i")
+        is_capped = not isinstance(b2_cap, float) or b2_cap < 1
+        beta = let(jnp.minimum(beta, b2_cap) if is_capped else beta, "β")
+        row = beta * slots["R"] + (1 - beta) * mean_along(square, "j", square.shape)
+        column = beta * slots["C"] + (1 - beta) * mean_along(square, "i", square.shape)
         v = jnp.where(
             width(signal.gradient) >= max(min_dim_size_to_factor, 1),
-            row * column / mean_along(row, "i"),
+            row * column / mean_along(row, "i", square.shape),
             beta * slots["v"] + (1 - beta) * square,
         )
         signal = signal.with_statistic(signal.update / jnp.sqrt(v))
         return signal, {"R": row, "C": column, "v": v}
 
-    slots = {
-        "R": lambda param: mean_along(zeros(param), "j"),
-        "C": lambda param: mean_along(zeros(param), "i"),
-        "v": zeros,
+    means = {
+        k: lambda x, i=i: mean_along(zeros(x), i, x.shape) for k, i in (("R", "j"), ("C", "i"))
     }
-    return Rule(update, slots, {"steps": STEPS})
+    return Rule(update, {**means, "v": zeros}, {"steps": STEPS})
 
 
 # The clock adds logarithms of μ, and reads four numbers from them.
 @paper_form(stages.scale_by_nesterov_momentum)
-def scale_by_nesterov_momentum(b1: Any, momentum_decay: Any, constant_decay: Any) -> Rule:
+def scale_by_nesterov_momentum(b1, momentum_decay, constant_decay):
     warms_up = not (isinstance(momentum_decay, float) and momentum_decay == math.inf)
 
-    def update(signal: Any, slots: Any, step: Any) -> Any:
-        t, now, ahead = step.clock["steps"], b1, b1
+    def update(signal, slots, step):
+        t, symbol, now, ahead = step.clock["steps"], fresh("μ"), b1, b1
         if warms_up:
-            mu = fresh("μ")
-            now = let(b1 * (1 - 0.5 * 0.96 ** (momentum_decay * t)), mu)
-            ahead = let(b1 * (1 - 0.5 * 0.96 ** (momentum_decay * (t + 1))), mu.after)
+            now = let(b1 * (1 - 0.5 * 0.96 ** (momentum_decay * t)), symbol)
+            ahead = let(b1 * (1 - 0.5 * 0.96 ** (momentum_decay * (t + 1))), symbol.after)
         product = now * slots["product"]
         beta = b1 if constant_decay else now
         m = beta * slots["m"] + (1 - beta) * signal.update
@@ -186,42 +170,39 @@ def scale_by_nesterov_momentum(b1: Any, momentum_decay: Any, constant_decay: Any
         u = let(u, fresh("m", accent="hat"))
         return signal.with_statistic(u), {"m": m, "product": product}
 
-    return Rule(update, {"m": zeros, "product": number(1.0, "P")}, {"steps": STEPS})
+    return Rule(update, {"m": zeros, "product": number(1.0)}, {"steps": STEPS})
 
 
 # The state holds the norm v^(1/p) and computes powers relative to the larger term.
 @paper_form(stages.scale_by_lp_norm)
-def scale_by_lp_norm(p: Any, b2: Any, eps: Any) -> Rule:
+def scale_by_lp_norm(p, b2, eps):
     if isinstance(p, float) and p == math.inf:
 
-        def largest(signal: Any, slots: Any, step: Any) -> Any:
+        def largest(signal, slots, step):
             n = jnp.maximum(b2 * slots["n"], jnp.abs(signal.gradient))
             return signal.with_statistic(signal.update / (n + eps)), {"n": n}
 
         return Rule(largest, {"n": squares})
-    q = b2**p
-    mean = decaying_average(q)
+    mean, kept = decaying_average(b2**p), "v" if is_constant(p) else "n"
 
-    def update(signal: Any, slots: Any, step: Any) -> Any:
+    def update(signal, slots, step):
         size, shrunk = jnp.abs(signal.gradient) ** p, mean.weight(step) ** (1 / p)
         if is_constant(p):
-            v = mean(slots["v"], size)
-            n, kept = v ** (1 / p), {"v": v}
+            new = mean(slots["v"], size)
+            n = new ** (1 / p)
         else:
             q = let(b2**p, "q")
-            n = (q * slots["n"] ** p + (1 - q) * size) ** (1 / p)
-            kept = {"n": n}
+            n = new = (q * slots["n"] ** p + (1 - q) * size) ** (1 / p)
         u = signal.update / (n + eps * shrunk)
-        return signal.with_statistic(u, weight=1 / shrunk), kept
+        return signal.with_statistic(u, weight=1 / shrunk), {kept: new}
 
-    return Rule(update, {"v" if is_constant(p) else "n": squares}, mean.clocks)
+    return Rule(update, {kept: squares}, mean.clocks)
 
 
 # The clock averages the age of the gradients in v, from which ρ follows for any schedule of β₂.
 @paper_form(stages.rectify)
-def rectify(threshold: Any, b2: Any) -> Rule:
-
-    def update(signal: Any, slots: Any, step: Any) -> Any:
+def rectify(threshold, b2):
+    def update(signal, slots, step):
         t, kept = step.clock["steps"], {}
         longest = let(2 / (1 - b2) - 1, fresh("ρ", "∞"))
         if is_constant(b2):
@@ -229,8 +210,8 @@ def rectify(threshold: Any, b2: Any) -> Rule:
         else:
             kept["product"] = b2 * slots["product"]
             weight = 1 - kept["product"]
-            kept["ages"] = b2 * slots["ages"] + weight
-            rho = jnp.minimum(2 * kept["ages"] / weight - 1, longest)
+            kept["S"] = b2 * slots["S"] + weight
+            rho = jnp.minimum(2 * kept["S"] / weight - 1, longest)
         rho = let(rho, "ρ")
         r = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
         r = let(jnp.sqrt(r), "r")
@@ -241,19 +222,17 @@ def rectify(threshold: Any, b2: Any) -> Rule:
         u = jnp.where(rho > threshold, r * signal.update, undivided)
         return dataclasses.replace(signal, update=u, bias=bias), kept
 
-    slots = {} if is_constant(b2) else {"ages": number(0.0, "S"), "product": number(1.0, "P")}
+    slots = {} if is_constant(b2) else {"S": number(0.0), "product": number(1.0)}
     return Rule(update, slots, {"steps": STEPS})
 
 
 # β₃ is computed as 1 − β₃, by numbers that are known before the step.
 @paper_form(stages.scale_by_mixed_momentum)
-def scale_by_mixed_momentum(
-    b1: Any, b3: Any, alpha: Any, alpha_warmup: Any, b3_warmup: Any
-) -> Rule:
+def scale_by_mixed_momentum(b1, b3, alpha, alpha_warmup, b3_warmup):
     fast = decaying_average(b1)
 
-    def update(signal: Any, slots: Any, step: Any) -> Any:
-        def done(warmup: Any) -> Any:
+    def update(signal, slots, step):
+        def done(warmup):
             return jnp.minimum(1.0, step.clock["steps"] / jnp.maximum(warmup, 1.0))
 
         m, factor, beta = fast(slots["m"], signal.update), alpha, b3
@@ -272,24 +251,11 @@ def scale_by_mixed_momentum(
 
 # The step is computed without the parameter, so that it does not round it.
 @paper_form(stages.proximal_step)
-def proximal_step(learning_rate: Any, weight_decay: Any) -> Any:
-    def shape(signal: Any) -> Any:
+def proximal_step(learning_rate, weight_decay):
+    def shape(signal):
+        moved, shrunk = -learning_rate * signal.update, 1 + learning_rate * weight_decay
         if is_off(weight_decay):
-            return signal.with_step(-learning_rate * signal.update)
-        moved = signal.param - learning_rate * signal.update
-        return signal.with_step(moved / (1 + learning_rate * weight_decay) - signal.param)
+            return signal.with_step(moved)
+        return signal.with_step((signal.param + moved) / shrunk - signal.param)
 
     return shape
-
-
-OVERRIDES: tuple[Any, ...] = (
-    stages.schedule_free,
-    stages.estimate_distance,
-    stages.scale_by_factored_rms,
-    stages.scale_by_nesterov_momentum,
-    stages.scale_by_lp_norm,
-    stages.rectify,
-    stages.scale_by_mixed_momentum,
-    stages.proximal_step,
-)
-"""The stages with equations of their own."""

@@ -73,9 +73,9 @@ def over_all(x: Any, over: str = "") -> Any:
 
 
 @named
-def mean_along(x: Any, axis: str) -> Any:
-    """The mean along the longest axis (``"j"``) or the second longest (``"i"``), which are kept."""
-    by_length = sorted(range(x.ndim), key=x.shape.__getitem__)
+def mean_along(x: Any, axis: str, shape: tuple[int, ...]) -> Any:
+    """The mean along the longest axis of a shape (``"j"``) or the second longest (``"i"``)."""
+    by_length = sorted(range(x.ndim), key=shape.__getitem__)
     return jnp.mean(x, by_length[-1 if axis == "j" else -2], keepdims=True)
 
 

@@ -498,7 +498,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     "limited_to": lambda x, largest: x,
     "dithered": lambda x, bits, dtype: F.of("SR", x),
     "bits": lambda key, shape, label="": _unknown("random bits"),
-    "mean_along": lambda x, axis: x if x == ZERO else F.of("mean", x, over=axis),
+    "mean_along": lambda x, axis, shape: x if x == ZERO else F.of("mean", x, over=axis),
     "width": functools.partial(F.of, "width"),
     "recast": lambda x, dtype: x,
     "over_all": _over_all,

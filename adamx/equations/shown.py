@@ -25,50 +25,36 @@ __all__ = ["latex", "text"]
 
 # How strongly the parts of a formula hold together: weaker ones get parentheses inside others.
 _WEAK, _SUM, _PRODUCT, _POWER, _ATOM = range(5)
-_BINDINGS = {"": _WEAK, "sum": _SUM, "product": _PRODUCT, "power": _POWER, "atom": _ATOM}
+_BINDING = (
+    dict.fromkeys(("cases", "<", ">", "≥", "=", "≠"), _WEAK)
+    | {"sum": _SUM, "product": _PRODUCT}
+    | dict.fromkeys(("running", "log", "mod"), _POWER)
+)
 
-# Functions as text and as LaTeX. {} is an argument, {:sum} one that holds together like a sum at
-# least, {:()} one in parentheses, {over} a range. Other functions are written name(…).
-_FUNCTIONS: Mapping[str, tuple[str, str]] = {
-    "=": ("{:sum} = {:sum}", "{:sum} = {:sum}"),
-    "≠": ("{:sum} ≠ {:sum}", r"{:sum} \neq {:sum}"),
-    "<": ("{:sum} < {:sum}", "{:sum} < {:sum}"),
-    ">": ("{:sum} > {:sum}", "{:sum} > {:sum}"),
-    "≥": ("{:sum} ≥ {:sum}", r"{:sum} \geq {:sum}"),
+# Functions as text and as LaTeX, and how strongly their arguments have to hold together. The last
+# field is the range. Other functions are written name(…).
+_FUNCTIONS: Mapping[str, tuple[str, str, int]] = {
+    "=": ("{} = {}", "{} = {}", _SUM),
+    "≠": ("{} ≠ {}", r"{} \neq {}", _SUM),
+    "<": ("{} < {}", "{} < {}", _SUM),
+    ">": ("{} > {}", "{} > {}", _SUM),
+    "≥": ("{} ≥ {}", r"{} \geq {}", _SUM),
     "cases": (
         "{1} if {0}, otherwise {2}",
         r"\begin{{cases}} {1} & \text{{if }} {0} \\ {2} & \text{{otherwise}} \end{{cases}}",
+        _WEAK,
     ),
-    "abs": ("|{}|", "|{}|"),
-    "norm": ("‖{}‖{over}", r"\|{}\|{over}"),
-    "norm1": ("‖{}‖₁", r"\|{}\|_1"),
-    "inner": ("⟨{}, {}⟩", r"\langle {}, {} \rangle"),
-    "gradient": ("∇f({})", r"\nabla f({})"),
-    "indicator": ("𝟙[{}]", r"\mathbf{{1}}[{}]"),
-    "clip": ("clip({}, ±{})", r"\operatorname{{clip}}({}, \pm {})"),
-    "rms": ("RMS({})", r"\operatorname{{RMS}}{:()}"),
-    "mean": ("mean{over}({})", r"\operatorname{{mean}}{over}{:()}"),
-    "total": ("Σ{over}({})", r"\operatorname{{sum}}{over}{:()}"),
-    "log": ("log {:atom}", r"\log{:()}"),
-    "mod": ("{:power} mod {:power}", r"{:power} \ \mathrm{{mod}}\ {:power}"),
+    "abs": ("|{}|", "|{}|", _WEAK),
+    "norm": ("‖{}‖{}", r"\|{}\|{}", _WEAK),
+    "norm1": ("‖{}‖₁", r"\|{}\|_1", _WEAK),
+    "inner": ("⟨{}, {}⟩", r"\langle {}, {} \rangle", _WEAK),
+    "gradient": ("∇f({})", r"\nabla f({})", _WEAK),
+    "indicator": ("𝟙[{}]", r"\mathbf{{1}}[{}]", _WEAK),
+    "clip": ("clip({}, ±{})", r"\operatorname{{clip}}({}, \pm {})", _WEAK),
+    "log": ("log {}", r"\log {}", _ATOM),
+    "mod": ("{} mod {}", r"{} \ \mathrm{{mod}}\ {}", _POWER),
 }
-_BINDING = {
-    **dict.fromkeys(("cases", "<", ">", "≥", "=", "≠"), _WEAK),
-    **{"sum": _SUM, "product": _PRODUCT, "running": _POWER, "log": _POWER, "mod": _POWER},
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Argument:
-    """An argument of a function, in the field of a format."""
-
-    show: _Renderer
-    formula: Expression
-
-    def __format__(self, how: str) -> str:
-        if how == "()":
-            return self.show.parentheses(self.show(self.formula))
-        return self.show(self.formula, _BINDINGS[how])
+_NAMES = {"rms": "RMS", "total": "Σ"}
 
 
 def _signed(x: Expression) -> tuple[bool, Expression]:
@@ -105,13 +91,25 @@ def _digits(value: float) -> str:
     return f"1/{share}" if len(shown) > 10 and abs(share * value - 1) < 1e-9 else shown
 
 
-class _Renderer:
-    """What text and LaTeX have in common: signs, order and parentheses."""
+_SUBSCRIPTS = dict(
+    zip("0123456789+−aehijklmnoprstuvx,′∞", "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ,′∞", strict=True)
+)
+_SUPERSCRIPTS = dict(zip("0123456789+−tnip", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵗⁿⁱᵖ", strict=True))
+_ACCENTS = {"": "", "hat": "\N{COMBINING CIRCUMFLEX ACCENT}", "bar": "\N{COMBINING MACRON}"}
 
-    column: int
-    minus: str
-    dot: str
-    thin: str
+
+def _index(symbol: Symbol) -> tuple[str, str, str]:
+    """The index, the primes and the step of a symbol; a second symbol of a letter has index 2."""
+    again = symbol.which - 1
+    index = symbol.index or (str(symbol.which) if again else "")
+    return index, "′" * again if symbol.index else "", symbol.step
+
+
+class _Text:
+    """Formulas as text; LaTeX has signs, order and parentheses in common with it."""
+
+    column, minus, dot, thin, product = 0, "−", " · ", " ", "∏"
+    equals, becomes, space = "=", "←", "   "
 
     def __call__(self, x: Expression, binding: int = _WEAK) -> str:
         shown = self.show(x)
@@ -133,14 +131,15 @@ class _Renderer:
         if isinstance(x, Symbol):
             return self.symbol(x)
         assert isinstance(x, Function)
-        if x.name in _FUNCTIONS:
-            over = "" if (x.name, x.over) == ("mean", "array") else self.over(x.over)
-            arguments = (_Argument(self, child) for child in x.children)
-            return _FUNCTIONS[x.name][self.column].format(*arguments, over=over)
         inside = ", ".join(map(self, x.children))
+        over = "" if (x.name, x.over) == ("mean", "array") else self.over(x.over)
+        if x.name in _FUNCTIONS:
+            binding = _FUNCTIONS[x.name][2]
+            arguments = (self(child, binding) for child in x.children)
+            return _FUNCTIONS[x.name][:2][self.column].format(*arguments, over)
         match x.name:
             case "sum":
-                return "".join(self.term(i, term) for i, term in enumerate(x.children))
+                return self(x.children[0], _SUM) + "".join(map(self.term, x.children[1:]))
             case "product" | "power" if (parts := _fraction(x))[1] != ONE:
                 return self.fraction(*parts)
             case "product":
@@ -157,12 +156,10 @@ class _Renderer:
             case "unknown":
                 name = Symbol("f", x.over.partition("\0")[2], step="")
                 return self.symbol(name) + self.parentheses(inside)
-        return self.operator(x.name) + self.parentheses(inside)
+        return self.operator(_NAMES.get(x.name, x.name)) + over + self.parentheses(inside)
 
-    def term(self, i: int, term: Expression) -> str:
+    def term(self, term: Expression) -> str:
         negative, size = _signed(term)
-        if i == 0:
-            return self(term, _SUM)
         return f" {self.minus if negative else '+'} {self(size, _PRODUCT)}"
 
     def row(self, factors: Sequence[Expression]) -> str:
@@ -176,25 +173,6 @@ class _Renderer:
 
     def parentheses(self, shown: str) -> str:
         return f"({shown})"
-
-
-_SUBSCRIPTS = dict(
-    zip("0123456789+−aehijklmnoprstuvx,′∞", "₀₁₂₃₄₅₆₇₈₉₊₋ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ,′∞", strict=True)
-)
-_SUPERSCRIPTS = dict(zip("0123456789+−tnip", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ᵗⁿⁱᵖ", strict=True))
-_ACCENTS = {"": "", "hat": "\N{COMBINING CIRCUMFLEX ACCENT}", "bar": "\N{COMBINING MACRON}"}
-
-
-def _index(symbol: Symbol) -> tuple[str, str, str]:
-    """The index, the primes and the step of a symbol; a second symbol of a letter has index 2."""
-    again = symbol.which - 1
-    index = symbol.index or (str(symbol.which) if again else "")
-    return index, "′" * again if symbol.index else "", symbol.step
-
-
-class _Text(_Renderer):
-    column, minus, dot, thin, product = 0, "−", " · ", " ", "∏"
-    equals, becomes, space = "=", "←", "   "
 
     def number(self, value: float) -> str:
         return _digits(value)
@@ -228,14 +206,13 @@ class _Text(_Renderer):
         return f"{shown}^{above}" if simple else f"{shown}^({above.replace(' / ', '/')})"
 
 
-_LETTERS = {
-    **{"α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "ε": r"\epsilon"},
-    **{"η": r"\eta", "θ": r"\theta", "κ": r"\kappa", "λ": r"\lambda", "μ": r"\mu"},
-    **{"ρ": r"\rho", "φ": r"\phi", "ψ": r"\psi", "ℓ": r"\ell", "∞": r"\infty"},
-}
-_ESCAPES = {
-    **{sign: f"\\{sign}" for sign in "_#%&${}"},
-    **{" ": r"\ ", "−": "-", "<": r"\langle ", ">": r"\rangle "},
+_GREEK = "alpha beta gamma delta epsilon eta theta kappa lambda mu rho phi psi ell infty"
+_LETTERS = {x: f"\\{name}" for x, name in zip("αβγδεηθκλμρφψℓ∞", _GREEK.split(), strict=True)}
+_ESCAPES = {x: f"\\{x}" for x in "_#%&${}"} | {
+    " ": r"\ ",
+    "−": "-",
+    "<": r"\langle ",
+    ">": r"\rangle ",
 }
 
 
@@ -244,7 +221,7 @@ def _leading(x: Expression) -> list[Number]:
     return [f for f in x.children if isinstance(f, Number)] if is_a(x, "product") else []
 
 
-class _Latex(_Renderer):
+class _Latex(_Text):
     column, minus, dot, thin = 1, "-", r" \cdot ", r" \, "
     product = r"\prod_{i=1}^t "
     equals, becomes, space = "&=", r"&\leftarrow", r" \qquad "
@@ -275,7 +252,8 @@ class _Latex(_Renderer):
         return rf"\mathrm{{{self.escaped(name)}}}"
 
     def operator(self, name: str) -> str:
-        return f"\\{name}" if name in ("max", "min", "exp") else rf"\operatorname{{{name}}}"
+        is_known = name in ("max", "min", "exp")
+        return f"\\{name}" if is_known else rf"\operatorname{{{name.replace('Σ', 'sum')}}}"
 
     def below(self, shown: str) -> str:
         return f"_{shown}" if len(shown) == 1 else f"_{{{shown}}}" if shown else ""
