@@ -3,10 +3,10 @@
 ==============  ====================================================================================
 ``formulas``    formulas in a normalised form
 ``shown``       formulas as text and as LaTeX
-``reader``      formulas, read off a jaxpr
-``rules``       what a stage does: its clocks, slots and signal
-``writer``      the lines of an algorithm: names, averages and their corrections
-``overrides``   the equations of the stages whose arithmetic differs from the paper's form
+``program``     traces the rules of a chain as one program
+``reader``      formulas, read off the jaxpr of a program
+``lines``       the lines of an algorithm: which values get one, corrected averages, names
+``overrides``   rules in the arithmetic of the papers, for the stages that compute in another way
 ==============  ====================================================================================
 """
 

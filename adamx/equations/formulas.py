@@ -211,7 +211,7 @@ def _joined(powers: Mapping[Expression, float]) -> list[Expression]:
             choices.setdefault(base.children[0], []).append(base)
     for condition, same in choices.items():
         if len(same) > 1:
-            branches = zip(*([power(y, powers[x]) for y in x.children[1:]] for x in same))
+            branches = ((power(x.children[i], powers[x]) for x in same) for i in (1, 2))
             joined = cases(condition, *(multiply(*branch) for branch in branches))
             return _joined({x: n for x, n in powers.items() if x not in same} | {joined: 1.0})
     return [power(base, n) for base, n in powers.items()]

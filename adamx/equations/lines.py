@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adamx.equations import formulas as F
-from adamx.equations.formulas import (
-    GRADIENT,
-    ONE,
-    PARAM,
-    ZERO,
-    Expression,
-    Function,
-    Number,
-    Symbol,
-    is_a,
-    substitute,
-    walk,
-)
+from adamx.equations.formulas import ONE, PARAM, ZERO, Expression, Symbol, is_a, substitute, walk
 from adamx.equations.reader import Line
 
 __all__ = ["written"]
@@ -40,7 +28,7 @@ def written(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], dict[Symbo
     lines = [*_inlined(_with_param(lines, update), update, units)]
     for line in lines:
         line.value = units.cancelled(line.value)
-    lines = [Line(G, GRADIENT), *_ordered(units.with_corrections(_with_choices(lines)))]
+    lines = [Line(G, F.GRADIENT), *_ordered(units.with_corrections(_with_choices(lines)))]
     for line in lines:
         weights = {x: ONE - x.children[0] for x in walk(line.value) if is_a(x, "weight")}
         line.value = substitute(line.value, weights)
@@ -53,7 +41,7 @@ def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
     table: dict[Expression, Expression] = {}
     recurrences: dict[Any, Symbol] = {}
     kept: list[Line] = []
-    for line in _updates_last(lines):
+    for line in lines:
         symbol, value, before = line.symbol, substitute(line.value, table), line.symbol.before
         same = None
         if before in walk(value):
@@ -77,22 +65,6 @@ def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
         if line.kind == "let" and line.symbol not in used:
             kept.remove(line)
     return kept, update
-
-
-def _updates_last(lines: Iterable[Line]) -> Iterable[Line]:
-    """The lines; the update of a stage comes after slots of it that do not use it."""
-    update: Line | None = None
-    for line in lines:
-        is_own = update is not None and line.place == update.place and line.kind == "slot"
-        if update is not None and not (is_own and update.symbol not in walk(line.value)):
-            yield update
-            update = None
-        if line.kind == "update":
-            update = line
-        else:
-            yield line
-    if update is not None:
-        yield update
 
 
 def _with_param(lines: list[Line], update: Symbol) -> list[Line]:
@@ -128,7 +100,7 @@ def _is_needed(line: Line, lines: Sequence[Line], place: int, units: _Units) -> 
     users = [x for x in lines[place + 1 :] if symbol in walk(x.value)]
     if line.remark or any(symbol.before in walk(x.value) for x in lines):
         return True
-    if isinstance(value, Symbol | Number) or not users:
+    if isinstance(value, Symbol | F.Number) or not users:
         return False
     parts = [part for x in users for part in walk(x.value)]
     is_argument = any(is_a(x, "unknown") and symbol in walk(x) for x in parts)
@@ -181,13 +153,13 @@ class _Units:
             return x.hat, self.divided(self.weights[x])[1]
         if is_a(x, "weight") or x in self.units:
             return ONE, x
-        if not isinstance(x, Function) or not x.children:
+        if not isinstance(x, F.Function) or not x.children:
             return x, ONE
         formulas, units = zip(*map(self.divided, x.children), strict=True)
         match x.name:
             case "product":
                 return F.multiply(*formulas, fold=False), F.multiply(*units)
-            case "power" if isinstance(x.children[1], Number):
+            case "power" if isinstance(x.children[1], F.Number):
                 return F.power(*formulas), F.power(units[0], formulas[1])
             case "abs" | "norm" | "mean" | "rms" | "norm1" | "total":
                 return F.rebuilt(x, formulas), units[0]

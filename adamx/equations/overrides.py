@@ -19,7 +19,6 @@ from adamx import stages
 from adamx.core import (
     Clock,
     Rule,
-    Slot,
     decay_clock,
     decaying_average,
     is_off,

@@ -27,15 +27,14 @@ from adamx.numerics.named import named
 
 __all__ = ["LAST", "Program", "is_constant", "let", "mean_along", "over_all", "width"]
 
-# The letters of hyperparameters and of usual slots, with an index or an accent. Others are called
-# by their names.
-LETTERS = {
-    **{"learning_rate": "α", "b1": "β 1", "b2": "β 2", "b3": "β 3", "rho": "ρ", "momentum": "μ"},
-    **{"eps": "ε", "eps_hat": "ε̂", "eps_root": "ε root", "weight_decay": "λ", "gamma": "γ"},
-    **{"momentum_decay": "ψ", "alpha": "α", "decay": "d", "d0": "d 0", "d_coef": "c"},
-    **{"growth_rate": "γ", "max_norm": "c", "trust_coefficient": "η", "sync_period": "k"},
-    **{"slow_step_size": "η", "mu": "m", "nu": "v"},
-}
+_NAMES = """
+    learning_rate=α b1=β,1 b2=β,2 b3=β,3 rho=ρ eps=ε eps_hat=ε̂ eps_root=ε,root weight_decay=λ
+    momentum=μ momentum_decay=ψ gamma=γ alpha=α decay=d d0=d,0 d_coef=c growth_rate=γ max_norm=c
+    trust_coefficient=η sync_period=k slow_step_size=η mu=m nu=v
+"""
+LETTERS = {name: x for name, _, x in (pair.partition("=") for pair in _NAMES.split())}
+"""The letters, with an index or an accent, of hyperparameters and usual slots; others are called by
+their names."""
 
 SHAPES = (53, 59), (61, 67)
 """Shapes of the parameter with which rules are traced: what is read depends on no size. A rule that
@@ -161,7 +160,7 @@ class Program:
         self.arrays.clear()
         self.lines.clear()
         signal = Signal(g, g, is_limited=True, _param=param, _dtypes=(g.dtype,), whole=g.shape)
-        values = dict(zip(self.numbers, numbers, strict=True))
+        values: dict[Any, Any] = dict(zip(self.numbers, numbers, strict=True))
         is_certain, last = True, None
         for i, (link, given) in enumerate(zip(self.links, self.given, strict=True)):
             self.place, done = i, len(self.lines)
@@ -171,7 +170,7 @@ class Program:
                 if i in self.opaque:
                     raise NotImplementedError(self.opaque[i])
                 if isinstance(link, Stage):  # an observer changes nothing
-                    known = {k: values[x] if x in values else x for k, x in given.items()}
+                    known = {k: values.get(x, x) for k, x in given.items()}
                     signal = self.stage(link, {**link.arguments, **known}, signal, start)
             except Exception as error:
                 if isinstance(error, StageError) and is_certain:
@@ -251,7 +250,7 @@ class Program:
 
 def _symbol(name: str, letter: str = "", step: str = "t") -> Symbol:
     """The symbol of a slot or a hyperparameter."""
-    letter, _, index = (letter or LETTERS.get(name, name)).partition(" ")
+    letter, _, index = (letter or LETTERS.get(name, name)).partition(",")
     accent = _ACCENTS.get(letter[1:], "")
     return fresh(letter[:1] if accent else letter, index, accent, step)
 

@@ -106,8 +106,8 @@ class _Reader:
 
     def run(self, closed: Any, given: Sequence[Any]) -> list[Any]:
         jaxpr = closed.jaxpr
-        known: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_constant, closed.consts)))
-        known.update(zip(jaxpr.invars, given, strict=True))
+        values = [*map(_constant, closed.consts), *given]
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
 
         def value(v: Any) -> Any:
             return _constant(v.val) if hasattr(v, "val") else known[v]
@@ -150,19 +150,17 @@ class _Reader:
         """The results of an equation; None if there is no formula for them."""
         name, given = equation.primitive.name, equation.params
         inner = given.get("call_jaxpr") or given.get("jaxpr") or given.get("fun_jaxpr")
-        if inner is not None and hasattr(inner, "consts"):
-            label = str(given.get("name") or "")
-            if label.startswith(PREFIX):
-                call = CALLS[int(label.removeprefix(PREFIX))]
-                meaning = NAMED.get(call.name) or getattr(self, call.name, None)
-                if meaning is not None:
-                    own, named = filled(call, inputs)
-                    found = meaning(*own, **named)
-                    return found if isinstance(found, tuple) else (found,)
-            if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"):
-                return self.run(inner, inputs)
-            return None
-        if not inputs or not equation.outvars:
+        label = str(given.get("name") or "")
+        if label.startswith(PREFIX):
+            call = CALLS[int(label.removeprefix(PREFIX))]
+            meaning = NAMED.get(call.name) or getattr(self, call.name, None)
+            if meaning is not None:
+                own, named = filled(call, inputs)
+                found = meaning(*own, **named)
+                return found if isinstance(found, tuple) else (found,)
+        if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"):
+            return self.run(inner, inputs)
+        if inner is not None or not inputs or not equation.outvars:
             return None
         before, after = equation.invars[0].aval, equation.outvars[0].aval
         if name == "reduce_sum":
@@ -170,9 +168,8 @@ class _Reader:
             if found is not None:
                 self.terms[found[0]] = math.prod(before.shape[axis] for axis in given["axes"])
             return found
-        if name == "div" and isinstance(inputs[1], Number):
-            if self.terms.get(inputs[0]) == inputs[1].value:
-                return (_mean(inputs[0]),)
+        if name == "div" and getattr(inputs[1], "value", 0) == self.terms.get(inputs[0]):
+            return (_mean(inputs[0]),)
         return _primitive(name, given, inputs, before, after)
 
 
@@ -180,7 +177,7 @@ def _unknown_part(name: str, inputs: Sequence[Expression]) -> str:
     """The primitive to name for a value without a formula: the first that is no change of form."""
     before = (x.over for y in inputs for x in F.walk(y) if is_a(x, "unknown"))
     first = next(before, name).partition("\0")[0]
-    is_form, was_form = (x in SAME or x in PARTS for x in (name, first))
+    is_form, was_form = (x in FORMS for x in (name, first))
     return name if (was_form and not is_form) or name in ("cond", "while", "scan") else first
 
 
@@ -199,11 +196,11 @@ def number(x: Any) -> Number:
 def _constant(x: Any) -> Expression:
     """A constant array as a number, if all its elements are equal."""
     values = np.asarray(x)
-    is_real = values.dtype == np.bool_ or jnp.issubdtype(values.dtype, np.integer)
-    if (is_real or jnp.issubdtype(values.dtype, np.floating)) and values.size:
-        first = values.flat[0]
-        if (values == first).all() or np.isnan(values.astype(np.float64)).all():
-            return number(first)
+    is_number = values.dtype == np.bool_ or jnp.issubdtype(values.dtype, np.number)
+    if is_number and not np.iscomplexobj(values):
+        different = np.unique(values.astype(np.float64))
+        if different.size == 1:
+            return number(different[0])
     return _unknown("constant")
 
 
@@ -220,7 +217,7 @@ def solved(new: Expression, before: Symbol, start: Expression) -> Expression | N
     change, factor = new - before, new / before
     if change == ZERO:
         return start
-    if start == ONE and before not in F.walk(factor):
+    if start == ONE and isinstance(factor, Number | Symbol):
         return F.decayed(factor)
     if isinstance(change, Number):
         return start + change * STEP
@@ -228,12 +225,10 @@ def solved(new: Expression, before: Symbol, start: Expression) -> Expression | N
         counted = solved(new.children[0], before, start)
         return counted and F.extreme("min", counted, new.children[1])
     if is_a(new, "sum") and is_a(new.children[0], "cases") and new.children[1:] == (ONE,):
-        condition, *branches = new.children[0].children  # a counter that begins again
-        period = condition.children[1]
-        if branches == [before, ZERO] and condition == F.relation("<", before, period):
-            if isinstance(period, Number) and start == ZERO:
-                period = Number(float(max(math.ceil(period.value), 1)))
-                return F.of("mod", STEP - 1, period) + 1
+        period = new.children[0].children[0].children[-1]  # of a counter that begins again
+        same = F.cases(F.relation("<", before, period), before, ZERO)
+        if new.children[0] == same and start == ZERO and isinstance(period, Number):
+            return F.of("mod", STEP - 1, max(math.ceil(period.value), 1)) + 1
     return None
 
 
@@ -254,8 +249,6 @@ def _primitive(name: str, given: Any, inputs: list[Any], before: Any, after: Any
     is_whole = np.issubdtype(before.dtype, np.integer)
     if name in SAME:
         return (x,) if isinstance(x, Number) or _is_aligned(name, before, after) else None
-    if name in PARTS and isinstance(x, Number):
-        return (x,)
     if name == "convert_element_type":
         return _converted(x, before.dtype, after.dtype)
     if name == "integer_pow":
@@ -386,8 +379,8 @@ SAME = {
     *("real", "optimization_barrier", "reduce_precision", "device_put", "sharding_constraint"),
     *("pvary", "pcast", "conj"),
 }
-PARTS = {"slice", "dynamic_slice", "gather", "transpose", "rev", "concatenate"}
-"""Primitives that take some elements, which are all equal in a number."""
+FORMS = {*SAME, "slice", "dynamic_slice", "gather", "transpose", "rev", "concatenate"}
+"""Primitives that only move elements."""
 
 PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
     "add": F.add,

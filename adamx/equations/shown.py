@@ -6,20 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from adamx.equations.formulas import (
-    ONE,
-    STEP,
-    Expression,
-    Function,
-    Number,
-    Symbol,
-    as_power,
-    is_a,
-    multiply,
-    power,
-    substitute,
-    walk,
-)
+from adamx.equations import formulas as F
+from adamx.equations.formulas import ONE, Expression, Function, Number, Symbol, is_a
 
 __all__ = ["latex", "text"]
 
@@ -61,27 +49,27 @@ def _signed(x: Expression) -> tuple[bool, Expression]:
     """Whether a formula has a leading minus sign, and the formula without it."""
     first = x.children[0] if is_a(x, "product") else x
     is_negative = isinstance(first, Number) and first.value < 0
-    return is_negative, multiply(-1, x, fold=False) if is_negative else x
+    return is_negative, F.multiply(-1, x, fold=False) if is_negative else x
 
 
 def _fraction(x: Expression) -> tuple[Expression, Expression]:
     """What is above and below the line."""
     parts: tuple[list[Expression], list[Expression]] = [], []
     for factor in x.children if is_a(x, "product") else (x,):
-        base, n = as_power(factor)
+        base, n = F.as_power(factor)
         is_below = n < 0 and 2 * n % 1 == 0
-        parts[is_below].append(power(base, -n) if is_below else factor)
-    over, under = (multiply(*part, fold=False) for part in parts)
+        parts[is_below].append(F.power(base, -n) if is_below else factor)
+    over, under = (F.multiply(*part, fold=False) for part in parts)
     return over, under
 
 
 def _indexed(x: Expression) -> Expression:
     """The formula of step i in place of t."""
-    table: dict[Expression, Expression] = {STEP: Symbol("i", step="")}
-    for symbol in walk(x):
+    table: dict[Expression, Expression] = {F.STEP: Symbol("i", step="")}
+    for symbol in F.walk(x):
         if isinstance(symbol, Symbol) and symbol.step == "t":
             table[symbol] = dataclasses.replace(symbol, step="i")
-    return substitute(x, table)
+    return F.substitute(x, table)
 
 
 def _digits(value: float) -> str:
@@ -144,7 +132,7 @@ class _Text:
                 return self.fraction(*parts)
             case "product":
                 return self.row(x.children)
-            case "power" if as_power(x)[1] == 0.5:
+            case "power" if F.as_power(x)[1] == 0.5:
                 return self.root(x.children[0])
             case "power":
                 return self.power(*x.children)
@@ -274,7 +262,7 @@ class _Latex(_Text):
     def fraction(self, over: Expression, under: Expression) -> str:
         numbers = _leading(over)
         front = "".join(self.number(x.value) + self.thin for x in numbers)
-        above = multiply(*over.children[len(numbers) :], fold=False) if numbers else over
+        above = F.multiply(*over.children[len(numbers) :], fold=False) if numbers else over
         return rf"{front}\frac{{{self(above)}}}{{{self(under)}}}"
 
     def root(self, inside: Expression) -> str:

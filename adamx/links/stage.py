@@ -49,7 +49,7 @@ class Definition(Signature):
                 "else. A hyperparameter of a stage is a number in every step: let a number (0.0, "
                 "say) switch it off, or write a stage for each"
             )
-        self.equations: Callable[..., Any] | None = None  # in symbols, for adamx.explain
+        self.equations: Callable[..., Any] | None = None  # a rule for adamx.explain instead
 
     @functools.cached_property
     def bare(self) -> ByValue | None:
