@@ -419,6 +419,15 @@ def averaged_by_the_rest(b: Decay):
     return Rule(update, slots={"mu": zeros}, clocks=mean.clocks)
 
 
+@stage
+def kept_rate(rate: Real):
+    def update(signal, slots, step):
+        kept = rate + jnp.zeros(())
+        return signal.with_statistic((slots["rate"] + rate) * signal.update), {"rate": kept}
+
+    return Rule(update, slots={"rate": lambda param: jnp.zeros((), zeros(param).dtype)})
+
+
 @jax.jit
 def power_of_a_sign(x, n):
     return jnp.sign(x) * jnp.abs(x) ** n
@@ -442,6 +451,8 @@ OWN = {
     "a choice, no divisor": shaped(lambda u: jnp.where(jnp.maximum(u, 0) == 0, 1.0, u)),
     "a large limit": shaped(lambda u: jnp.minimum(1e12 * u, 1e10)),
     "a remainder": shaped(lambda u: 2 * jnp.fmod(u, 0.3)),
+    "a mean of a sum": shaped(lambda u: u / (1 + jnp.mean(jnp.sum(u**2)) + jnp.mean(0 * u))),
+    "the last value of a schedule": adamx.chain(kept_rate(falling(0.5)), STEP),
     "a power of a logarithm": shaped(lambda u: jnp.log(1 + jnp.abs(u)) ** 2),
 }
 

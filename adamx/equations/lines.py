@@ -37,7 +37,7 @@ def written(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], dict[Symbo
 
 def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
     """The lines without those whose values have a symbol already, and the symbol of the update."""
-    starts = {line.symbol: line.start for line in lines}
+    starts = {G: ZERO} | {line.symbol: line.start for line in lines}
     table: dict[Expression, Expression] = {}
     recurrences: dict[Any, Symbol] = {}
     kept: list[Line] = []
@@ -47,8 +47,8 @@ def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
         if before in walk(value):
             key = substitute(value, {before: Symbol("itself")}), line.start
             same = recurrences.setdefault(key, symbol)
-        elif isinstance(value, Symbol) and value.step == "t":
-            is_equal = line.kind == "update" or starts.get(value, ZERO) == line.start
+        elif isinstance(value, Symbol) and value in starts:
+            is_equal = line.kind == "update" or starts[value] == line.start
             same = value if is_equal and line.kind != "let" else None
         if same is None or same == symbol:
             kept.append(line)
@@ -56,7 +56,7 @@ def _merged(lines: Sequence[Line], last: Symbol) -> tuple[list[Line], Symbol]:
             table |= {symbol: same, before: same.before}
     for line in kept:
         line.value, line.weight = (substitute(x, table) for x in (line.value, line.weight))
-        if line.kind == "let" and not line.value.constant:
+        if line.kind == "let" and isinstance(line.value, F.Function) and not line.value.constant:
             table[line.value] = line.symbol
     update = substitute(last, table)
     assert isinstance(update, Symbol)
@@ -240,8 +240,11 @@ def _named(lines: Sequence[Line]) -> dict[Symbol, Symbol]:
         x: dataclasses.replace(x, letter=y.letter, index=y.index, which=ranks[y.which])
         for x, y in owners.items()
     }
+    seen: set[Symbol] = set()
     for line in lines:
         line.symbol = names[line.symbol]
+        line.again = line.symbol in seen
+        seen.add(line.symbol)
         line.value, line.start = (substitute(x, names) for x in (line.value, line.start))
     _number_unknown(lines)
     return names
@@ -256,10 +259,11 @@ def _letters(lines: Sequence[Line]) -> dict[int, Symbol]:
         if line.kind == "update":
             new, old = line.symbol, holders.get(line.is_gradient)
             is_kept = old is not None and any(old.before in x for x in used)
-            line.again = not (old is None or is_kept or any(old in x for x in used[i + 1 :]))
             letter = "u" if not line.is_gradient else "c" if is_kept else "g"
-            owner = found.get(old.which, old) if line.again and old is not None else None
-            found[new.which] = owner or dataclasses.replace(new, letter=letter)
+            found[new.which] = dataclasses.replace(new, letter=letter)
+            later = set[F.Expression]().union(*used[i + 1 :])
+            if old is not None and not is_kept and later.isdisjoint({old, old.hat}):
+                found[new.which] = found.get(old.which, old)
             holders[line.is_gradient] = new
     return found
 

@@ -165,7 +165,7 @@ class _Reader:
         before, after = equation.invars[0].aval, equation.outvars[0].aval
         if name == "reduce_sum":
             found = _summed(inputs[0], given["axes"], before.shape)
-            if found is not None:
+            if found is not None and found[0] != inputs[0]:
                 self.terms[found[0]] = math.prod(before.shape[axis] for axis in given["axes"])
             return found
         if name == "div" and getattr(inputs[1], "value", 0) == self.terms.get(inputs[0]):
@@ -407,7 +407,9 @@ PRIMITIVES: Mapping[str, Callable[..., Expression]] = {
         for name in ("sign", "log", "tanh", "sin", "cos", "erf", "floor", "round", "atan2", "rem")
     },
     "eq": functools.partial(_relation, "="),
-    "ne": lambda x, y: F.of("isnan", x) if x == y else _relation("≠", x, y),
+    "ne": lambda x, y: (
+        _relation("≠", x, y) if x != y or isinstance(x, Number) else F.of("isnan", x)
+    ),
     "lt": functools.partial(_relation, "<"),
     "gt": functools.partial(_relation, ">"),
     "ge": functools.partial(_relation, "≥"),
