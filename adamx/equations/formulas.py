@@ -137,7 +137,7 @@ _COUNT = itertools.count(2)
 
 
 def fresh(letter: str, index: str = "", accent: str = "", step: str = "t") -> Symbol:
-    """A symbol that differs from all others; the writer numbers those with the same letter."""
+    """A symbol that differs from all others; those with the same letter are numbered at the end."""
     return Symbol(letter, index, accent, step, next(_COUNT))
 
 
