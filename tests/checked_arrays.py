@@ -79,6 +79,11 @@ def main() -> None:
     recipes = {name: adamx.get_recipe(name) for name in adamx.list_recipes()}
     rates = {name: () if name == "prodigy" else (1e-3,) for name in recipes}
     optimisers = [recipe(*rates[name]) for name, recipe in recipes.items()]
+    of_matrices = ("adamuon", "muon", "muon_h", "normuon")
+    optimisers = [
+        adamx.where("kernel", opt) if name in of_matrices else opt
+        for name, opt in zip(recipes, optimisers, strict=True)
+    ]
     optimisers += [
         adamx.quantize_state(adamx.adam(1e-3), x, min_size=1) for x in ("bf16", "fp8", "int8")
     ]

@@ -710,7 +710,7 @@ def in_order():
         (without_nan(), "gₜ ← 0 if isnan(gₜ), otherwise gₜ"),
         (in_order(), "(f computes sort)"),
         (adamx.muon(0.1), "θₜ = θₜ₋₁ − 0.1 scaled_by_shape(orth(0.95 mₜ + 0.05 gₜ))"),
-        (adamx.soap(), "gₜ ← eigenbasis(gₜ; b2=0.95, every=10, max_size=10000, spread=True"),
+        (adamx.soap(3e-3), "gₜ ← eigenbasis(gₜ; b2=0.95, every=10, max_size=10000, spread=True"),
         (
             adamx.partition({"a": adamx.clip_by_global_norm(1.0), "*": adamx.sgd(1.0)}),
             "gₜ ← gₜ min(1, 1 / ‖gₜ‖_group)",

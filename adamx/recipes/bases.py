@@ -33,7 +33,7 @@ __all__ = ["apollo", "fira", "galore", "kl_soap", "shampoo", "soap", "splus"]
 
 @recipe
 def soap(
-    learning_rate: NonNegative = 3e-3,
+    learning_rate: NonNegative,
     b1: Decay = 0.95,
     b2: Decay = 0.95,
     eps: NonNegative = 1e-8,
@@ -74,7 +74,7 @@ def soap(
 
     Source: Vyas et al. 2024 (arXiv 2409.11321), Algorithm 3; defaults of the authors' code.
 
-    >>> opt = adamx.soap()
+    >>> opt = adamx.soap(3e-3)
     >>> print(opt)
     delay_start(chain(
         in_basis(eigenbasis(b2=0.95, every=10, max_size=10000, spread=True, axes='matrix'), chain(
@@ -107,7 +107,7 @@ def soap(
 
 @recipe
 def kl_soap(
-    learning_rate: NonNegative = 3e-3,
+    learning_rate: NonNegative,
     b1: Decay = 0.95,
     b2: Decay = 0.95,
     eps: Positive = 1e-8,
@@ -169,7 +169,7 @@ def kl_soap(
 
 @recipe
 def splus(
-    learning_rate: NonNegative = 0.1,
+    learning_rate: NonNegative,
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     weight_decay: NonNegative = 0.01,
@@ -226,7 +226,7 @@ def splus(
 
 @recipe
 def galore(
-    learning_rate: NonNegative = 1e-3,
+    learning_rate: NonNegative,
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: NonNegative = 1e-6,
@@ -283,7 +283,7 @@ def galore(
 
 @recipe
 def fira(
-    learning_rate: NonNegative = 1e-3,
+    learning_rate: NonNegative,
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: NonNegative = 1e-6,
@@ -336,7 +336,7 @@ def fira(
 
 @recipe
 def apollo(
-    learning_rate: NonNegative = 1e-3,
+    learning_rate: NonNegative,
     b1: Decay = 0.9,
     b2: Decay = 0.999,
     eps: NonNegative = 1e-6,

@@ -88,7 +88,7 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
             ``known``, or a traced number. The error names the link and the argument.
 
     >>> to_config(adamx.scale_by_momentum())
-    {'format': 'adamx/1', 'chain': [{'stage': 'scale_by_momentum', 'b1': 0.9}]}
+    {'format': 'adamx/1', 'chain': [{'stage': 'scale_by_momentum', 'b1': 0.9, 'nesterov': False}]}
     >>> harmonic = lambda t: 0.5 / (t + 1)
     >>> to_config(adamx.sgd(harmonic), known={"harmonic": harmonic})["chain"]
     [{'stage': 'scale_by_learning_rate', 'learning_rate': {'name': 'harmonic'}}]
