@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from adamx.errors import StageError
 from adamx.links.signal import Signal
-from adamx.numerics.types import Array, Bool, Float, Int32, Values
+from adamx.numerics.types import Array, Bool
 from adamx.numerics.varying import axes_of, varying
 
 __all__ = ["Space", "Turn", "enter_space", "leave_space", "space_of"]
@@ -36,7 +36,7 @@ class Turn(NamedTuple):
     changed: Bool[Array, ""]
     left: Array | None
     right: Array | None
-    order: tuple[Int32[Array, "*rows"] | None, Int32[Array, "*columns"] | None]
+    order: tuple[Array | None, Array | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,42 +53,42 @@ class Space:
         view: how the array is seen as matrices; None if it is seen as it is.
     """
 
-    left: Float[Array, "*batch rows inside"] | None
-    right: Float[Array, "*batch columns inside"] | None
+    left: Array | None
+    right: Array | None
     turn: Turn | None
     outside: Signal
     view: Any = None
 
-    def into(self, x: Values) -> Values:
+    def into(self, x: Array) -> Array:
         """An array from outside, in this basis."""
         x = x if self.view is None else self.view.matrices(x)
         return _into(x, self.left, self.right)
 
-    def out_of(self, x: Values) -> Values:
+    def out_of(self, x: Array) -> Array:
         """An array in this basis, as it is outside."""
         x = _out_of(x, self.left, self.right)
         return x if self.view is None else self.view.array(x)
 
-    def turned(self, x: Values) -> Values:
+    def turned(self, x: Array) -> Array:
         """A signed array kept since the step before, in this basis."""
         turn = self.turn
         if turn is None:
             return x
         x = varying(x, axes_of((x, turn, self.left, self.right)))
 
-        def turned() -> Values:
+        def turned() -> Array:
             return _into(_out_of(x, turn.left, turn.right), self.left, self.right)
 
         return jax.lax.cond(turn.changed, turned, lambda: x)
 
-    def reordered(self, x: Values) -> Values:
+    def reordered(self, x: Array) -> Array:
         """A nonnegative array kept since the step before, its elements moved to this basis."""
         turn = self.turn
         if turn is None:
             return x
         x = varying(x, axes_of((x, turn)))
 
-        def moved() -> Values:
+        def moved() -> Array:
             rows, columns = turn.order
             y = x if rows is None else jnp.take_along_axis(x, rows[..., :, None], -2)
             return y if columns is None else jnp.take_along_axis(y, columns[..., None, :], -1)
@@ -103,12 +103,12 @@ jax.tree_util.register_dataclass(
 )
 
 
-def _into(x: Values, left: Array | None, right: Array | None) -> Values:
+def _into(x: Array, left: Array | None, right: Array | None) -> Array:
     x = x if left is None else jnp.matmul(jnp.conj(jnp.swapaxes(left, -1, -2)), x)
     return x if right is None else jnp.matmul(x, right)
 
 
-def _out_of(x: Values, left: Array | None, right: Array | None) -> Values:
+def _out_of(x: Array, left: Array | None, right: Array | None) -> Array:
     x = x if left is None else jnp.matmul(left, x)
     return x if right is None else jnp.matmul(x, jnp.conj(jnp.swapaxes(right, -1, -2)))
 
@@ -143,7 +143,7 @@ def enter_space(
     return dataclasses.replace(signal.mapped(space.into), notes={NOTE: space})
 
 
-def leave_space(signal: Signal, update: Values | None = None) -> Signal:
+def leave_space(signal: Signal, update: Array | None = None) -> Signal:
     """The signal outside of the basis, with its gradient and notes from there.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 
 from adamx.errors import StageError, as_given
-from adamx.numerics.types import Values
+from adamx.numerics.types import Array
 
 __all__ = ["MatrixAxes", "MatrixView", "matrix_view"]
 
@@ -45,7 +45,7 @@ class MatrixView:
         parts = (self.parts,) if self.parts > 1 else ()
         return (*self._sizes(self.batch), *parts, rows, columns // self.parts)
 
-    def matrices(self, x: Values) -> Values:
+    def matrices(self, x: Array) -> Array:
         """The array as a stack of matrices."""
         if self.shape == self.whole:
             return x
@@ -56,7 +56,7 @@ class MatrixView:
         split = stack.reshape(*batch[:-1], rows, self.parts, columns)
         return jnp.swapaxes(split, -3, -2)
 
-    def array(self, stack: Values) -> Values:
+    def array(self, stack: Array) -> Array:
         """The stack of matrices as the array."""
         if self.shape == self.whole:
             return stack

@@ -39,7 +39,7 @@ from adamx.links.slots import Slots
 from adamx.numerics import random
 from adamx.numerics.formats import limited
 from adamx.numerics.matrices import MatrixAxes, MatrixView, matrix_view
-from adamx.numerics.types import Array, Bool, Int32, Values
+from adamx.numerics.types import Array, Bool
 from adamx.numerics.varying import axes_of, varying
 
 __all__ = [
@@ -234,17 +234,17 @@ def _eigenbasis(
     )
 
 
-def _products(seen: Values, moments: Moments, basis: Moments, weight: Any) -> tuple[Array, Array]:
+def _products(seen: Array, moments: Moments, basis: Moments, weight: Any) -> tuple[Array, Array]:
     """GGᵀ and GᵀG."""
     return product(seen, adjoint(seen)), product(adjoint(seen), seen)
 
 
 def _weighed(
-    seen: Values, moments: Moments, basis: Moments, weight: Any, eps: Any
+    seen: Array, moments: Moments, basis: Moments, weight: Any, eps: Any
 ) -> tuple[Array, Array]:
     """GGᵀ and GᵀG, with each vector of the basis in between divided by its eigenvalue."""
 
-    def weighed(x: Values, moment: Array | None, vectors: Array | None) -> Array:
+    def weighed(x: Array, moment: Array | None, vectors: Array | None) -> Array:
         if moment is None or vectors is None:
             return product(x, adjoint(x))
         sizes = jnp.sum((jnp.conj(vectors) * product(moment, vectors)).real, -2, keepdims=True)
@@ -257,7 +257,7 @@ def _weighed(
     return weighed(seen, right, of_right), weighed(adjoint(seen), left, of_left)
 
 
-def multipliable(x: Values) -> Values:
+def multipliable(x: Array) -> Array:
     """x with finite elements limited so that products of GGᵀ and a basis are finite."""
     return limited(x, x.shape[-2] * x.shape[-1] * max(x.shape[-2:]))
 
@@ -294,16 +294,16 @@ def due(step: Step, every: int, spread: bool, *, first: int) -> Bool[Array, ""]:
     return (count == first) | ((count > first) & ((count - first + late) % every == 0))
 
 
-def adjoint(x: Values) -> Values:
+def adjoint(x: Array) -> Array:
     return jnp.conj(jnp.swapaxes(x, -1, -2))
 
 
-def product(x: Values, y: Values) -> Values:
+def product(x: Array, y: Array) -> Array:
     """A product of matrices in full precision, also where the default is less."""
     return jnp.matmul(x, y, precision="highest")
 
 
-def _places(basis: Array) -> Int32[Array, "*size"]:
+def _places(basis: Array) -> Array:
     """The places of vectors that stay where they are."""
     places = jnp.broadcast_to(jnp.arange(basis.shape[-1]), (*basis.shape[:-2], basis.shape[-1]))
     return varying(places, axes_of(basis))
@@ -311,7 +311,7 @@ def _places(basis: Array) -> Int32[Array, "*size"]:
 
 def _refreshed(
     moment: Array | None, basis: Array | None, is_exact: bool | Bool[Array, ""]
-) -> tuple[Array | None, Int32[Array, "*size"] | None]:
+) -> tuple[Array | None, Array | None]:
     """The eigenvectors of a moment, near to a basis; and the places of the nearest vectors there.
 
     They are computed exactly, or by one power iteration.
@@ -666,7 +666,7 @@ def limit_growth(growth: Positive = 1.01):
     )
 
 
-def _limited_growth(x: Values, before: Array, growth: Any) -> tuple[Values, Array]:
+def _limited_growth(x: Array, before: Array, growth: Any) -> tuple[Array, Array]:
     """An array whose norm is at most ``growth`` times the one before; and its norm."""
     length = norm(x)
     most = jnp.where(before == 0, length.value, growth * before)

@@ -31,7 +31,7 @@ from adamx.numerics.arithmetic import mean, summable_squares
 from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.matrices import MatrixAxes, MatrixView, matrix_view
 from adamx.numerics.named import named
-from adamx.numerics.types import Array, Values
+from adamx.numerics.types import Array
 
 __all__ = [
     "normalize_rows",
@@ -149,7 +149,7 @@ def orthogonalize(
 
 
 @named
-def orthogonal(x: Values, iteration: Iteration, dtype: Any) -> Values:
+def orthogonal(x: Array, iteration: Iteration, dtype: Any) -> Array:
     """A matrix, or a stack of them, after a Newton–Schulz iteration."""
     rows, columns = x.shape[-2:]
     wide = x if rows <= columns else _adjoint(x)
@@ -176,7 +176,7 @@ def orthogonal(x: Values, iteration: Iteration, dtype: Any) -> Values:
     return found if rows <= columns else _adjoint(found)
 
 
-def _adjoint(x: Values) -> Values:
+def _adjoint(x: Array) -> Array:
     return jnp.conj(jnp.swapaxes(x, -1, -2))
 
 
@@ -302,7 +302,7 @@ def scale_by_shape(
 
 
 @named
-def scaled_by_shape(x: Values, factor: float) -> Values:
+def scaled_by_shape(x: Array, factor: float) -> Array:
     """x times a factor that depends on its shape."""
     return x * factor
 
@@ -457,7 +457,7 @@ def scale_to_rms(rms: Positive = 0.2):
 
 
 @named
-def scaled_to_rms(x: Values, rms: Any) -> Values:
+def scaled_to_rms(x: Array, rms: Any) -> Array:
     """x with this RMS; 0 stays 0."""
     length = norm(x)
     return divide(length.in_units(x), length.size) * (rms * math.sqrt(max(x.size, 1)))
