@@ -1,7 +1,7 @@
 r"""Formulas, built with Python's operators and kept in a normalised form.
 
 A quotient is a product with negative exponents, and a root is a power with exponent ½, so that one
-function, :func:`multiply`, simplifies all of them.
+function, ``multiply``, simplifies all of them.
 
 >>> from adamx.equations.formulas import Number, Symbol
 >>> from adamx.equations.shown import latex, text
@@ -104,8 +104,8 @@ class Symbol(Expression):
 class Function(Expression):
     """A named function of other formulas.
 
-    ``sum``, ``product`` and ``power`` have the form that :func:`add`, :func:`multiply` and
-    :func:`power` give them: numbers are computed and come first, terms 0 and factors 1 are left
+    ``sum``, ``product`` and ``power`` have the form that ``add``, ``multiply`` and
+    ``power`` give them: numbers are computed and come first, terms 0 and factors 1 are left
     out. ``=``, ``≠``, ``<``, ``>`` and ``≥`` are relations, ``cases`` has a relation, a value and
     another value, ``running`` is the product of a value over all steps, ``weight`` is 1 minus such
     a product, and ``call`` and ``unknown`` are operations whose formula is not known.

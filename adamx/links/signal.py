@@ -41,7 +41,7 @@ class Signal:
         notes: values that earlier stages have left for later ones, by name (:meth:`note`).
         is_limited: whether its finite elements are limited (:meth:`limited`).
         whole: the parameter's shape. Gradient and update have it too, unless they are in another
-            basis (:meth:`into`).
+            basis (:func:`~adamx.core.enter_space`).
     """
 
     gradient: Values

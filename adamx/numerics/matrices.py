@@ -40,7 +40,7 @@ class MatrixView:
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the stack: ``(*batch, rows, columns)``, with parts behind the batch."""
+        """``(*batch, rows, columns)``, the shape of the stack; parts are behind the batch."""
         rows, columns = (math.prod(self._sizes(x)) for x in (self.rows, self.columns))
         parts = (self.parts,) if self.parts > 1 else ()
         return (*self._sizes(self.batch), *parts, rows, columns // self.parts)
