@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-__all__ = ["StageError", "as_given", "described", "failed_schedule", "outside"]
+__all__ = ["StageError", "as_given", "check_whole", "described", "failed_schedule", "outside"]
 
 
 class StageError(ValueError):
@@ -115,3 +115,10 @@ def failed_schedule(
     if isinstance(error, TypeError):
         return TypeError(f"{stage}: {said}")
     return StageError(said).within(stage=stage)
+
+
+def check_whole(least: int = 1, **given: Any) -> None:
+    """Raise StageError for an argument that is no whole number, or below ``least``."""
+    for name, x in given.items():
+        if isinstance(x, bool) or not isinstance(x, int) or x < least:
+            raise StageError(f"{name} must be a whole number ≥ {least}, got {as_given(x)}")

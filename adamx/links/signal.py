@@ -20,7 +20,10 @@ from adamx.numerics.formats import (
 from adamx.numerics.types import Array, Scalar, Values
 from adamx.trees.arrays import check_inexact
 
-__all__ = ["Signal"]
+__all__ = ["SPACE", "Signal"]
+
+SPACE = "space"
+"""The note of a signal in a basis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Signal:
         Raises:
             StageError: if the update is still in a basis.
         """
-        if "space" in self.notes:
+        if SPACE in self.notes:
             raise StageError(
                 "the chain ends in a basis, so that its update would not fit the parameter; put "
                 "the stages that work in the basis into in_basis(basis, chain(…)), which leaves it"

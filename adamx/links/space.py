@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from adamx.errors import StageError
-from adamx.links.signal import Signal
+from adamx.links.signal import SPACE, Signal
+from adamx.numerics.matrices import adjoint
 from adamx.numerics.types import Array, Bool
 from adamx.numerics.varying import axes_of, varying
 
 __all__ = ["Space", "Turn", "enter_space", "leave_space", "space_of"]
-
-NOTE = "space"
 
 
 class Turn(NamedTuple):
@@ -104,13 +103,13 @@ jax.tree_util.register_dataclass(
 
 
 def _into(x: Array, left: Array | None, right: Array | None) -> Array:
-    x = x if left is None else jnp.matmul(jnp.conj(jnp.swapaxes(left, -1, -2)), x)
+    x = x if left is None else jnp.matmul(adjoint(left), x)
     return x if right is None else jnp.matmul(x, right)
 
 
 def _out_of(x: Array, left: Array | None, right: Array | None) -> Array:
     x = x if left is None else jnp.matmul(left, x)
-    return x if right is None else jnp.matmul(x, jnp.conj(jnp.swapaxes(right, -1, -2)))
+    return x if right is None else jnp.matmul(x, adjoint(right))
 
 
 def enter_space(
@@ -134,13 +133,13 @@ def enter_space(
     Raises:
         StageError: if the signal is in a basis already.
     """
-    if NOTE in signal.notes:
+    if SPACE in signal.notes:
         raise StageError(
             "the signal is in a basis already; in_basis() inside in_basis() is not possible"
         )
     signal = signal.limited()
     space = Space(left, right, turn, signal, view)
-    return dataclasses.replace(signal.mapped(space.into), notes={NOTE: space})
+    return dataclasses.replace(signal.mapped(space.into), notes={SPACE: space})
 
 
 def leave_space(signal: Signal, update: Array | None = None) -> Signal:
@@ -164,4 +163,4 @@ def leave_space(signal: Signal, update: Array | None = None) -> Signal:
 
 def space_of(signal: Signal) -> Space:
     """The space of a signal in a basis; StageError outside of all bases."""
-    return signal.note(NOTE, by="in_basis()")
+    return signal.note(SPACE, by="in_basis()")

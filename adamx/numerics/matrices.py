@@ -13,13 +13,23 @@ import jax.numpy as jnp
 from adamx.errors import StageError, as_given
 from adamx.numerics.types import Array
 
-__all__ = ["MatrixAxes", "MatrixView", "matrix_view"]
+__all__ = ["MatrixAxes", "MatrixView", "adjoint", "matrix_view", "product"]
 
 MatrixAxes: TypeAlias = str | tuple[Any, ...] | Callable[[tuple[int, ...]], Any]
 """Which axes are the matrix: a name, ``(rows, columns)`` or ``(rows, columns, parts)`` with tuples
 of axes for rows and columns, or a function from a shape to one of these."""
 
 _NAMES = "'matrix', 'last', 'heads'"
+
+
+def adjoint(x: Array) -> Array:
+    """The conjugate transpose of each matrix of a stack."""
+    return jnp.conj(jnp.swapaxes(x, -1, -2))
+
+
+def product(x: Array, y: Array) -> Array:
+    """A product of matrices in full precision, also where the default is less."""
+    return jnp.matmul(x, y, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from adamx.core import Decay, NonNegative, Positive, Real, Transformation, chain
 from adamx.numerics.matrices import MatrixAxes
 from adamx.recipes.registry import recipe
@@ -29,6 +31,11 @@ from adamx.wrappers.basis import in_basis
 from adamx.wrappers.delay import delay_start
 
 __all__ = ["apollo", "fira", "galore", "kl_soap", "shampoo", "soap", "splus"]
+
+
+def _uncorrected_adam(b1: Any, b2: Any, eps: Any) -> Transformation:
+    """m/(√v + ε), whose bias is corrected outside of the basis."""
+    return chain(scale_by_momentum(b1), scale_by_rms(b2, eps=0.0, eps_hat=eps))
 
 
 @recipe
@@ -94,10 +101,9 @@ def soap(
         spread=spread,
         axes=axes,
     )
-    adam = chain(scale_by_momentum(b1), scale_by_rms(b2, eps=0.0, eps_hat=eps))
     return delay_start(
         chain(
-            in_basis(basis, adam),
+            in_basis(basis, _uncorrected_adam(b1, b2, eps)),
             bias_correction(),
             add_decayed_weights(weight_decay),
             scale_by_learning_rate(learning_rate),
@@ -156,10 +162,9 @@ def kl_soap(
         spread=spread,
         axes=axes,
     )
-    adam = chain(scale_by_momentum(b1), scale_by_rms(b2, eps=0.0, eps_hat=eps))
     return delay_start(
         chain(
-            in_basis(basis, adam),
+            in_basis(basis, _uncorrected_adam(b1, b2, eps)),
             bias_correction(),
             add_decayed_weights(weight_decay),
             scale_by_learning_rate(learning_rate),
@@ -271,7 +276,7 @@ def galore(
     >>> jax.tree.map(jnp.shape, opt.init(jnp.zeros((4, 8)))["scale_by_rms"]["nu"])
     (2, 8)
     """
-    adam = chain(scale_by_momentum(b1), scale_by_rms(b2, eps=0.0, eps_hat=eps))
+    adam = _uncorrected_adam(b1, b2, eps)
     return chain(
         in_basis(low_rank(rank, every=every, spread=spread, axes=axes), adam),
         scale(scaling),
@@ -323,7 +328,7 @@ def fira(
     >>> jax.tree.map(jnp.shape, opt.init(jnp.zeros((4, 8)))["scale_by_rms"]["nu"])
     (2, 8)
     """
-    adam = chain(scale_by_momentum(b1), scale_by_rms(b2, eps=0.0, eps_hat=eps))
+    adam = _uncorrected_adam(b1, b2, eps)
     basis = low_rank(rank, every=every, spread=spread, axes=axes)
     return chain(
         in_basis(basis, adam, leave=leave_with_residual(growth)),
@@ -382,7 +387,7 @@ def apollo(
     >>> jax.tree.map(jnp.shape, opt.init(jnp.zeros((4, 8)))["scale_by_rms"]["nu"])
     (2, 8)
     """
-    adam = chain(scale_by_momentum(b1), scale_by_rms(b2, eps=0.0, eps_hat=eps))
+    adam = _uncorrected_adam(b1, b2, eps)
     basis = random_projection(rank, every=every, seed=seed, axes=axes)
     return chain(
         in_basis(basis, adam, leave=leave_by_scaling(per)),

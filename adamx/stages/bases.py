@@ -34,11 +34,11 @@ from adamx.core import (
     stage,
     zeros,
 )
-from adamx.errors import as_given
+from adamx.errors import as_given, check_whole
 from adamx.links.slots import Slots
 from adamx.numerics import random
 from adamx.numerics.formats import limited
-from adamx.numerics.matrices import MatrixAxes, MatrixView, matrix_view
+from adamx.numerics.matrices import MatrixAxes, MatrixView, adjoint, matrix_view, product
 from adamx.numerics.types import Array, Bool
 from adamx.numerics.varying import axes_of, varying
 
@@ -181,17 +181,8 @@ def _eigenbasis(
         is_left, is_right = not one_sided or rows <= columns, not one_sided or rows > columns
         return is_left and rows <= max_size, is_right and columns <= max_size
 
-    def square(side: int, fill: Callable[[int], Array]) -> Callable[[Any], Any]:
-        """A slot's first value: square matrices, as large as one side of the parameter."""
-
-        def start(param: Any) -> Any:
-            view = matrix_view(axes, param.shape)
-            if view is None or not turns(view.shape)[side]:
-                return None
-            here = blank(view, param)
-            return here + fill(view.shape[side - 2]).astype(here.dtype)
-
-        return start
+    def square(side: int, fill: Callable[..., Array]) -> Callable[[Any], Any]:
+        return squares_of_side(axes, side, lambda shape: turns(shape)[side], fill)
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.whole)
@@ -223,8 +214,8 @@ def _eigenbasis(
     return Rule(
         update,
         slots={
-            "left": square(0, lambda n: jnp.zeros((n, n))),
-            "right": square(1, lambda n: jnp.zeros((n, n))),
+            "left": square(0, blank_square),
+            "right": square(1, blank_square),
             "left_basis": Slot(square(0, jnp.eye), holds="exact"),
             "right_basis": Slot(square(1, jnp.eye), holds="exact"),
         },
@@ -267,11 +258,30 @@ def blank(view: MatrixView, param: Any) -> Array:
     return view.matrices(zeros(param)).sum((-2, -1), keepdims=True)
 
 
-def check_whole(least: int = 1, **given: Any) -> None:
-    """Check that arguments are whole numbers."""
-    for name, x in given.items():
-        if isinstance(x, bool) or not isinstance(x, int) or x < least:
-            raise StageError(f"{name} must be a whole number ≥ {least}, got {as_given(x)}")
+def squares_of_side(
+    axes: MatrixAxes,
+    side: int,
+    is_kept: Callable[[tuple[int, ...]], bool],
+    fill: Callable[[int], Array],
+) -> Callable[[Any], Any]:
+    """The first value of a slot: for each matrix, a square one as large as its rows or columns.
+
+    It is None for an array without matrices, and where ``is_kept(shape)`` is false.
+    """
+
+    def start(param: Any) -> Any:
+        view = matrix_view(axes, param.shape)
+        if view is None or not is_kept(view.shape):
+            return None
+        here = blank(view, param)
+        return here + fill(view.shape[side - 2]).astype(here.dtype)
+
+    return start
+
+
+def blank_square(size: int) -> Array:
+    """A square matrix of zeros."""
+    return jnp.zeros((size, size))
 
 
 def steps_clock() -> Clock:
@@ -292,15 +302,6 @@ def due(step: Step, every: int, spread: bool, *, first: int) -> Bool[Array, ""]:
     count, number = step.clock["steps"]
     late = number % every if spread else 0
     return (count == first) | ((count > first) & ((count - first + late) % every == 0))
-
-
-def adjoint(x: Array) -> Array:
-    return jnp.conj(jnp.swapaxes(x, -1, -2))
-
-
-def product(x: Array, y: Array) -> Array:
-    """A product of matrices in full precision, also where the default is less."""
-    return jnp.matmul(x, y, precision="highest")
 
 
 def _places(basis: Array) -> Array:

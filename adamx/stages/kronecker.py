@@ -24,11 +24,12 @@ from adamx.core import (
     squares,
     stage,
 )
+from adamx.errors import check_whole
 from adamx.links.slots import Slots
 from adamx.numerics.arithmetic import power
-from adamx.numerics.matrices import MatrixAxes, matrix_view
+from adamx.numerics.matrices import MatrixAxes, adjoint, matrix_view, product
 from adamx.numerics.types import Array
-from adamx.stages.bases import adjoint, blank, check_whole, due, multipliable, product, steps_clock
+from adamx.stages.bases import blank_square, due, multipliable, squares_of_side, steps_clock
 
 __all__ = ["graft_to_rms", "scale_by_kronecker_roots"]
 
@@ -83,15 +84,7 @@ def scale_by_kronecker_roots(
     mean = decaying_average(b2)
 
     def square(side: int) -> Any:
-        def start(param: Any) -> Any:
-            view = matrix_view(axes, param.shape)
-            if view is None or view.shape[side - 2] > max_size:
-                return None
-            size = view.shape[side - 2]
-            here = blank(view, param)
-            return here + jnp.zeros((size, size), here.dtype)
-
-        return start
+        return squares_of_side(axes, side, lambda shape: shape[side - 2] <= max_size, blank_square)
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.update.shape)

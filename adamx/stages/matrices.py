@@ -26,10 +26,10 @@ from adamx.core import (
     root,
     stage,
 )
-from adamx.errors import as_given
+from adamx.errors import as_given, check_whole
 from adamx.numerics.arithmetic import mean, summable_squares
 from adamx.numerics.formats import statistics_dtype
-from adamx.numerics.matrices import MatrixAxes, MatrixView, matrix_view
+from adamx.numerics.matrices import MatrixAxes, MatrixView, adjoint, matrix_view
 from adamx.numerics.named import named
 from adamx.numerics.types import Array
 
@@ -152,7 +152,7 @@ def orthogonalize(
 def orthogonal(x: Array, iteration: Iteration, dtype: Any) -> Array:
     """A matrix, or a stack of them, after a Newton–Schulz iteration."""
     rows, columns = x.shape[-2:]
-    wide = x if rows <= columns else _adjoint(x)
+    wide = x if rows <= columns else adjoint(x)
     length = norm(wide, (-2, -1))
     by = plus(length.size * iteration.margin, iteration.eps, 1 / length.unit)
     start = divide(length.in_units(wide), by, iteration.eps).astype(dtype)
@@ -166,18 +166,14 @@ def orthogonal(x: Array, iteration: Iteration, dtype: Any) -> Array:
 
     def step(x: Array, triple: Array) -> tuple[Array, None]:
         a, b, c = triple
-        square = product(x, _adjoint(x))
+        square = product(x, adjoint(x))
         power = product(square.astype(dtype), square.astype(dtype))
         inner = (b * square + c * power).astype(dtype)
         return (a * x.astype(wide) + product(inner, x)).astype(dtype), None
 
     triples = jnp.asarray(iteration.triples, jnp.finfo(wide).dtype)
     found = jax.lax.scan(step, start, triples)[0].astype(x.dtype)
-    return found if rows <= columns else _adjoint(found)
-
-
-def _adjoint(x: Array) -> Array:
-    return jnp.conj(jnp.swapaxes(x, -1, -2))
+    return found if rows <= columns else adjoint(found)
 
 
 def _iteration(coefficients: Any, steps: int | None, eps: float | None) -> Iteration:
@@ -191,8 +187,7 @@ def _iteration(coefficients: Any, steps: int | None, eps: float | None) -> Itera
     else:
         found = Iteration(_triples(coefficients))
     if steps is not None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise StageError(f"steps must be a whole number ≥ 1, got {as_given(steps)}")
+        check_whole(steps=steps)
         longer = found.triples + found.triples[-1:] * steps
         found = found._replace(triples=longer[:steps])
     if eps is None:
