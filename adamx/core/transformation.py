@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, ParamSpec, Self, get_args, overload
 
@@ -205,6 +205,7 @@ def stage(
     place: Place = "anywhere",
     keeps_rounding: bool = False,
     stacks: bool = False,
+    takes: Sequence[str] = (),
 ) -> Callable[[Factory[P]], Make[P]]: ...
 
 
@@ -216,6 +217,7 @@ def stage(
     place: Place = "anywhere",
     keeps_rounding: bool = False,
     stacks: bool = False,
+    takes: Sequence[str] = (),
 ) -> Make[P] | Callable[[Factory[P]], Make[P]]:
     """Turn a stage's factory into a function that returns a transformation of one stage.
 
@@ -240,6 +242,7 @@ def stage(
         stacks: whether arrays of equal shape may be stacked, and the stage run on the whole stack
             (by ``vmap``): for linear algebra, of which one large batch is faster than many small
             ones.
+        takes: the names of extra arguments of ``update`` that its rule's ``own`` needs.
 
     Raises:
         TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
@@ -265,7 +268,12 @@ def stage(
             )
     if factory is None:
         return functools.partial(
-            _stage, reach=reach, place=place, keeps_rounding=keeps_rounding, stacks=stacks
+            _stage,
+            reach=reach,
+            place=place,
+            keeps_rounding=keeps_rounding,
+            stacks=stacks,
+            takes=takes,
         )
     return _stage(factory)
 

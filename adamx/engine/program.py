@@ -48,7 +48,7 @@ class Program:
     @functools.cached_property
     def slots(self) -> dict[str, tuple[str, ...]] | None:
         """The names of every stage's slots; None if a link sees several arrays at a time."""
-        if any(link.where or not isinstance(link, Stage) for link in self.links):
+        if any(link.is_selective or not isinstance(link, Stage) for link in self.links):
             return None
         rules: dict[str, Rule] = {}
 
@@ -58,7 +58,7 @@ class Program:
                 rules[name] = link.at(count).rule(hyper.clock_dtype())
 
         jax.eval_shape(look, jnp.zeros((), jnp.int32))
-        if any(rule.global_sum or rule.seed is not None for rule in rules.values()):
+        if any(x.global_sum or x.own or x.seed is not None for x in rules.values()):
             return None
         return {name: tuple(rule.slots) for name, rule in rules.items() if rule.slots}
 
@@ -134,7 +134,7 @@ def update(
     check_arrays(tree, gradients)
     aligned = None if params is None else align(updates, tree, params)
     looks, extra = _looking(links, extra)
-    seen = extra if any(isinstance(link, Foreign) for link in links) else {}
+    seen = {k: x for k, x in extra.items() if any(_takes(link, k) for link in links)}
     traced = not is_eager(gradients, state, seen)
     compiles = not traced and program.lasts
     program = program.now(traced=traced)
@@ -163,6 +163,13 @@ def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[s
             "for each value; make it a static argument of the jitted step, or use watch(every=n)"
         )
     return looks, {key: x for key, x in extra.items() if key != "observe"}
+
+
+def _takes(link: Link, argument: str) -> bool:
+    """Whether a link may use this extra argument of update()."""
+    if isinstance(link, Stage):
+        return argument in link.definition.takes
+    return isinstance(link, Foreign)
 
 
 def check_state(links: Sequence[Link], state: Any) -> None:

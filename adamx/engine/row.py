@@ -21,7 +21,7 @@ from adamx.engine.forms import Form, check_clock, check_count, check_scalars
 from adamx.engine.run import Block, Entering, Ready, global_sum, reshaped, run
 from adamx.errors import StageError
 from adamx.links.foreign import ABSENT, Foreign
-from adamx.links.link import Link, choose
+from adamx.links.link import Link, choose, variants
 from adamx.links.naming import labels, names
 from adamx.links.observer import Observer, View
 from adamx.links.rule import Rule, Step
@@ -34,7 +34,7 @@ from adamx.trees.arrays import kind
 from adamx.trees.differences import mismatch, remedy_for
 from adamx.trees.paths import Leaf, path_of, paths_of, plain
 
-__all__ = ["Row", "only", "reshape_places"]
+__all__ = ["Row", "only", "reshaped_places", "rules_of"]
 
 
 def only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> list[Any]:
@@ -44,21 +44,33 @@ def only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> 
     return [leaf if chosen else absent for leaf, chosen in zip(leaves, here, strict=True)]
 
 
-def reshape_places(
-    places: list[Any], wholes: Sequence[Any], rule: Rule, here: list[bool] | None
-) -> None:
-    """Update the signals' shapes to those behind a rule, for parameters on which it runs."""
-    for i, place in enumerate(places if rule.reshape is not None else ()):
-        if place is not None and (here is None or here[i]):
-            assert rule.reshape is not None
+def reshaped_places(
+    places: list[Any], wholes: Sequence[Any], rules: Sequence[Rule], here: list[bool] | None
+) -> list[Any]:
+    """The shapes of the signals behind a stage, whose rule for every parameter is given."""
+    if all(rule.reshape is None for rule in rules):
+        return places
+    now = [*places]
+    for i, (place, rule) in enumerate(zip(places, rules, strict=True)):
+        if place is not None and rule.reshape is not None and (here is None or here[i]):
             shape = rule.reshape(np.shape(place), np.shape(wholes[i]))
-            places[i] = jax.ShapeDtypeStruct(shape, place.dtype)
+            now[i] = jax.ShapeDtypeStruct(shape, place.dtype)
+    return now
+
+
+def rules_of(stages: Sequence[Stage]) -> list[Rule]:
+    """The rules of stages, each of which is made once."""
+    made = {id(x): x for x in stages}
+    rules = {key: x.rule(hyper.clock_dtype()) for key, x in made.items()}
+    return [rules[id(x)] for x in stages]
 
 
 class _Waiting(NamedTuple):
     """A stage that waits to run on the parameters that it applies to."""
 
-    ready: Ready
+    name: str
+    ready: list[Ready]  # the stage as it is for each parameter
+    own: list[Any]  # the numbers of each parameter
     kept: dict[str, list[Any]]  # by slot, its values for all parameters
     slots: list[Slots | None]  # the slots of each parameter; None where the stage does not run
     places: list[Any]  # the shapes of the signals in front of the stage
@@ -144,45 +156,63 @@ class Row:
 
     def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Tick a stage's clocks and let it wait; compute its global sum behind earlier stages."""
+        if missing := [x for x in stage.definition.takes if x not in self.extra]:
+            if self.glances:
+                return
+            raise _lacks_arguments(name, missing)
         stage = stage.at(self.state["count"])
-        rule = stage.rule(hyper.clock_dtype())
+        stages = variants(stage, len(self.gradients), here, lambda: self.leaves, lambda: self.idle)
+        rule, *rules = rules_of([stage, *stages])
         entry = self.entry(name, rule)
         for key, clock in rule.clocks.items():
             check_clock(name, key, clock, entry[key])
-        kept, slots = self.per_leaf(name, rule, entry, here)
+        kept, slots = self.per_leaf(name, rules, entry, here)
         values = rule.gated({k: x.tick(entry[k]) for k, x in rule.clocks.items()}, entry)
         held: list[Slots | None] = [None] * len(slots)
         if rule.without_gradient:
             held = [self.held(kept, i, here) if x is None else None for i, x in enumerate(slots)]
-        ready = Ready(name, stage, Step(_readings(rule, values)), rule)
+        own = [
+            None if x is None and y is None else self.own(name, i, rules[i])
+            for i, (x, y) in enumerate(zip(slots, held, strict=True))
+        ]
+        step = Step(_readings(rule, values))
         if rule.global_sum is not None:
             self.advance()
-            own = [
-                Entering(i, signal, [x])
+            ready = _ready(name, stages, rules, step)
+            summed = [
+                (ready[i], Entering(i, signal, [x], [own[i]]))
                 for i, (signal, x) in enumerate(zip(self.signals, slots, strict=True))
                 if x is not None
             ]
-            total = global_sum(ready, own, self.at_leaf)
+            total = global_sum(summed, self.at_leaf)
             idle = [
-                Entering(i, self.without(i, self.places), [x])
-                for i, x in enumerate(held if not own else ())
+                (ready[i], Entering(i, self.without(i, self.places), [x], [own[i]]))
+                for i, x in enumerate(held if not summed else ())
                 if x is not None
             ]
             if idle:  # a sum over no gradients
-                total = jax.eval_shape(lambda: global_sum(ready, idle[:1], self.at_leaf))
+                total = jax.eval_shape(lambda: global_sum(idle[:1], self.at_leaf))
                 total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total)
             for k, clock in rule.clocks.items():
-                if clock.settle and own:
+                if clock.settle and summed:
                     values[k] = clock.settle(values[k], total)
             values = rule.gated(values, entry)
-            ready = ready._replace(step=Step(_readings(rule, values), total))
+            step = Step(_readings(rule, values), total)
         if entry:
             self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
         slots = [x if x is not None else y for x, y in zip(slots, held, strict=True)]
-        self.waiting.append(_Waiting(ready, kept, slots, self.places))
-        if rule.reshape is not None:
-            self.places = [*self.places]
-            reshape_places(self.places, self.wholes, rule, here)
+        ready = _ready(name, stages, rules, step)
+        self.waiting.append(_Waiting(name, ready, own, kept, slots, self.places))
+        self.places = reshaped_places(self.places, self.wholes, rules, here)
+
+    def own(self, name: str, i: int, rule: Rule) -> Any:
+        """The numbers of one parameter for a rule."""
+        if rule.own is None:
+            return None
+        try:
+            return self.at_leaf(i, rule.own, *self.leaves[i], self.extra)
+        except StageError as error:
+            raise error.within(stage=name) from error.__cause__
 
     def show(self, name: str, link: Observer, here: list[bool] | None) -> None:
         """Run an observer."""
@@ -252,16 +282,17 @@ class Row:
         ).within(stage=name)
 
     def per_leaf(
-        self, name: str, rule: Rule, entry: dict[str, Any], here: list[bool] | None
+        self, name: str, rules: list[Rule], entry: dict[str, Any], here: list[bool] | None
     ) -> tuple[dict[str, list[Any]], list[Slots | None]]:
         """By slot its values for all parameters; and the slots of those on which a stage runs."""
         mine = [True] * len(self.gradients) if here is None else here
         columns: dict[str, list[Any]] = {}
-        for slot, first in rule.slots.items():
-            form = Form(name, slot, first)
+        for slot in rules[0].slots if rules else ():
+            forms = {id(rule): Form(name, slot, rule.slots[slot]) for rule in rules}
             try:
                 columns[slot] = [plain(x) for x in self.tree.flatten_up_to(entry[slot])]
                 for i, (x, gradient) in enumerate(zip(columns[slot], self.gradients, strict=True)):
+                    form = forms[id(rules[i])]
                     if not mine[i]:
                         self.at_leaf(i, form.check_nothing, x)
                     elif is_missing(gradient):
@@ -294,17 +325,25 @@ class Row:
     def advance(self, *, last: bool = False) -> None:
         """Run the waiting stages, each on the parameters that it applies to."""
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
-        leaves: dict[tuple[int, ...], list[int]] = {}
+        leaves: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for i, signal in enumerate(self.signals):
             mine = tuple(k for k, x in enumerate(self.waiting) if x.slots[i] is not None)
-            if signal is not None:
-                leaves.setdefault(mine, []).append(i)
-            else:  # every stage gets an update of zero, whatever another one made of it
-                for k in mine:
-                    leaves.setdefault((k,), []).append(i)
-        for mine, places in leaves.items():
-            block = Block.of([self.waiting[k].ready for k in mine], is_last=last)
-            entering = [Entering(i, self.entering(i, mine), self.slots_of(i, mine)) for i in places]
+            # A parameter without a gradient: every stage gets an update of zero, whatever another
+            # one made of it.
+            for some in [mine] if signal is not None else [(k,) for k in mine]:
+                which = tuple(id(self.waiting[k].ready[i]) for k in some)
+                leaves.setdefault((some, which), []).append(i)
+        for (mine, _), places in leaves.items():
+            block = Block.of([self.waiting[k].ready[places[0]] for k in mine], is_last=last)
+            entering = [
+                Entering(
+                    i,
+                    self.entering(i, mine),
+                    self.slots_of(i, mine),
+                    [self.waiting[k].own[i] for k in mine],
+                )
+                for i in places
+            ]
             for i, (left, after) in zip(places, run(block, entering, self.at_leaf), strict=True):
                 self.signals[i] = None if self.signals[i] is None else left
                 for k, slots in zip(mine, after, strict=True):
@@ -315,7 +354,7 @@ class Row:
                     kept if after is None else after[slot]
                     for kept, after in zip(column, slots, strict=True)
                 ]
-                self.after[waiting.ready.name][slot] = self.tree.unflatten(new)
+                self.after[waiting.name][slot] = self.tree.unflatten(new)
         self.waiting = []
 
     def slots_of(self, i: int, mine: tuple[int, ...]) -> list[Slots]:
@@ -379,6 +418,20 @@ class Row:
         except StageError as error:
             where = f"{path_of(self.tree, i)} ({kind(self.gradients[i])})"
             raise error.within(parameter=where) from error.__cause__
+
+
+def _ready(name: str, stages: list[Stage], rules: list[Rule], step: Step) -> list[Ready]:
+    """A stage whose clocks have ticked, as it is for each parameter."""
+    made = {id(x): Ready(name, x, step, rule) for x, rule in zip(stages, rules, strict=True)}
+    return [made[id(x)] for x in stages]
+
+
+def _lacks_arguments(name: str, missing: list[str]) -> StageError:
+    given = ", ".join(f"{x}=…" for x in missing)
+    return StageError(
+        f"update() was called without {', '.join(missing)}, which this stage needs in every step; "
+        f"call update(grads, state, params, {given})"
+    ).within(stage=name)
 
 
 def _readings(rule: Rule, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,11 +84,14 @@ class Block(NamedTuple):
 
 
 class Entering(NamedTuple):
-    """A block's input for one parameter: signal, or gradient and parameter; and the slots."""
+    """A block's input for one parameter: signal, or gradient and parameter; and, for each stage,
+    its slots and the parameter's own numbers.
+    """
 
     number: int
     signal: Any
     slots: list[Slots]
+    own: list[Any]
 
 
 Locate = Callable[..., Any]
@@ -102,9 +105,10 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[
     signals: list[Any] = [leaf.signal for leaf in leaves]
     done: list[list[Slots]] = [[] for _ in leaves]
     for part in block.divided():
+        these = slice(len(done[0]), len(done[0]) + len(part.ready))
         entering = [
-            Entering(leaf.number, signal, leaf.slots[len(slots) : len(slots) + len(part.ready)])
-            for leaf, signal, slots in zip(leaves, signals, done, strict=True)
+            Entering(leaf.number, signal, leaf.slots[these], leaf.own[these])
+            for leaf, signal in zip(leaves, signals, strict=True)
         ]
         found = (stacked if part.stacks else each)(part, entering, locate)
         for i, (signal, slots) in enumerate(found):
@@ -118,7 +122,7 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     return [
         locate(
             leaf.number,
-            *(_advance, *_fixed(block), leaf.signal, leaf.slots),
+            *(_advance, *_fixed(block), leaf.signal, leaf.slots, leaf.own),
             np.uint32(leaf.number) if block.numbered else None,
         )
         for leaf in leaves
@@ -144,7 +148,7 @@ def stacked(
     """Arrays of one shape, dtype and kind in stacks."""
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots))
+        arrays, tree = jax.tree.flatten(leaf[1:])
         alike.setdefault((tree, tuple(map(kind, arrays))), []).append(i)
     done: list[Any] = [None] * len(leaves)
     for places in itertools.chain.from_iterable(_stacks(x, leaves) for x in alike.values()):
@@ -152,7 +156,7 @@ def stacked(
         if len(some) == 1:
             done[places[0]] = each(block, some, locate)[0]
             continue
-        stack = jax.tree.map(lambda *x: jnp.stack(x), *((x.signal, x.slots) for x in some))
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *(x[1:] for x in some))
         numbers = np.asarray([x.number for x in some], np.uint32) if block.numbered else None
         run = jax.vmap(functools.partial(_advance, *_fixed(block)), axis_size=len(some))
         made = locate(some[0].number, run, *stack, numbers)
@@ -182,6 +186,7 @@ def _advance(
     steps: list[Step],
     signal: Any,
     slots: list[Slots],
+    own: list[Any],
     index: Any,
 ) -> tuple[Any, list[Slots]]:
     """Run stages on one array; ``index`` is its number, or None if no stage uses it."""
@@ -189,16 +194,16 @@ def _advance(
         signal = Signal.enter(*signal)
     done = []
     with _promotion(signal):
-        for name, stage, step, before in zip(
-            names, static.join(numbers), steps, slots, strict=True
+        for name, stage, step, before, numbers_of in zip(
+            names, static.join(numbers), steps, slots, own, strict=True
         ):
-            rule, step = _at_precision(stage, step, signal)
-            own = {
+            rule, step = _at_precision(stage, step._replace(own=numbers_of), signal)
+            readings = {
                 k: clock.of_parameter(step.clock[k], index, name)
                 for k, clock in rule.clocks.items()
                 if clock.of_parameter
             }
-            step = step._replace(clock={**step.clock, **own})
+            step = step._replace(clock={**step.clock, **readings})
             shape = signal.update.shape
             shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
             try:
@@ -216,15 +221,18 @@ def _advance(
         return signal.output if is_last else signal, done
 
 
-def global_sum(ready: Ready, leaves: Sequence[Entering], locate: Locate) -> Any:
+def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:
     """A stage's sum over all parameters, in the precision of clocks."""
-    static, numbers = Static.split(ready.stage)
-    of_each = [
-        locate(
-            leaf.number, _summand, static, ready.name, numbers, ready.step, leaf.signal, *leaf.slots
+    of_each = []
+    for ready, leaf in leaves:
+        static, numbers = Static.split(ready.stage)
+        step = ready.step._replace(own=leaf.own[0])
+        of_each.append(
+            locate(
+                *(leaf.number, _summand, static, ready.name, numbers),
+                *(step, leaf.signal, leaf.slots[0]),
+            )
         )
-        for leaf in leaves
-    ]
     wide = [hyper.cast(numbers_of, hyper.clock_dtype()) for numbers_of in of_each]
     return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *wide or [None])
 

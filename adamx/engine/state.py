@@ -11,19 +11,18 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from adamx.engine.row import Row, only, reshape_places
+from adamx.engine.row import Row, only, reshaped_places, rules_of
 from adamx.errors import StageError
-from adamx.links.link import Link, choose
+from adamx.links.link import Link, choose, variants
 from adamx.links.naming import names
 from adamx.links.observer import nothing
 from adamx.links.order import check_order
-from adamx.links.rule import Rule
-from adamx.links.stage import joined
+from adamx.links.stage import Stage, joined
 from adamx.numerics.types import Array, PyTree, State
 from adamx.numerics.varying import axes_of, varying
 from adamx.trees.align import Aligned
 from adamx.trees.arrays import as_parameter, kind
-from adamx.trees.paths import path_of, paths_of
+from adamx.trees.paths import Leaf, path_of, paths_of
 
 __all__ = ["Beginning", "init"]
 
@@ -65,19 +64,27 @@ class Beginning:
         # unless an earlier stage has changed the shape.
         self.places: list[Any] = list(leaves)
 
-    def of_rule(self, name: str, rule: Rule, here: list[bool] | None) -> None:
+    def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Add the slots and clocks of a stage."""
+        stage = stage.at(self.count)
+        stages = variants(stage, len(self.leaves), here, lambda: self.paths)
+        rule, *rules = rules_of([stage, *stages])
         kept = {
             slot: self.tree.unflatten(
-                None if place is None else self.started(first, place, i, name)
+                None if place is None else self.started(rules[i].slots[slot], place, i, name)
                 for i, place in enumerate(only(here, self.places))
             )
-            for slot, first in rule.slots.items()
+            for slot in rule.slots
         }
         kept |= {key: self.put(clock.start()) for key, clock in rule.clocks.items()}
         if kept:
             self.state[name] = kept
-        reshape_places(self.places, self.leaves, rule, here)
+        self.places = reshaped_places(self.places, self.leaves, rules, here)
+
+    @functools.cached_property
+    def paths(self) -> list[Leaf]:
+        """Path and shape of every parameter."""
+        return paths_of(self.tree, self.leaves)
 
     def params(self, here: list[bool] | None, absent: Any) -> PyTree:
         """The parameters, with ``absent`` in place of those that a link does not apply to."""

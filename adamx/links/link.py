@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from adamx.errors import StageError
 from adamx.identity import ByValue
@@ -13,7 +13,7 @@ from adamx.links.rule import Rule
 from adamx.numerics.types import PyTree, State
 from adamx.trees.paths import Leaf
 
-__all__ = ["Around", "Beginning", "Link", "Row", "choose"]
+__all__ = ["Around", "Beginning", "Link", "Row", "choose", "variants"]
 
 
 class Around(ByValue):
@@ -57,6 +57,9 @@ class Around(ByValue):
         axis: its key in a configuration. No two classes may have the same key.
         required, optional: the keys of :meth:`to_json`.
         selects: whether links inside apply to some of the parameters only (:meth:`choose`).
+        varies: whether it surrounds the links inside for some of the parameters only
+            (:meth:`choose`); for the others, they run without it. Their slots and clocks have the
+            same names with and without it.
         packs: whether it changes the form of slots between steps. It then surrounds the rule
             outside of all wrappers that do not.
         label: if it selects, the name of the group: links are called ``stage@label``.
@@ -67,6 +70,7 @@ class Around(ByValue):
     required: ClassVar[Sequence[str]] = ()
     optional: ClassVar[Sequence[str]] = ()
     selects: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     label: str = ""
 
@@ -92,7 +96,7 @@ class Around(ByValue):
     def choose(
         self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
     ) -> list[bool]:
-        """For every parameter, whether the links inside apply to it.
+        """For every parameter, whether the links inside apply to it (or the wrapper, if it varies).
 
         Args:
             leaves: the known parameters.
@@ -147,8 +151,8 @@ class Beginning(Protocol):
     state: State
     observers: list[str]
 
-    def of_rule(self, name: str, rule: Rule, here: list[bool] | None) -> None:
-        """Add the slots and clocks of a rule."""
+    def append(self, name: str, stage: Any, here: list[bool] | None) -> None:
+        """Add the slots and clocks of a stage."""
 
     def params(self, here: list[bool] | None, absent: Any) -> PyTree:
         """The parameters, with ``absent`` in place of those that a link does not apply to."""
@@ -185,6 +189,11 @@ class Link:
     def where(self) -> tuple[Around, ...]:
         """The wrappers that select parameters; it applies to those that all of them choose."""
         return tuple(x for x in self.around if x.selects)
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether it depends on a parameter's path what the link does to it."""
+        return any(x.selects or x.varies for x in self.around)
 
     @property
     def forms(self) -> dict[str, Callable[[Any], Any]]:
@@ -285,6 +294,9 @@ class Link:
         return link
 
 
+L = TypeVar("L", bound=Link)
+
+
 def choose(
     links: Sequence[Link],
     leaves: Callable[[], Sequence[Leaf]],
@@ -309,3 +321,25 @@ def choose(
         return [is_left and next(answers) for is_left in left]
 
     return [among(link.where) if link.where else None for link in links]
+
+
+def variants(
+    link: L,
+    count: int,
+    here: list[bool] | None,
+    leaves: Callable[[], Sequence[Leaf]],
+    idle: Callable[[], Collection[str] | None] = lambda: None,
+) -> list[L]:
+    """For each of ``count`` parameters, the link with the wrappers that surround it there."""
+    varying = [x for x in link.around if x.varies]
+    if not varying:
+        return [link] * count
+    mine = [i for i in range(count) if here is None or here[i]]
+    own = [leaves()[i] for i in mine]
+    chosen = {x: dict(zip(mine, x.choose(own, "", idle()), strict=True)) for x in varying}
+    made: dict[tuple[Around, ...], L] = {}
+    found = []
+    for i in range(count):
+        around = tuple(x for x in link.around if not x.varies or chosen[x].get(i, False))
+        found.append(made.setdefault(around, link.surrounded(around)))
+    return found

@@ -57,10 +57,12 @@ class Step(NamedTuple):
         clock: the readings of the rule's clocks, by name.
         total: the result of the rule's ``global_sum``, summed over all parameters (None without
             one).
+        own: the numbers of this array alone, from the rule's ``own`` (None without one).
     """
 
     clock: dict[str, Any]
     total: Any = None
+    own: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,9 @@ class Rule:
         clocks: the scalars kept per step, by name. No slot has the same name.
         global_sum: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
             over all parameters before ``update`` runs. It is the only way to use other arrays.
+        own: ``(path, shape, extra) -> numbers`` of one parameter (a pytree), from its path, the
+            parameter's shape as a ``jax.ShapeDtypeStruct``, and the extra arguments of ``update``
+            that the stage ``takes``. The rule gets them as ``step.own``.
         seed: for a rule that draws random bits: the seed of the clock ``key``, whose reading
             differs for every parameter and step (:func:`adamx.numerics.random.bits`).
         without_gradient: whether ``update`` also runs on a parameter that has no gradient in this
@@ -93,6 +98,7 @@ class Rule:
     slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
     global_sum: Callable[[Signal, Slots, Step], Any] | None = None
+    own: Callable[[str, jax.ShapeDtypeStruct, Mapping[str, Any]], Any] | None = None
     seed: int | None = None
     without_gradient: bool = False
     reach: Reach = "array"

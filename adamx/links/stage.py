@@ -37,9 +37,11 @@ class Definition(Signature):
         keeps_rounding: bool = False,
         reach: Reach = "array",
         stacks: bool = False,
+        takes: Sequence[str] = (),
     ):
         super().__init__(factory)
         self.stacks = stacks
+        self.takes = tuple(takes)
         self.reach: Reach = reach
         self.place = place
         self.keeps_rounding = keeps_rounding
@@ -183,7 +185,7 @@ class Stage(Link):
         return dataclasses.replace(rule, clocks={**rule.clocks, KEY: _key(rule.seed)})
 
     def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
-        beginning.of_rule(name, self.at(beginning.count).rule(hyper.clock_dtype()), here)
+        beginning.append(name, self, here)
 
     def run(self, row: Row, name: str, here: list[bool] | None) -> None:
         row.append(name, self, here)
@@ -192,7 +194,8 @@ class Stage(Link):
         """Values in the form in which this stage keeps a slot."""
         rule = self.surrounded(()).at(jnp.zeros((), jnp.int32)).rule(jnp.float32)
         start = dataclasses.replace(Slot.of(rule.slots[slot]), start=lambda _: values)
-        rule = self.surrounding(dataclasses.replace(rule, slots={slot: start}))
+        packing = self.surrounded(tuple(x for x in self.around if x.packs))
+        rule = packing.surrounding(dataclasses.replace(rule, slots={slot: start}))
         return rule.slots[slot](values)
 
     def surrounding(self, rule: Rule) -> Rule:

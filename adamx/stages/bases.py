@@ -253,9 +253,15 @@ def multipliable(x: Array) -> Array:
     return limited(x, x.shape[-2] * x.shape[-1] * max(x.shape[-2:]))
 
 
-def blank(view: MatrixView, param: Any) -> Array:
-    """Zeros for each matrix of a parameter, shaped (…, 1, 1) and placed like the parameter."""
-    return view.matrices(zeros(param)).sum((-2, -1), keepdims=True)
+def filled(view: MatrixView, param: Any, matrix: Array) -> Array:
+    """The same matrix for each matrix of a parameter, placed like the parameter."""
+    here = view.matrices(zeros(param)).sum((-2, -1), keepdims=True)
+    return here + stacked_alike(matrix.astype(here.dtype), here)
+
+
+def stacked_alike(matrix: Array, stack: Array) -> Array:
+    """A matrix with as many axes as a stack of matrices."""
+    return matrix.reshape((1,) * (stack.ndim - 2) + matrix.shape)
 
 
 def squares_of_side(
@@ -273,8 +279,7 @@ def squares_of_side(
         view = matrix_view(axes, param.shape)
         if view is None or not is_kept(view.shape):
             return None
-        here = blank(view, param)
-        return here + fill(view.shape[side - 2]).astype(here.dtype)
+        return filled(view, param, fill(view.shape[side - 2]))
 
     return start
 
@@ -331,8 +336,14 @@ def _refreshed(
         return jnp.linalg.qr(sorted_image)[0], places
 
     found, places = exactly() if is_exact is True else jax.lax.cond(is_exact, exactly, nearly)
-    is_sound = jnp.all(jnp.isfinite(jnp.abs(found)))
-    return jnp.where(is_sound, found, basis), jnp.where(is_sound, places, _places(basis))
+    is_sound = _is_finite(found)
+    places = jnp.where(is_sound[..., 0], places, _places(basis))
+    return jnp.where(is_sound, found, basis), places
+
+
+def _is_finite(x: Array) -> Array:
+    """For each matrix, whether all its elements are finite; shaped (…, 1, 1)."""
+    return jnp.all(jnp.isfinite(jnp.abs(x)), (-2, -1), keepdims=True)
 
 
 @stage(place="direction")
@@ -376,8 +387,7 @@ def low_rank(
         if view is None:
             return None
         size = min(view.shape[-2:])
-        here = blank(view, param)
-        return here + jnp.eye(size, min(rank, size), dtype=here.dtype)
+        return filled(view, param, jnp.eye(size, min(rank, size)))
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.whole)
@@ -393,7 +403,7 @@ def low_rank(
             # Of the two signs of a vector, the one that is nearer to the vector before.
             turned = jnp.sum((jnp.conj(before) * found).real, -2, keepdims=True) < 0
             found = jnp.where(turned, -found, found)
-            return jnp.where(jnp.all(jnp.isfinite(jnp.abs(found))), found, before)
+            return jnp.where(_is_finite(found), found, before)
 
         now = jax.lax.cond(due(step, every, spread, first=1), projected, lambda: before)
         left, right = (now, None) if is_left else (None, now)
@@ -535,7 +545,9 @@ def fixed_basis(left: Any = None, right: Any = None, *, axes: MatrixAxes = "matr
         view = matrix_view(axes, signal.whole)
         if view is None:
             return enter_space(signal), slots
-        return enter_space(signal, *sides(view, signal.gradient.dtype), view=view), slots
+        x = view.matrices(signal.gradient)
+        found = (q if q is None else stacked_alike(q, x) for q in sides(view, x.dtype))
+        return enter_space(signal, *found, view=view), slots
 
     def reshape(shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[int, ...]:
         view = matrix_view(axes, whole)

@@ -481,7 +481,7 @@ _SHAPES = {"scalar": (), "empty": (0, 3), "tensor": (2, 1, 3, 2)}
 
 @_promise("shapes", "parameters may be scalars, empty arrays, arrays of four axes and None")
 def _(case: _Case) -> None:
-    if any(link.where for link in case.opt.links):
+    if any(link.is_selective for link in case.opt.links):
         raise _DoesNotApply("it is restricted to some parameters, which this check may not have")
     params = {name: jnp.ones(shape) for name, shape in _SHAPES.items()} | {"none": None}
     _keeps(case.opt, params, params, "of parameters of several shapes")
@@ -496,7 +496,7 @@ def _(case: _Case) -> None:
     leaves, tree = jax.tree.flatten(params)
     first = jax.tree.leaves(_at(0, gradients))
     with jax.disable_jit():
-        if case.sums or not case.all_stages or any(x.where for x in case.stages):
+        if case.sums or not case.all_stages or any(x.is_selective for x in case.stages):
             updates, _ = case.opt.update(_at(0, gradients), case.opt.init(params), params)
         else:
             alone = [
@@ -511,7 +511,7 @@ def _(case: _Case) -> None:
 def _(case: _Case) -> None:
     rules = [link.at(_zero()).rule(jnp.float32) for link in case.stages]
     reach = widest(rule.reach for rule in rules)
-    if not case.all_stages or any(x.where for x in case.stages):
+    if not case.all_stages or any(x.is_selective for x in case.stages):
         raise _DoesNotApply("it is restricted to some parameters, or an Optax transformation")
     if any(rule.seed is not None for rule in rules):
         raise _DoesNotApply("its random bits depend on the position of an element")
@@ -560,7 +560,9 @@ def _(case: _Case) -> None:
         raise _DoesNotApply(_IS_OPTAX)
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         params, gradients = case.narrowed(dtype)
-        if not any(x.where for x in case.stages):  # XLA treats sums over one element specially
+        if not any(
+            x.is_selective for x in case.stages
+        ):  # XLA treats sums over one element specially
             params = {"these": params, "one": jnp.ones(1, dtype)}
             gradients = {"these": gradients, "one": 0.3 * jnp.ones((_STEPS, 1), dtype)}
         extreme = jax.tree.map(_with_extremes, gradients)
@@ -682,7 +684,7 @@ def _(case: _Case) -> None:
 def _(case: _Case) -> None:
     if not case.all_stages:
         raise _DoesNotApply("the equations of an Optax transformation are not known")
-    if not isinstance(case.params, dict) or any(x.where for x in case.stages):
+    if not isinstance(case.params, dict) or any(x.is_selective for x in case.stages):
         raise _DoesNotApply("equations need a dict of parameters, and the same stages for all")
     epsilons = {k: x for k, x in hyperparams(case.opt).items() if "eps" in k and not callable(x)}
     large = case.opt.replace({name: 0.01 for name, x in epsilons.items() if np.all(x)})

@@ -4,6 +4,7 @@ from adamx.wrappers.basis import in_basis
 from adamx.wrappers.codecs import Codec, bf16, fp8, int8
 from adamx.wrappers.delay import delay_start
 from adamx.wrappers.groups import PartitionSummary, describe_partition, partition, where
+from adamx.wrappers.layers import per_layer
 from adamx.wrappers.memory_usage import MemoryUsage, MemoryUsageRow, dequantize, memory_usage
 from adamx.wrappers.quantize import quantize_state
 from adamx.wrappers.selection import hidden_matrices
@@ -25,6 +26,7 @@ __all__ = [
     "memory_usage",
     "metrics",
     "partition",
+    "per_layer",
     "quantize_state",
     "watch",
     "where",

@@ -95,6 +95,7 @@ class InBasis(Around, axis="in_basis"):
         return dataclasses.replace(
             rule,
             update=turned.update,
+            reach="array",  # a slot's element is turned into all others of its row and column
             global_sum=turned.global_sum if rule.global_sum is not None else None,
         )
 
