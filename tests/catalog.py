@@ -277,12 +277,20 @@ OF_MATRICES: dict[str, Row] = {
         _signs_in_rotation,
         **{**ONLY_MATRICES, "without": {**ONLY_MATRICES["without"], **NO_EQUATIONS}},
     ),
+    "radial_brake": Row(
+        _of_descent(adamx.radial_brake),
+        {"momentum": 0.8, "outward": 0.5, "inward": 0.7},
+        structure.radial_brake,
+        rounding=PARAMETER,
+        golden=("hooks.radial_brake:RadialBrakeHook",),
+    ),
     "graft_to_rms": Row(adamx.graft_to_rms, {"b2": 0.9, "eps": 1e-3}, _grafted),
     "hyperball": Row(
         adamx.hyperball,
         {"learning_rate": 0.1},
         matrices.hyperball,
         rounding=PARAMETER,
+        golden=("heavyball:HyperBallAdamW",),
         without={"bare": "θ is 0, where it takes ordinary steps"},
     ),
     "kl_eigenbasis": Row(
@@ -414,6 +422,13 @@ OF_MATRICES: dict[str, Row] = {
 }
 STAGES: dict[str, Row] = {
     **OF_MATRICES,
+    "add_corrected_weights": Row(
+        lambda learning_rate, **numbers: adamx.chain(
+            adamx.add_corrected_weights(**numbers), adamx.scale_by_learning_rate(learning_rate)
+        ),
+        {"learning_rate": 0.1, "weight_decay": 0.3, "max_learning_rate": 0.2},
+        structure.corrected_decay,
+    ),
     "add_decayed_weights": Row(
         adamx.add_decayed_weights, {"weight_decay": 0.01}, stages.add_decayed_weights
     ),
@@ -481,6 +496,17 @@ STAGES: dict[str, Row] = {
     ),
     "reduce_variance": Row(
         adamx.reduce_variance, {"b1": 0.8, "gamma": 0.3}, stages.reduce_variance
+    ),
+    "scale_each": Row(
+        lambda: adamx.scale_each(lambda path, shape: -0.5 * len(shape.shape)),
+        {},
+        lambda g, theta: -0.5 * (np.ndim(g) - 1) * g,
+        shape=(4, 3),
+        single=True,
+        without={
+            "equations": "its numbers differ between parameters",
+            "pickle": "a lambda has no name to be imported by",
+        },
     ),
     "scale": Row(adamx.scale, {"factor": -2.5}, lambda g, theta, factor: _times(factor, g)),
     "scale_by_adadelta": Row(
@@ -734,6 +760,7 @@ MATRIX_RECIPES: dict[str, Row] = {
         adamx.muon_h,
         {"learning_rate": 0.1, "b1": 0.8},
         matrices.muon_h,
+        golden=("hooks.hyperball:HyperballHook",),
         rounding=1e-14,  # of the parameter, whose norm it restores
         **{
             **ONLY_MATRICES,
@@ -751,6 +778,7 @@ MATRIX_RECIPES: dict[str, Row] = {
         functools.partial(adamx.shampoo, **SMALL),
         {**SLOW, "graft_eps": 1e-3, "eps": 1e-2},
         functools.partial(matrices.shampoo, every=2),
+        golden=("pytorch_optimizer:Shampoo",),
         **NO_VECTORS,
     ),
     "soap": Row(
@@ -852,6 +880,13 @@ RECIPES: dict[str, Row] = {
             "torch.optim.Adamax",
             "optax.adamax",
         ),
+    ),
+    "adamc": Row(
+        adamx.adamc,
+        {**ADAMW, "max_learning_rate": 0.3},
+        structure.adamc,
+        usual={"weight_decay": 0.1},
+        golden=("pytorch_optimizer:AdamC",),
     ),
     "adamw": Row(
         adamx.adamw,

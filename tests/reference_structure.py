@@ -8,9 +8,17 @@ import math
 
 import numpy as np
 
-from reference import _column, _per_step, _ratio, _squared, _wide, weight
+from reference import _column, _per_step, _ratio, _squared, _wide, adam, sgd, weight
 
-__all__ = ["adafactor", "block_adam", "prodigy", "schedule_free_adamw"]
+__all__ = [
+    "adafactor",
+    "adamc",
+    "block_adam",
+    "corrected_decay",
+    "prodigy",
+    "radial_brake",
+    "schedule_free_adamw",
+]
 
 
 def schedule_free_adamw(
@@ -184,3 +192,42 @@ def block_adam(grads, params0, learning_rate, b1, b2, eps, axes, weight_decay=0.
 
 def _rms(array):
     return np.sqrt(np.mean(_squared(array)))
+
+
+def corrected_decay(grads, params0, learning_rate, weight_decay, max_learning_rate, updates=None):
+    """Weight decay with the square of the rate: Δθ′ = Δθ − (α²/α_max) λ θ.
+
+    Without ``updates``, of gradient descent. Defazio, arXiv 2506.02285 (AdamC).
+    """
+    grads = _wide(grads)
+    updates = -_column(learning_rate, grads) * grads if updates is None else updates.copy()
+    params = _wide(params0)
+    for t, (rate, decay, most) in enumerate(
+        _per_step(updates, learning_rate, weight_decay, max_learning_rate)
+    ):
+        updates[t] -= rate**2 / most * decay * params
+        params = params + updates[t]
+    return updates
+
+
+def adamc(grads, params0, learning_rate, b1, b2, eps, weight_decay, max_learning_rate):
+    """AdamC, of a matrix of a normalised layer."""
+    updates = adam(grads, learning_rate, b1, b2, eps)
+    return corrected_decay(grads, params0, learning_rate, weight_decay, max_learning_rate, updates)
+
+
+def radial_brake(grads, params0, momentum, outward, inward):
+    """Gradient descent with the rate 1, of whose growth of the norm a part is kept.
+
+    ‖θ′‖ = ‖θ‖ + s (‖θ + u‖ − ‖θ‖), in the direction of θ + u.
+    """
+    params, updates = _wide(params0), []
+    descent = sgd(grads, 1.0, momentum)
+    for u, (out, into) in zip(descent, _per_step(descent, outward, inward), strict=True):
+        moved = params + u
+        before, after = np.linalg.norm(params), np.linalg.norm(moved)
+        growth = after - before
+        kept = before + (out if growth > 0 else into) * growth
+        updates.append(moved * kept / after - params if after else u)
+        params = params + updates[-1]
+    return np.array(updates)

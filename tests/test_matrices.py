@@ -94,6 +94,44 @@ def splus(inverse_steps, weight_decay, betas, foreach):
     return adamx.splus(0.1, *betas, weight_decay, every=inverse_steps, spread=False)
 
 
+def scheduled(of_count):
+    """In double precision; JAX makes float32 of an int32 count."""
+    return lambda t: of_count(jnp.asarray(t, jnp.float64))
+
+
+def shampoo(lr, matrix_eps):
+    """The sums of Algorithm 1: a mean of t products is their sum over t."""
+    return adamx.chain(
+        adamx.scale_by_kronecker_roots(
+            scheduled(lambda t: 1 - 1 / (t + 1)), 1e-18, every=1, spread=False
+        ),
+        adamx.scale(scheduled(lambda t: (t + 1) ** -0.5)),
+        adamx.scale_by_learning_rate(lr),
+    )
+
+
+def adamc(lr, betas, eps, weight_decay, falls, of_matrices):
+    rate = scheduled(lambda t: lr * (1 - t / 40))
+    return adamx.adamc(rate, *betas, eps, weight_decay, max_learning_rate=lr)
+
+
+def adam_on_spheres(lr, betas, eps, weight_decay):
+    """HeavyBall's has no momentum."""
+    return adamx.chain(
+        adamx.scale_by_rms(betas[1], eps), adamx.bias_correction(), adamx.hyperball(lr)
+    )
+
+
+def muon_h(of, lr):
+    return adamx.muon_h(lr, of[1]["momentum"])
+
+
+def braked(of, outward_scale, inward_scale):
+    return adamx.chain(
+        adamx.sgd(of[1]["lr"], of[1]["momentum"]), adamx.radial_brake(outward_scale, inward_scale)
+    )
+
+
 EQUAL = {
     "torch.optim:Muon": torch_muon,
     "muon:SingleDeviceMuon": torch_muon,
@@ -106,7 +144,13 @@ EQUAL = {
     "fira.fira_adamw:AdamW": functools.partial(galore, of=adamx.fira),
     "apollo_torch.apollo:AdamW": apollo,
     "pytorch_optimizer:SPlus": splus,
+    "pytorch_optimizer:Shampoo": shampoo,
+    "pytorch_optimizer:AdamC": adamc,
+    "heavyball:HyperBallAdamW": adam_on_spheres,
+    "hooks.hyperball:HyperballHook": muon_h,
+    "hooks.radial_brake:RadialBrakeHook": braked,
 }
+SINGLE = ("heavyball", "hooks")
 
 
 @pytest.mark.parametrize("id_", CASES)
@@ -124,7 +168,7 @@ def test_it_follows_the_recorded_program(id_):
         ours = ARRAYS[f"params.{k}"] + np.cumsum(updates[k], 0)
         theirs = ARRAYS[f"{id_}.{k}"]
         moved = np.abs(theirs - ARRAYS[f"params.{k}"]).max()
-        tolerance = 5e-3 if case["authority"].startswith("heavyball") else 1e-6  # single precision
+        tolerance = 5e-3 if case["authority"].startswith(SINGLE) else 1e-6  # single precision
         assert np.abs(ours - theirs).max() <= tolerance * moved, k
 
 

@@ -76,6 +76,9 @@ class Beginning:
             )
             for slot in rule.slots
         }
+        for i, own in enumerate(x.own for x in rules):
+            if own and not stage.definition.takes and (here is None or here[i]):
+                self.located(i, name, own, *self.paths[i], {})
         kept |= {key: self.put(clock.start()) for key, clock in rule.clocks.items()}
         if kept:
             self.state[name] = kept
@@ -92,12 +95,16 @@ class Beginning:
 
     def started(self, first: Any, place: Any, index: int, stage: str) -> Any:
         """A slot's first value; never the parameter itself, which may be donated."""
-        try:
-            slot = first(place)
-        except StageError as error:
-            where = f"{path_of(self.tree, index)} ({kind(place)})"
-            raise error.within(stage=stage, parameter=where) from None
+        slot = self.located(index, stage, first, place)
         return jax.tree.map(lambda x: jnp.array(x, copy=True) if x is place else x, slot)
+
+    def located(self, index: int, stage: str, function: Any, *args: Any) -> Any:
+        """Call a function, and add the stage and the parameter to its errors."""
+        try:
+            return function(*args)
+        except StageError as error:
+            where = f"{path_of(self.tree, index)} ({kind(self.leaves[index])})"
+            raise error.within(stage=stage, parameter=where) from error.__cause__
 
 
 def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:

@@ -213,6 +213,8 @@ class Program:
         rule = made if isinstance(made, Rule) else Rule(lambda s, slots, step: (made(s), slots))
         if rule.reshape is not None:
             raise NotImplementedError("it turns each matrix into another basis, or back")
+        if rule.own is not None:
+            raise NotImplementedError("it has numbers of its own for each parameter")
         clocks = {k: self.clock(k, clock) for k, clock in rule.clocks.items()}
         beside = [self.emit("formula", fresh("w"), x) for x in jax.tree.leaves(clocks)]
         if rule.seed is not None:

@@ -263,11 +263,23 @@ def finite(x: Any) -> Any:
 def log(x: Any) -> Any:
     """log x, in double precision for a Python number; for x = 0 it is finite, but acts as −∞.
 
-    A constant is added to x that changes no x except 0. At 0 it also preserves the derivative of
-    1 − x = −expm1(log x), and it is large enough that derivatives of log x can be summed over many
+    For 0, it is the logarithm of a tiny number, so that the derivative of 1 − x = −expm1(log x) is
+    right there, too. The number is large enough that derivatives of log x can be summed over many
     steps.
     """
-    return math.log(x + _TINY) if isinstance(x, float) else jnp.log(x + _TINY)
+    return math.log(x or _TINY) if isinstance(x, float) else _log(jnp.asarray(x))
+
+
+@jax.custom_jvp
+def _log(x: Reals) -> Reals:
+    # Not x + _TINY: XLA computes (1 − y) + _TINY as (1 + _TINY) − y, which is 0 for y = 1.
+    return jnp.log(jnp.where(x == 0, _TINY, x))
+
+
+@_log.defjvp
+def _log_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    return _log(x), dx / jnp.where(x == 0, _TINY, x)
 
 
 def expm1(x: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Adam and AdaMax, as in the paper; AdamW."""
+"""Adam and AdaMax, as in the paper; AdamW and AdamC."""
 
 from __future__ import annotations
 
-from adamx.core import Decay, NonNegative, Transformation, chain
+from adamx.core import Decay, NonNegative, Positive, Transformation, chain
 from adamx.recipes.registry import recipe
 from adamx.stages import (
+    add_corrected_weights,
     add_decayed_weights,
     bias_correction,
     scale_by_adamax,
@@ -12,8 +13,10 @@ from adamx.stages import (
     scale_by_momentum,
     scale_by_rms,
 )
+from adamx.wrappers.groups import partition
+from adamx.wrappers.selection import Selector, hidden_matrices
 
-__all__ = ["adam", "adamax", "adamw"]
+__all__ = ["adam", "adamax", "adamc", "adamw"]
 
 
 @recipe
@@ -159,5 +162,72 @@ def adamw(
         scale_by_rms(b2, eps, eps_hat=eps_hat, eps_root=eps_root, compensated=compensated),
         bias_correction(),
         add_decayed_weights(weight_decay),  # Adam: nothing
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+@recipe
+def adamc(
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.01,
+    *,
+    max_learning_rate: Positive | None = None,
+    normalized: Selector = hidden_matrices,
+) -> Transformation:
+    r"""AdamC: AdamW whose weight decay falls with the square of the learning rate.
+
+    .. math::
+        \theta_t = \theta_{t-1}
+        - \alpha_t \left(\frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
+        + \lambda \frac{\alpha_t}{\alpha_{\max}} \theta_{t-1}\right)
+
+    with the averages of :func:`adam`, for the parameters of layers whose output is normalised.
+    All others have the decay of :func:`adamw`, which lets the gradients of normalised layers grow
+    while the rate falls. With a constant rate, it is AdamW.
+
+    Args:
+        learning_rate: α ≥ 0, usually a schedule.
+        b1: β₁ in [0, 1).
+        b2: β₂ in [0, 1).
+        eps: ε ≥ 0, added to √v̂.
+        weight_decay: λ ≥ 0.
+        max_learning_rate: the largest value of the schedule, > 0. None for a constant rate.
+        normalized: the parameters of normalised layers, see :func:`adamx.where`; by default the
+            matrices between hidden layers, :func:`adamx.hidden_matrices`, as in a transformer with
+            a normalisation in front of every layer.
+
+    Source: Defazio 2025 (arXiv 2506.02285), AdamC.
+
+    Raises:
+        ValueError: if ``learning_rate`` is a schedule and there is no ``max_learning_rate``.
+        StageError: if ``update`` is called without parameters, unless λ is the number 0.
+
+    >>> import optax
+    >>> rate = optax.linear_schedule(1e-3, 0.0, 1000)
+    >>> opt = adamx.adamc(rate, weight_decay=0.1, max_learning_rate=1e-3)
+    >>> theta = jnp.ones((2, 2))
+    >>> opt.update(jnp.ones((2, 2)), opt.init(theta), theta)[0]
+    Array([[-0.0011, -0.0011],
+           [-0.0011, -0.0011]], dtype=float32)
+    """
+    if max_learning_rate is None and callable(learning_rate):
+        raise ValueError(
+            "adamc: the learning rate is a schedule, so max_learning_rate is needed: the largest "
+            "value of the schedule"
+        )
+    most = learning_rate if max_learning_rate is None else max_learning_rate
+    return chain(
+        scale_by_momentum(b1),
+        scale_by_rms(b2, eps),
+        bias_correction(),
+        partition(
+            {
+                normalized: add_corrected_weights(weight_decay, most),  # AdamW: as all others
+                "*": add_decayed_weights(weight_decay),
+            }
+        ),
         scale_by_learning_rate(learning_rate),
     )

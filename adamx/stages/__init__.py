@@ -4,6 +4,7 @@ from adamx.stages import (
     averaging,
     bases,
     bias,
+    bounds,
     clipping,
     decay,
     differences,
@@ -26,6 +27,7 @@ from adamx.stages import (
 from adamx.stages.averaging import *
 from adamx.stages.bases import *
 from adamx.stages.bias import *
+from adamx.stages.bounds import *
 from adamx.stages.clipping import *
 from adamx.stages.decay import *
 from adamx.stages.differences import *
@@ -49,6 +51,7 @@ __all__: list[str] = []
 __all__ += averaging.__all__
 __all__ += bases.__all__
 __all__ += bias.__all__
+__all__ += bounds.__all__
 __all__ += clipping.__all__
 __all__ += decay.__all__
 __all__ += differences.__all__

@@ -22,6 +22,7 @@ from adamx.core import (
     StageError,
     Step,
     Turn,
+    decay_clock,
     decaying_average,
     divide,
     enter_space,
@@ -35,8 +36,10 @@ from adamx.core import (
     zeros,
 )
 from adamx.errors import as_given, check_whole
+from adamx.links.averages import interpolated_weight
 from adamx.links.slots import Slots
 from adamx.numerics import random
+from adamx.numerics.arithmetic import log
 from adamx.numerics.formats import limited
 from adamx.numerics.matrices import MatrixAxes, MatrixView, adjoint, matrix_view, product
 from adamx.numerics.types import Array, Bool
@@ -169,11 +172,14 @@ def _eigenbasis(
 ) -> Rule:
     """The rule of a basis of eigenvectors.
 
-    ``squares`` gets a matrix, the averages before this step, the basis and the weight of the
+    ``squares`` gets a matrix, the averages before this step, the basis and the weight of these
     averages; its results are averaged.
     """
     check_whole(every=every, max_size=max_size)
     mean = decaying_average(b2)
+    weight_before = decay_clock(log(b2))._replace(
+        read=lambda pair: interpolated_weight(pair, 1.0, b2)
+    )
 
     def turns(shape: tuple[int, ...]) -> tuple[bool, bool]:
         """Whether the left and the right side are turned."""
@@ -204,8 +210,7 @@ def _eigenbasis(
             is_due, refreshed, lambda: [(q, None if q is None else _places(q)) for q in basis]
         )
         (left, rows), (right, columns) = now
-        weight = 1 - (1 - mean.weight(step)) / jnp.maximum(b2, 1e-12)  # of the averages before
-        sums = squares(seen, before, (left, right), weight)
+        sums = squares(seen, before, (left, right), mean.weight(step))
         new = [None if x is None else mean(x, y) for x, y in zip(before, sums, strict=True)]
         kept = {"left": new[0], "right": new[1], "left_basis": left, "right_basis": right}
         turn = Turn(is_due, basis[0], basis[1], (rows, columns))
@@ -219,7 +224,7 @@ def _eigenbasis(
             "left_basis": Slot(square(0, jnp.eye), holds="exact"),
             "right_basis": Slot(square(1, jnp.eye), holds="exact"),
         },
-        clocks={**mean.clocks, "steps": steps_clock()},
+        clocks={mean.name: weight_before, "steps": steps_clock()},
         reshape=lambda shape, whole: view.shape if (view := matrix_view(axes, whole)) else whole,
         prepares=True,
     )

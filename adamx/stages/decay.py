@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from adamx.core import NonNegative, is_off, stage
+from adamx.core import NonNegative, Positive, Same, is_off, stage
 
-__all__ = ["add_decayed_weights", "decay_weights"]
+__all__ = ["add_corrected_weights", "add_decayed_weights", "decay_weights"]
 
 
 @stage(reach="element", place="direction")
@@ -48,6 +48,50 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0, *, cautious: bool = Fal
         u, theta = signal.update, signal.param
         agrees = (u * jnp.conj(theta)).real > 0
         return signal.with_update(u + jnp.where(agrees, weight_decay * theta, 0))
+
+    return shape
+
+
+@stage(reach="element", place="direction")
+def add_corrected_weights(
+    weight_decay: NonNegative,
+    max_learning_rate: Positive,
+    *,
+    learning_rate: NonNegative = Same("scale_by_learning_rate", "learning_rate"),
+):
+    r"""Add weight decay that falls with the learning rate (AdamC).
+
+    .. math::
+        u \leftarrow u + \lambda \frac{\alpha_t}{\alpha_{\max}} \theta
+
+    In front of the learning rate, the decay in a step is :math:`\lambda\alpha_t^2/\alpha_{\max}`.
+    For a layer whose output is normalised, the norm of the gradient then stays constant while the
+    rate falls. With a constant rate, it is :func:`add_decayed_weights`.
+
+    Args:
+        weight_decay: λ ≥ 0; with the number 0 it does not need the parameters.
+        max_learning_rate: the largest value of the schedule, :math:`\alpha_{\max}` > 0.
+        learning_rate: α; by default, that of the chain.
+
+    Source: Defazio 2025 (arXiv 2506.02285), the correction of AdamC.
+
+    Raises:
+        StageError: if ``update`` is called without parameters and λ is not the number 0.
+
+    >>> opt = adamx.chain(
+    ...     adamx.add_corrected_weights(0.5, max_learning_rate=1.0),
+    ...     adamx.scale_by_learning_rate(lambda t: 1.0 / (t + 2)),
+    ... )
+    >>> theta = jnp.array([8.0])
+    >>> opt.update(jnp.zeros(1), opt.init(theta), theta)[0]  # −0.5 · 0.5² · 8
+    Array([-1.], dtype=float32)
+    """
+    if is_off(weight_decay):
+        return lambda signal: signal
+
+    def shape(signal):
+        by = weight_decay * (learning_rate / max_learning_rate)
+        return signal.with_update(signal.update + by * signal.param)
 
     return shape
 

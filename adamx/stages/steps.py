@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adamx.core import (
-    NonNegative,
-    Real,
-    Rule,
-    Signal,
-    Slot,
-    StageError,
-    Step,
-    divide,
-    is_off,
-    itself,
-    norm,
-    stage,
-    times,
-)
+from adamx.core import NonNegative, Real, Rule, Signal, StageError, Step, is_off, stage, times
 from adamx.errors import as_given
 from adamx.links.slots import Slots
+from adamx.trees.patterns import check_call
 
-__all__ = ["hyperball", "proximal_step", "scale", "scale_by_learning_rate", "set_to_zero"]
+__all__ = ["proximal_step", "scale", "scale_by_learning_rate", "scale_each", "set_to_zero"]
 
 
 @stage(reach="element")
@@ -42,6 +33,63 @@ def scale(factor: Real):
     Array([-2.], dtype=float32)
     """
     return lambda signal: signal.with_update(times(signal.update, factor))
+
+
+@stage(reach="element")
+def scale_each(factor: Callable[[str, jax.ShapeDtypeStruct], float]):
+    r"""Multiply the update of each parameter by a number of its own, from its path and shape.
+
+    .. math::
+        u \leftarrow f(\text{path}, \text{shape})\, u
+
+    It gives layers their own learning rates, such as those of the maximal update parametrisation
+    (μP): behind the stages of Adam, 1/fan-in for the matrices between hidden layers. The factors
+    are computed when a step is traced, so they cost nothing. In a basis, the shape is that of the
+    parameter.
+
+    Args:
+        factor: f, a function of the parameter's path (``"encoder/layers/0/kernel"``) and a
+            ``jax.ShapeDtypeStruct``; it returns a finite number.
+
+    Source: Yang et al. 2022 (arXiv 2203.03466), Table 3, for the factors of μP.
+
+    Raises:
+        TypeError: from ``init``, for a function of other arguments.
+        StageError: from ``init``, if it is no function, raises an error, or returns anything but a
+            finite number.
+
+    >>> def mup(path, shape):
+    ...     return 1 / shape.shape[0] if adamx.hidden_matrices(path, shape) else 1.0
+    >>> opt = adamx.chain(adamx.sign(), adamx.scale_each(mup), adamx.scale_by_learning_rate(0.1))
+    >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    >>> jax.tree.map(lambda u: float(u.flat[0]), opt.update(params, opt.init(params))[0])
+    {'bias': -0.10000000149011612, 'kernel': -0.02500000037252903}
+    """
+    if not callable(factor):
+        raise StageError(
+            f"factor must be a function (path, shape) -> number, got {as_given(factor)}; scale(x) "
+            "multiplies all parameters by one number"
+        )
+    check_call(factor, "factor", "(path, shape) -> number", "", None)
+
+    def own(path: str, shape: jax.ShapeDtypeStruct, extra: Mapping[str, Any]) -> float:
+        try:
+            found = factor(path, shape)
+        except Exception as error:
+            raise StageError(
+                f"factor raised {type(error).__name__}: {error}. It is called as (path, shape), "
+                "with a string and a jax.ShapeDtypeStruct"
+            ) from error
+        if isinstance(found, bool) or not isinstance(found, (int, float, np.number)):
+            raise StageError(f"factor returned {as_given(found)}, where a number is needed")
+        if not math.isfinite(found):
+            raise StageError(f"factor returned {found}, which is not finite")
+        return float(found)
+
+    def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
+        return signal.with_update(times(signal.update, step.own)), slots
+
+    return Rule(update, own=own)
 
 
 @stage(reach="element", keeps_rounding=True)
@@ -120,54 +168,3 @@ def proximal_step(learning_rate: NonNegative, weight_decay: NonNegative = 0.0):
         return signal.with_step(times(u, -learning_rate / shrunk))
 
     return shape
-
-
-@stage(place="rate")
-def hyperball(learning_rate: NonNegative, radius: str = "initial"):
-    r"""Step along a sphere: the norm of each array stays as it is (Hyperball).
-
-    .. math::
-        \theta' = \theta - \alpha R \frac{u}{\lVert u \rVert}, \qquad
-        u \leftarrow R \frac{\theta'}{\lVert \theta' \rVert} - \theta
-
-    R is the norm of the array at the start, ‖θ₀‖, or with ``radius="current"`` the norm before the
-    step. α is the angle of the step in radians, if it is small. The stage takes the place of the
-    learning rate. There is no weight decay: the norm does not change. Use it for matrices; a bias
-    that starts at zero (R = 0) takes ordinary steps, :math:`u \leftarrow -\alpha u`.
-
-    Keeps ``radius`` (R), a scalar for each parameter, unless that is the current norm.
-
-    Args:
-        learning_rate: α ≥ 0.
-        radius: "initial" or "current".
-
-    Source: the hyperball optimisers of arXiv 2606.16899, and MuonH (the current norm).
-
-    Raises:
-        StageError: for another ``radius``, and if ``update`` is called without parameters.
-
-    >>> opt = adamx.hyperball(0.1)
-    >>> theta = jnp.array([3.0, 4.0])
-    >>> u, _ = opt.update(jnp.array([5.0, 0.0]), opt.init(theta), theta)
-    >>> jnp.linalg.norm(theta + u).round(5)
-    Array(5., dtype=float32)
-    """
-    if radius not in ("initial", "current"):
-        raise StageError(f"radius must be 'initial' or 'current', got {as_given(radius)}")
-
-    def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
-        theta, u = signal.param, signal.update
-        size = norm(theta).value if radius == "current" else slots["radius"]
-        length = norm(u)
-        moved = theta - learning_rate * size * divide(length.in_units(u), length.size)
-        after = norm(moved)
-        around = divide(after.in_units(moved) * size, after.size) - theta
-        return signal.with_step(jnp.where(size == 0, -learning_rate * u, around)), slots
-
-    slots = {} if radius == "current" else {"radius": Slot(_length, holds="exact")}
-    return Rule(update, slots=slots)
-
-
-def _length(param: Any) -> Any:
-    """The norm of a parameter."""
-    return norm(itself(param)).value

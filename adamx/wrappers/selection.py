@@ -16,9 +16,6 @@ A pattern that matches no parameter is an error; each pattern of a tuple is chec
 from __future__ import annotations
 
 import difflib
-import fnmatch
-import functools
-import inspect
 import re
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,6 +28,7 @@ from adamx.arguments.hyper import origin
 from adamx.errors import StageError, described
 from adamx.links.link import Around
 from adamx.trees.paths import Leaf
+from adamx.trees.patterns import called, check_call, matches, runs
 
 __all__ = ["Part", "Selector", "Where", "labelled", "shown"]
 
@@ -52,30 +50,11 @@ def checked(selector: Any) -> Selector:
     return patterns[0] if len(patterns) == 1 else tuple(patterns)
 
 
-def check_call(function: Callable[..., Any], what: str, signature: str, *arguments: Any) -> None:
-    """Check that a function can be called with these arguments."""
-    try:
-        taken = inspect.signature(function)
-    except (TypeError, ValueError):  # some that are written in C have no signature
-        return
-    try:
-        taken.bind(*arguments)
-    except TypeError:
-        raise TypeError(
-            f"{what} is called as {signature}, and {called(function)} takes {taken}"
-        ) from None
-
-
-def called(function: Callable[..., Any]) -> str:
-    """The name of a function in a message, with its enclosing functions: ``train.<lambda>``."""
-    return getattr(function, "__qualname__", type(function).__name__).replace(".<locals>", "")
-
-
 def selects(selector: Selector, leaf: Leaf) -> bool:
     """Whether the selector matches this parameter."""
     path, shape = leaf
     if not callable(selector):
-        return any(_matches(pattern, path) for pattern in _patterns(selector))
+        return any(matches(pattern, path) for pattern in _patterns(selector))
     try:
         answer = selector(path, shape)
     except Exception as error:
@@ -97,41 +76,6 @@ def _patterns(selector: Selector) -> tuple[str, ...]:
     if callable(selector):
         return ()
     return (selector,) if isinstance(selector, str) else selector
-
-
-def _matches(pattern: str, path: str) -> bool:
-    if pattern.startswith("!"):
-        return not _matches(pattern[1:], path)
-    segments = path.split("/")
-    starts = range(1 if pattern.startswith("/") else len(segments))
-    return any(_begins(segments[start:], run) for run in _runs(pattern) for start in starts)
-
-
-_BRACKETS = r"""\[(?:(?:<flat index )?(\d+)>?|'([^']*)'|"([^"]*)")\]\.?"""
-_INDEX = re.compile(_BRACKETS)
-_INDEX_OR_DOT = re.compile(_BRACKETS + r"|\.(?=[^\W\d])")
-
-
-@functools.cache
-def _runs(pattern: str) -> tuple[tuple[str, ...], ...]:
-    """The segments of a pattern: with literal brackets, and with brackets as indices."""
-    written = pattern.strip("/")
-    signs = _INDEX_OR_DOT if written.startswith((".", "[")) else _INDEX
-    indexed = signs.sub(lambda x: f"/{x[x.lastindex]}/" if x.lastindex else "/", written)
-    readings = (tuple(written.split("/")), tuple(filter(None, indexed.split("/"))))
-    return readings if indexed != written else readings[:1]
-
-
-def _begins(segments: Sequence[str], run: Sequence[str]) -> bool:
-    if not run:
-        return True
-    if run[0] == "**":
-        return any(_begins(segments[skipped:], run[1:]) for skipped in range(len(segments) + 1))
-    return (
-        bool(segments)
-        and fnmatch.fnmatchcase(segments[0], run[0].replace("[", "[[]"))
-        and _begins(segments[1:], run[1:])
-    )
 
 
 def shown(selector: Selector) -> str:
@@ -266,7 +210,7 @@ def _check_matches(selector: Selector, leaves: Sequence[Leaf], inside: str) -> N
     """Check that each pattern of a selector matches a parameter, also behind a ``!``."""
     for pattern in _patterns(selector) if leaves else ():
         bare = pattern.lstrip("!")
-        if not any(_matches(bare, path) for path, _ in leaves):
+        if not any(matches(bare, path) for path, _ in leaves):
             raise _nothing(repr(bare), leaves, inside, selector, _near(bare, leaves))
 
 
@@ -277,15 +221,15 @@ def _near(pattern: str, leaves: Sequence[Leaf]) -> str | None:
     def closest(segment: str) -> str:
         if set(segment) & set("*?"):
             return segment
-        near = difflib.get_close_matches(_folded(segment), list(there), 1, 0.75)
+        near = difflib.get_closematches(_folded(segment), list(there), 1, 0.75)
         return there[near[0]] if near else segment
 
     front = "/" if pattern.startswith("/") else ""
-    run = _runs(pattern)[-1]
+    run = runs(pattern)[-1]
     dotted = [part for segment in run for part in segment.split(".") if part]
     for segments in (dotted, map(closest, dotted), map(closest, run)):  # a dot may mean a slash
         repaired = front + "/".join(segments)
-        if any(_matches(repaired, path) for path, _ in leaves):
+        if any(matches(repaired, path) for path, _ in leaves):
             return repaired
     return None
 

@@ -10,17 +10,18 @@ Needed are torch 2.13.0, optax 0.2.8, jax 0.10.2, numpy 2.4.6, pytorch_optimizer
     adamuon.py                       Chongjie-Si/AdaMuon 369f0b3b, gpt2/models/optimizers/
     soap.py                          nikhilvyas/SOAP a1e55353, soap.py
     fira/                            xichen-fy/Fira 5c28b134, optimizer_torch/
+    hooks/                           NVIDIA-NeMo/Emerging-Optimizers fd772926, weight_update_hooks/
 
 Then, from anywhere,
 
-    python tests/golden/make_matrices.py FOLDER
+    python tests/golden/make_matrices.py FOLDER [--only ID …]
 
 rewrites ``matrices.npz`` and ``matrices.json`` beside itself: ``params.*`` and ``grads.*``, and for
 each case ``<id>.<name>``, the parameters after each step. Kernels are [in, out]; the programs of
 PyTorch get them transposed. They convert to bfloat16 or float32 in places: here these conversions
 only copy, so that the whole run is in float64, but for HeavyBall's. ``apollo.projection.*`` are the
-random matrices that APOLLO drew. Other versions and files are refused; ``--any-version`` lifts
-that.
+random matrices that APOLLO drew. ``--only ID …`` records these cases and keeps the others. Other
+versions and files are refused; ``--any-version`` lifts that.
 """
 
 import argparse
@@ -60,12 +61,14 @@ FILES = {
     "fira/gradient_projection.py": (
         "67e2a2f3d96764a336dca0f66abb14203f478aa7e8f0a5b7a49f00b4ad1374e7"
     ),
+    "hooks/hyperball.py": "71d42ff88753b43cdf2c566daddf6612fa55d20e5a3bd4656c73ccfeee8486d8",
+    "hooks/radial_brake.py": "fff57478e312440c474b0257b088349d75aad59b5c52686940160056993d435d",
 }
 STEPS = 40
 SHAPES = {"square": (5, 5), "tall": (6, 4), "wide": (4, 6), "vector": (5,)}
 MATRICES = ["square", "tall", "wide"]
 FULL_RANK = ["square", "vector"]  # the first GGᵀ has one set of eigenvectors
-SINGLE = ("heavyball",)  # these compute in float32 only
+SINGLE = ("heavyball", "hooks.hyperball", "hooks.radial_brake")  # these compute in float32 only
 # One projection for the whole run: the signs of later singular vectors are arbitrary.
 LOW_RANK = {"rank": 2, "update_proj_gap": STEPS, "proj_type": "std"}
 
@@ -169,6 +172,40 @@ CASES = {
         {"inverse_steps": 1, "weight_decay": 0.0, "betas": [0.8, 0.9], "foreach": False},
         FULL_RANK,
     ),
+    "shampoo": ("pytorch_optimizer:Shampoo", {"lr": 0.1, "matrix_eps": 0.0}, ["square"]),
+    # The learning rate falls to 0, and the matrices are normalised.
+    "adamc": (
+        "pytorch_optimizer:AdamC",
+        {
+            "lr": 0.05,
+            "betas": [0.8, 0.95],
+            "eps": 0.0,  # it is added before the bias correction
+            "weight_decay": 0.3,
+            "falls": True,
+            "of_matrices": {"normalized": True},
+        },
+        [*MATRICES, "vector"],
+    ),
+    "hyperball": (
+        "heavyball:HyperBallAdamW",
+        {"lr": 0.05, "betas": [0.8, 0.95], "eps": 1e-6, "weight_decay": 0.0},
+        MATRICES,
+    ),
+    # What is done with the steps of an optimiser of PyTorch.
+    "muon_h": (
+        "hooks.hyperball:HyperballHook",
+        {"of": ["Muon", {"lr": 1.0, "momentum": 0.8, "weight_decay": 0.0}], "lr": 0.1},
+        MATRICES,
+    ),
+    "radial_brake": (
+        "hooks.radial_brake:RadialBrakeHook",
+        {
+            "of": ["SGD", {"lr": 0.2, "momentum": 0.5}],
+            "outward_scale": 0.3,
+            "inward_scale": 0.6,
+        },
+        [*MATRICES, "vector"],
+    ),
 }
 
 
@@ -250,16 +287,19 @@ def run_torch(module, name, kwargs, params, grads, extra):
 
     tensors = {k: torch.nn.Parameter(tensor_of(p)) for k, p in params.items()}
     kwargs = dict(kwargs)
-    low_rank = kwargs.pop("low_rank", None)
+    low_rank, falls = kwargs.pop("low_rank", None), kwargs.pop("falls", False)
     groups = list(tensors.values())
-    if low_rank is not None:
-        groups = [{"params": [x], **(low_rank if x.ndim == 2 else {})} for x in tensors.values()]
+    own = low_rank or kwargs.pop("of_matrices", None)
+    if own is not None:
+        groups = [{"params": [x], **(own if x.ndim == 2 else {})} for x in tensors.values()]
     program = importlib.import_module(module)
     if module == "adamuon":
         on_one_cpu(program)
         kwargs |= {"rank": 0, "world_size": 1}
     optimizer = getattr(program, name)(groups, **kwargs)
     for t in range(STEPS):
+        for group in optimizer.param_groups if falls else ():
+            group["lr"] = kwargs["lr"] * (1 - t / STEPS)
         for k, tensor in tensors.items():
             tensor.grad = tensor_of(grads[k][t])
         with contextlib.nullcontext() if module in SINGLE else without_conversions():
@@ -269,6 +309,36 @@ def run_torch(module, name, kwargs, params, grads, extra):
         for k, tensor in tensors.items():
             if tensor.ndim == 2:
                 extra[f"projection.{k}"] = optimizer.state[tensor]["projector"].ortho_matrix.numpy()
+
+
+def run_hook(module, name, kwargs, params, grads):
+    """Let a hook change the steps of an optimiser, which starts from 0 in every step."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    kwargs = dict(kwargs)
+    (inner, numbers), rate = kwargs.pop("of"), kwargs.pop("lr", 1.0)
+    make = getattr(importlib.import_module(module), name)
+    tensors = {k: torch.tensor(x.T.copy(), dtype=torch.float32) for k, x in params.items()}
+    steps = {k: torch.nn.Parameter(torch.zeros_like(x)) for k, x in tensors.items()}
+    optimizer = getattr(torch.optim, inner)(list(steps.values()), **numbers)
+    hooks = {
+        k: make(**kwargs, **({"radius": float(x.norm())} if "hyperball" in module else {}))
+        for k, x in tensors.items()
+    }
+    for t in range(STEPS):
+        for k, x in steps.items():
+            x.data.zero_()
+            x.grad = torch.tensor(grads[k][t].T.copy(), dtype=torch.float32)
+        with without_conversions():
+            optimizer.step()
+        for k, x in tensors.items():
+            step = steps[k].detach()
+            before = hooks[k].pre_weight_update_inplace(x, step)
+            x.add_(step, alpha=rate)
+            hooks[k].post_weight_update_inplace(x, before)
+        yield {k: x.double().numpy().T.copy() for k, x in tensors.items()}
 
 
 def run_optax(module, name, kwargs, params, grads):
@@ -286,16 +356,19 @@ def run_optax(module, name, kwargs, params, grads):
         yield {k: np.asarray(p) for k, p in params.items()}
 
 
-def record(params, grads):
+def record(params, grads, only):
     arrays = {f"params.{k}": x for k, x in params.items()}
     arrays |= {f"grads.{k}": x for k, x in grads.items()}
     described = []
-    for case, (authority, kwargs, names) in CASES.items():
+    for case in only:
+        authority, kwargs, names = CASES[case]
         module, name = authority.split(":")
         own = [{k: x[k] for k in names} for x in (params, grads)]
         extra = {}
         if module.startswith("optax"):
             path = list(run_optax(module, name, kwargs, *own))
+        elif module.startswith("hooks"):
+            path = list(run_hook(module, name, kwargs, *own))
         else:
             path = list(run_torch(module, name, kwargs, *own, extra))
         described.append({"id": case, "authority": authority, "kwargs": kwargs, "names": names})
@@ -307,10 +380,13 @@ def record(params, grads):
     return arrays, described
 
 
-def differences(folder):
+def differences(folder, only):
     found = {name: metadata.version(name).split("+")[0] for name in VERSIONS}
     differ = [f"{k} {found[k]} (not {VERSIONS[k]})" for k in VERSIONS if found[k] != VERSIONS[k]]
+    used = {CASES[case][0].split(":")[0].split(".")[0] for case in only}
     for file, digest in FILES.items():
+        if not used & {*file.removesuffix(".py").split("/")}:
+            continue
         if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
             differ.append(f"{file} is another one")
     return found, differ
@@ -320,9 +396,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="with the files of the authors' packages")
     parser.add_argument("--any-version", action="store_true", help="use whatever is there")
+    parser.add_argument("--only", nargs="+", choices=CASES, help="keep the other cases")
     arguments = parser.parse_args()
+    only = arguments.only or list(CASES)
     folder = arguments.folder.resolve()
-    versions, differ = differences(folder)
+    versions, differ = differences(folder, only)
     if differ and not arguments.any_version:
         sys.exit(
             f"The golden files are made with other versions; here: {', '.join(differ)}. "
@@ -334,7 +412,12 @@ def main():
     jax.config.update("jax_enable_x64", True)
     sys.path.insert(0, str(folder))
     stubbed(folder)
-    arrays, described = record(*make_problem())
+    arrays, described = record(*make_problem(), only)
+    if arguments.only:
+        before = json.loads((HERE / "matrices.json").read_text())["cases"]
+        known = {case["id"]: case for case in before + described}
+        described = [known[case] for case in CASES]
+        arrays = {**np.load(HERE / "matrices.npz"), **arrays}
     np.savez_compressed(HERE / "matrices.npz", **arrays)
     cases = ",\n".join(json.dumps(case) for case in described)
     text = (
