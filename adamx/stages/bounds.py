@@ -116,7 +116,7 @@ def radial_brake(outward: NonNegative = 0.5, inward: NonNegative = 1.0):
         before, after = norm(theta), norm(moved)
         start = before.value * (1 / after.unit)
         growth = after.size - start
-        kept = start + jnp.where(growth > 0, outward, inward) * growth
+        kept = start + jnp.where(growth > 0, outward * growth, inward * growth)
         share = jnp.where(after.size > 0, divide(kept, after.size), 1)
         return signal.with_update(share * u + (share - 1) * theta)
 
@@ -182,7 +182,7 @@ def qk_clip(threshold: Positive = 100.0, power: float | Sequence[float] = 0.5, *
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         theta, u, largest = signal.param, signal.update, step.own
         exceeds = (largest > threshold) & jnp.isfinite(largest)
-        gamma = jnp.where(exceeds, threshold / jnp.where(exceeds, largest, threshold), 1)
+        gamma = jnp.where(exceeds, threshold / jnp.where(exceeds, largest, 1), 1)
         share = _along(axis, u.shape, jnp.stack([gamma**p for p in powers]))
         return signal.with_update(share * u + (share - 1) * theta), slots
 

@@ -168,30 +168,34 @@ class _Mapped:
     def updated(
         self, signal: Signal, slots: Slots, step: Step, *, shares: bool
     ) -> tuple[Signal, Slots]:
-        axes: list[int | None] = []
+        """The update on all layers, whose numbers for later stages are shared or stacked."""
+        axes = {"array": self.axis, "layers": 0, "shared": None}
+        kinds: list[str] = []
         tree: Any = None
 
-        def one(signal: Signal, slots: Slots, step: Step) -> Any:
-            nonlocal axes, tree
+        def of_one(signal: Signal, slots: Slots, step: Step) -> Any:
+            nonlocal kinds, tree
             made, after = self.rule.update(signal, slots, step)
             arrays, tree = jax.tree.flatten(made)
-            axes = [
-                self.axis if x.shape == made.update.shape else None if shares and not x.ndim else 0
+            number = "shared" if shares else "layers"
+            kinds = [
+                "array" if x.shape == made.update.shape else "layers" if x.ndim else number
                 for x in arrays
             ]
-            kinds = (self.axis, 0, None) if self.axis else (0, None)
-            groups = [[x for x, axis in zip(arrays, axes, strict=True) if axis == k] for k in kinds]
-            return dict(zip(map(str, kinds), groups, strict=True)), after
+            of_kind = {
+                kind: [x for x, own in zip(arrays, kinds, strict=True) if own == kind]
+                for kind in axes
+            }
+            return of_kind, after
 
-        out = {str(axis): axis for axis in ((self.axis, 0, None) if self.axis else (0, None))}
-        made, after = self.on_layers(
-            one, signal, slots, step, (out, self.slot_axes(signal.update.shape))
-        )
-        groups = {key: iter(arrays) for key, arrays in made.items()}
-        after_all = jax.tree.unflatten(tree, [next(groups[str(axis)]) for axis in axes])
-        bias = after_all.bias
-        shared = bias[0] if bias is not None and jnp.ndim(bias) else bias
-        return dataclasses.replace(after_all, bias=shared, whole=signal.whole), after
+        out_axes = axes, self.slot_axes(signal.update.shape)
+        of_kind, after = self.on_layers(of_one, signal, slots, step, out_axes)
+        found = {kind: iter(arrays) for kind, arrays in of_kind.items()}
+        made = jax.tree.unflatten(tree, [next(found[kind]) for kind in kinds])
+        bias = (
+            made.bias[0] if made.bias is not None and jnp.ndim(made.bias) else made.bias
+        )  # of every layer the same
+        return dataclasses.replace(made, bias=bias, whole=signal.whole), after
 
     def on_layers(
         self,

@@ -221,7 +221,7 @@ def _near(pattern: str, leaves: Sequence[Leaf]) -> str | None:
     def closest(segment: str) -> str:
         if set(segment) & set("*?"):
             return segment
-        near = difflib.get_closematches(_folded(segment), list(there), 1, 0.75)
+        near = difflib.get_close_matches(_folded(segment), list(there), 1, 0.75)
         return there[near[0]] if near else segment
 
     front = "/" if pattern.startswith("/") else ""
