@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 # What rooms export is public here; of the core, the explanations and the tools, these names.
 from adamx import recipes, stages, wrappers
-from adamx.core import StageError, Transformation, apply_updates, chain, matrix_view, stage
+from adamx.core import (
+    StageError,
+    Transformation,
+    apply_updates,
+    chain,
+    kernel_axes,
+    matrix_view,
+    stage,
+)
 from adamx.recipes import *
 from adamx.recipes.registry import get_recipe, list_recipes, recipe
 from adamx.stages import *
@@ -40,6 +48,7 @@ __all__ = [
     "from_config",
     "get_recipe",
     "hyperparams",
+    "kernel_axes",
     "list_recipes",
     "matrix_view",
     "recipe",

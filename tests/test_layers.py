@@ -203,7 +203,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a transformation of Optax": (
         lambda: per_layer("blocks", optax.adam(0.1)).init(layers()),
-        "can't map .*put it outside",
+        "can't map the Optax transformation .*put it outside",
     ),
     "layers that are gone": (
         lambda: updates_of(

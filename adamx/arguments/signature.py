@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from adamx.arguments import hyper
+from adamx.arguments.per_parameter import may_differ
 from adamx.arguments.spellings import spelled_here
 from adamx.errors import as_given
 from adamx.identity.reads import is_library
@@ -40,6 +41,7 @@ class Signature:
             ) from error
         self.domains: dict[str, hyper.Domain] = {}
         self.optional: list[str] = []  # hyperparameters that may be None
+        self.per_parameter: list[str] = []  # those that may be functions of a path and a shape
         self.switches: list[str] = []
         self.plain: list[str] = []
         self._template: dict[str, Any] = {}  # every argument's default, empty where there is none
@@ -56,6 +58,8 @@ class Signature:
                 if domain is not None:
                     self._check_optional(name, hint)
                     self.optional.append(name)
+            if may_differ(hint):
+                self.per_parameter.append(name)
             if domain is not None:
                 self.domains[name] = domain
             elif name in hints and hint is bool:

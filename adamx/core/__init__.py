@@ -61,7 +61,7 @@ from adamx.links.slots import (
 )
 from adamx.links.space import Space, Turn, enter_space, leave_space, space_of
 from adamx.numerics.arithmetic import Norm, Squares, abs_sq, divide, norm, plus, root, shrunk, times
-from adamx.numerics.matrices import MatrixView, matrix_view
+from adamx.numerics.matrices import MatrixView, kernel_axes, matrix_view
 from adamx.trees.steps import apply_updates
 
 __all__ = [
@@ -98,6 +98,7 @@ __all__ = [
     "is_off",
     "iterate",
     "itself",
+    "kernel_axes",
     "leave_space",
     "matrix_view",
     "norm",

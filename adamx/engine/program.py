@@ -48,7 +48,7 @@ class Program:
     @functools.cached_property
     def slots(self) -> dict[str, tuple[str, ...]] | None:
         """The names of every stage's slots; None if a link sees several arrays at a time."""
-        if any(link.is_selective or not isinstance(link, Stage) for link in self.links):
+        if any(not isinstance(x, Stage) or x.is_selective or x.per_parameter for x in self.links):
             return None
         rules: dict[str, Rule] = {}
 

@@ -171,7 +171,8 @@ class Program:
                     raise NotImplementedError(self.opaque[i])
                 if isinstance(link, Stage):  # an observer changes nothing
                     known = {k: values.get(x, x) for k, x in given.items()}
-                    signal = self.stage(link, {**link.arguments, **known}, signal, start)
+                    arguments = {**link.anywhere.arguments, **known}
+                    signal = self.stage(link, arguments, signal, start)
             except Exception as error:
                 if isinstance(error, StageError) and is_certain:
                     raise error.within(stage=link.name) from None

@@ -106,6 +106,9 @@ class Around(ByValue):
         """
         return [True] * len(leaves)
 
+    def check_leaf(self, leaf: Leaf) -> None:
+        """Raise StageError if it varies, and can't surround links for this parameter."""
+
     def admit(self, name: str, kept: Any) -> None:
         """Raise StageError if it can't wrap an Optax transformation with the state ``kept``."""
 
@@ -266,6 +269,15 @@ class Link:
         """The link at one step, with values in place of schedules."""
         return self
 
+    @property
+    def per_parameter(self) -> tuple[str, ...]:
+        """The names of its arguments that are functions of a parameter's path and shape."""
+        return ()
+
+    def of_parameter(self, path: str, shape: Any) -> Self:
+        """The link for one parameter, with values in place of such functions."""
+        return self
+
     def joined(self, links: Sequence[Link], place: int) -> Link:
         """The link with values in place of references to other links of its chain.
 
@@ -332,14 +344,18 @@ def variants(
 ) -> list[L]:
     """For each of ``count`` parameters, the link with the wrappers that surround it there."""
     varying = [x for x in link.around if x.varies]
-    if not varying:
+    if not varying and not link.per_parameter:
         return [link] * count
-    mine = [i for i in range(count) if here is None or here[i]]
-    own = [leaves()[i] for i in mine]
-    chosen = {x: dict(zip(mine, x.choose(own, "", idle()), strict=True)) for x in varying}
-    made: dict[tuple[Around, ...], L] = {}
-    found = []
+    known = leaves()
+    chosen = {x: x.choose(known, "", idle()) for x in varying}
+    made: dict[Any, L] = {}
+    found: list[L] = []
     for i in range(count):
-        around = tuple(x for x in link.around if not x.varies or chosen[x].get(i, False))
-        found.append(made.setdefault(around, link.surrounded(around)))
+        around = tuple(x for x in link.around if not x.varies or chosen[x][i])
+        own = link.surrounded(around)
+        if here is None or here[i]:
+            for x in around:
+                x.check_leaf(known[i])
+            own = own.of_parameter(*known[i])
+        found.append(made.setdefault((around, own.structure), own))
     return found

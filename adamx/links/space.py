@@ -163,4 +163,4 @@ def leave_space(signal: Signal, update: Array | None = None) -> Signal:
 
 def space_of(signal: Signal) -> Space:
     """The space of a signal in a basis; StageError outside of all bases."""
-    return signal.note(SPACE, by="in_basis()")
+    return signal.note(SPACE, by="a basis, which calls enter_space() for every array,")

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.arguments import hyper
+from adamx.arguments.per_parameter import anywhere, is_per_parameter
 from adamx.arguments.signature import Signature
 from adamx.errors import StageError, failed_schedule
 from adamx.identity import ByValue
@@ -119,6 +120,29 @@ class Stage(Link):
         names = [k for k in self.definition.domains if callable(self.arguments[k])]
         return f"the schedule of {' or '.join(names)}" if names else super().functions
 
+    @functools.cached_property
+    def per_parameter(self) -> tuple[str, ...]:  # pyright: ignore
+        names = self.definition.per_parameter
+        return tuple(k for k in names if is_per_parameter(self.arguments[k]))
+
+    def of_parameter(self, path: str, shape: Any) -> Stage:
+        if not self.per_parameter:
+            return self
+        try:
+            own = {k: self.arguments[k](path, shape) for k in self.per_parameter}
+        except Exception as error:
+            raise StageError(
+                f"{' or '.join(self.per_parameter)}, a function of path and shape, raised "
+                f"{type(error).__name__}: {error}"
+            ).within(stage=self.name, parameter=path) from error
+        return Stage(self.definition, {**self.arguments, **own}, self.around)
+
+    @functools.cached_property
+    def anywhere(self) -> Stage:
+        """The stage where no parameter is known, for what does not depend on it."""
+        own = {k: anywhere(self.arguments[k]) for k in self.per_parameter}
+        return Stage(self.definition, {**self.arguments, **own}, self.around) if own else self
+
     @property
     def is_traced(self) -> bool:
         """Whether a hyperparameter of it is traced."""
@@ -171,7 +195,7 @@ class Stage(Link):
         """The rule with the current hyperparameters, in the precision of an array."""
         arguments = {
             name: hyper.cast(value, dtype) if name in self.definition.domains else value
-            for name, value in self.arguments.items()
+            for name, value in self.anywhere.arguments.items()
         }
         try:
             made = self.definition.factory(**arguments)
@@ -216,7 +240,8 @@ class Stage(Link):
         for name, parameter in self.definition.signature.parameters.items():
             value = self.arguments[name]
             off = parameter.default in (0, None) and isinstance(value, (int, float, type(None)))
-            same = isinstance(value, hyper.Same) and value == parameter.default
+            is_named = isinstance(value, hyper.Same) or name in self.definition.per_parameter
+            same = is_named and value == parameter.default
             if not same and (not off or value):  # hide defaults that are off or references
                 shown.append(f"{name}={hyper.show(value)}")
         return f"{self.name}({', '.join(shown)})"

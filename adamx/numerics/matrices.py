@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 
+from adamx.arguments.per_parameter import PER_PARAMETER
 from adamx.errors import StageError, as_given
 from adamx.numerics.types import Array
 
-__all__ = ["MatrixAxes", "MatrixView", "adjoint", "matrix_view", "product"]
+__all__ = ["MatrixAxes", "MatrixView", "adjoint", "kernel_axes", "matrix_view", "product"]
 
-MatrixAxes: TypeAlias = str | tuple[Any, ...] | Callable[[tuple[int, ...]], Any]
+MatrixAxes: TypeAlias = Annotated[str | tuple[Any, ...] | Callable[..., Any], PER_PARAMETER]
 """Which axes are the matrix: a name, ``(rows, columns)`` or ``(rows, columns, parts)`` with tuples
-of axes for rows and columns, or a function from a shape to one of these."""
+of axes for rows and columns, or a function from a shape, or from a path and a shape, to one of
+these."""
 
 _NAMES = "'matrix', 'last', 'heads'"
 
@@ -97,7 +101,8 @@ def matrix_view(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView | None:
             * ``(rows, columns)``, two tuples of axes; all others are a stack. ``((0,), (1, 2))``
               are the heads of an attention side by side in one matrix. ``(rows, columns, 3)``
               splits the columns into 3 matrices, for queries, keys and values in one kernel;
-            * a function from the shape to one of these.
+            * a function from the shape to one of these. (Stages also take a function of the
+              parameter's path and shape, such as :func:`kernel_axes`.)
         shape: the array's shape.
 
     Raises:
@@ -153,3 +158,49 @@ def _checked(axes: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise StageError(f"the number of parts must be a whole number ≥ 1, got {as_given(parts)}")
     return rows, columns, parts
+
+
+_ATTENTION = re.compile(r"attention|attn|mha", re.IGNORECASE)
+_INPUTS = re.compile(r"([qkv]|query|key|value)(_proj|_projection|_kernel)?")
+_OUTPUTS = re.compile(r"(o|out|output)(_proj|_projection|_kernel)?")
+_NAMES_OF_ARRAYS = ("kernel", "weight", "w")
+
+
+def kernel_axes(path: str, shape: jax.ShapeDtypeStruct) -> MatrixAxes:
+    """Which axes of a parameter are the matrix, by its path and shape; the default of stages.
+
+    The kernels of attention in Flax have three axes: [embed, heads, head] for queries, keys and
+    values, and [heads, head, embed] for the output. They are recognised by their names (``query``,
+    ``key``, ``value``, ``q_proj``, …; and ``out`` or ``o_proj`` inside of an ``attention`` or
+    ``attn``) and by their sizes, as heads · head is at most 1.5 embed. Such a kernel is one matrix,
+    embed × (heads · head) or (heads · head) × embed. An axis in front of it is a stack of layers.
+    All others are ``"matrix"``, see :func:`matrix_view`.
+
+    Args:
+        path: the parameter's path, ``"block_0/attention/query/kernel"``.
+        shape: its shape, a ``jax.ShapeDtypeStruct``.
+
+    >>> query, out = (jax.ShapeDtypeStruct(x, "float32") for x in ((64, 4, 16), (4, 16, 64)))
+    >>> matrix_view(kernel_axes("attention/query/kernel", query), query.shape).shape
+    (64, 64)
+    >>> matrix_view(kernel_axes("attention/out/kernel", out), out.shape).shape
+    (64, 64)
+    >>> kernel_axes("layers/dense/kernel", jax.ShapeDtypeStruct((12, 64, 256), "float32"))
+    'matrix'
+    """
+    if len(shape.shape) < 3:
+        return "matrix"
+    *_, first, second, third = shape.shape
+    *within, name = _modules(path)
+    if _INPUTS.fullmatch(name) and second * third <= 1.5 * first:
+        return (-3,), (-2, -1)
+    is_attention = any(map(_ATTENTION.search, within))
+    if is_attention and _OUTPUTS.fullmatch(name) and first * second <= 1.5 * third:
+        return (-3, -2), (-1,)
+    return "matrix"
+
+
+def _modules(path: str) -> list[str]:
+    """The names of the modules around an array, without the name of the array in its module."""
+    parts = path.split("/")
+    return parts[:-1] if len(parts) > 1 and parts[-1] in _NAMES_OF_ARRAYS else parts

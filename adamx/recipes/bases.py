@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adamx.core import Decay, NonNegative, Positive, Real, Transformation, chain
-from adamx.numerics.matrices import MatrixAxes
+from adamx.numerics.matrices import MatrixAxes, kernel_axes
 from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
@@ -51,7 +51,7 @@ def soap(
     max_size: int = 10_000,
     one_sided: bool = False,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ) -> Transformation:
     r"""SOAP: Adam in the eigenvectors of the averages of GGᵀ and GᵀG.
 
@@ -124,7 +124,7 @@ def kl_soap(
     max_size: int = 10_000,
     one_sided: bool = False,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ) -> Transformation:
     r"""KL-SOAP: SOAP whose averages of GGᵀ and GᵀG weigh one side by the other's eigenvalues.
 
@@ -184,7 +184,7 @@ def splus(
     every: int = 100,
     max_size: int = 10_000,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ) -> Transformation:
     r"""SPlus: the signs of the momentum in the eigenvectors of the averages of GGᵀ and GᵀG.
 
@@ -241,7 +241,7 @@ def galore(
     every: int = 200,
     scaling: Real = 0.25,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ) -> Transformation:
     r"""GaLore: Adam on the projection of each matrix to its largest singular vectors.
 
@@ -299,7 +299,7 @@ def fira(
     scaling: Real = 0.25,
     growth: Positive = 1.01,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ) -> Transformation:
     r"""Fira: GaLore, plus the part of the gradient that the projection leaves out.
 
@@ -353,7 +353,7 @@ def apollo(
     per: str = "channel",
     growth: Positive = 1.01,
     seed: int = 0,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ) -> Transformation:
     r"""APOLLO: gradient descent with step sizes from Adam on a random projection.
 
@@ -411,7 +411,7 @@ def shampoo(
     every: int = 10,
     max_size: int = 10_000,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ) -> Transformation:
     r"""Shampoo: momentum between roots of the averages of GGᵀ and GᵀG, as large as RMSProp's step.
 

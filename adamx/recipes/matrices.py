@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from adamx.core import Decay, NonNegative, Transformation, chain
-from adamx.numerics.matrices import MatrixAxes
+from adamx.numerics.matrices import MatrixAxes, kernel_axes
 from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
@@ -52,7 +52,7 @@ def muon(
     nesterov: bool = True,
     coefficients: str | Sequence[Any] = "muon5",
     scaling: str | Callable[[int, int], float] = "original",
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
     rest: optax.GradientTransformation | None = None,
     matrices: Selector | None = None,
 ) -> Transformation:
@@ -136,7 +136,7 @@ def normuon(
     nesterov: bool = True,
     coefficients: str | Sequence[Any] = "muon5",
     scaling: str | Callable[[int, int], float] = "original",
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
     rest: optax.GradientTransformation | None = None,
     matrices: Selector | None = None,
 ) -> Transformation:
@@ -192,7 +192,7 @@ def adamuon(
     *,
     nesterov: bool = True,
     coefficients: str | Sequence[Any] = "muon5",
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
     rest: optax.GradientTransformation | None = None,
     matrices: Selector | None = None,
 ) -> Transformation:
@@ -245,7 +245,7 @@ def muon_h(
     *,
     nesterov: bool = True,
     coefficients: str | Sequence[Any] = "muon5",
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
     rest: optax.GradientTransformation | None = None,
     matrices: Selector | None = None,
 ) -> Transformation:

@@ -41,7 +41,14 @@ from adamx.links.slots import Slots
 from adamx.numerics import random
 from adamx.numerics.arithmetic import log
 from adamx.numerics.formats import limited
-from adamx.numerics.matrices import MatrixAxes, MatrixView, adjoint, matrix_view, product
+from adamx.numerics.matrices import (
+    MatrixAxes,
+    MatrixView,
+    adjoint,
+    kernel_axes,
+    matrix_view,
+    product,
+)
 from adamx.numerics.types import Array, Bool
 from adamx.numerics.varying import axes_of, varying
 
@@ -67,7 +74,7 @@ def eigenbasis(
     one_sided: bool = False,
     exact: bool = False,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ):
     r"""Turn each matrix to the eigenvectors of the averages of GGᵀ and GᵀG (the basis of SOAP).
 
@@ -105,8 +112,10 @@ def eigenbasis(
         StageError: if ``every`` or ``max_size`` is no whole number ≥ 1.
 
     >>> soap = adamx.chain(
-    ...     adamx.scale_by_momentum(0.95),
-    ...     adamx.in_basis(adamx.eigenbasis(0.95), adamx.scale_by_rms(0.95)),
+    ...     adamx.in_basis(
+    ...         adamx.eigenbasis(0.95),
+    ...         adamx.chain(adamx.scale_by_momentum(0.95), adamx.scale_by_rms(0.95)),
+    ...     ),
     ...     adamx.bias_correction(),
     ...     adamx.scale_by_learning_rate(3e-3),
     ... )
@@ -126,7 +135,7 @@ def kl_eigenbasis(
     one_sided: bool = False,
     exact: bool = False,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ):
     r"""Turn each matrix to eigenvectors of averages that weigh one side by the other (KL-SOAP).
 
@@ -353,7 +362,7 @@ def _is_finite(x: Array) -> Array:
 
 @stage(place="direction")
 def low_rank(
-    rank: int = 128, *, every: int = 200, spread: bool = True, axes: MatrixAxes = "matrix"
+    rank: int = 128, *, every: int = 200, spread: bool = True, axes: MatrixAxes = kernel_axes
 ):
     r"""Project the shorter side of each matrix to the gradient's largest singular vectors (GaLore).
 
@@ -425,7 +434,7 @@ def low_rank(
 
 @stage(place="direction")
 def random_projection(
-    rank: int = 256, *, every: int = 200, seed: int = 0, axes: MatrixAxes = "matrix"
+    rank: int = 256, *, every: int = 200, seed: int = 0, axes: MatrixAxes = kernel_axes
 ):
     r"""Project the shorter side of each matrix to random vectors (APOLLO).
 
@@ -506,7 +515,7 @@ def _projected(whole: tuple[int, ...], rank: int, axes: MatrixAxes) -> tuple[int
 
 
 @stage(place="direction")
-def fixed_basis(left: Any = None, right: Any = None, *, axes: MatrixAxes = "matrix"):
+def fixed_basis(left: Any = None, right: Any = None, *, axes: MatrixAxes = kernel_axes):
     r"""Turn each matrix into a given basis, or project it there.
 
     .. math::

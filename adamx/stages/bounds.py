@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,8 +147,10 @@ def qk_clip(threshold: Positive = 100.0, power: float | Sequence[float] = 0.5, *
     a tree of such arrays, whose paths are patterns of :func:`adamx.where`. Each pattern stands for
     the parameters below it: ``{"block_0": {"attention": S}}`` for the parameters
     ``block_0/attention/query/kernel`` and ``block_0/attention/key/kernel``. With several devices,
-    take the maximum over all of them first. Inside :func:`adamx.per_layer`, the arrays have the
-    layers as their first axis. A logit that is not finite changes nothing.
+    take the maximum over all of them first. The intermediates that a Flax network stores by
+    ``self.sow("intermediates", "max_logits", S)`` are such a tree, too. Inside
+    :func:`adamx.per_layer`, the arrays have the layers as their first axis. A logit that is not
+    finite changes nothing.
 
     Args:
         threshold: τ > 0.
@@ -212,10 +215,16 @@ def _along(axis: int, shape: tuple[int, ...], share: Array) -> Array:
     return jnp.repeat(share.reshape(-1), length // count).reshape(alone)
 
 
+_SOWN = re.compile(r"(^|/)max_logits/0$")
+"""The end of the path of what a Flax module stores by ``sow``: a tuple under this name."""
+
+
 def _of_path(path: str, given: Any) -> Array:
     """The array of a tree whose path is a pattern that matches a parameter's path."""
     leaves = jax.tree_util.tree_flatten_with_path(given)[0]
-    patterns = [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in leaves]
+    patterns = [
+        _SOWN.sub("", jax.tree_util.keystr(x, simple=True, separator="/")) for x, _ in leaves
+    ]
     found = [i for i, x in enumerate(patterns) if not x or matches(x, path)]
     if len(found) != 1:
         which = " and ".join(repr(patterns[i]) for i in found) if found else "none"

@@ -27,7 +27,7 @@ from adamx.core import (
 from adamx.errors import check_whole
 from adamx.links.slots import Slots
 from adamx.numerics.arithmetic import power
-from adamx.numerics.matrices import MatrixAxes, adjoint, matrix_view, product
+from adamx.numerics.matrices import MatrixAxes, adjoint, kernel_axes, matrix_view, product
 from adamx.numerics.types import Array
 from adamx.stages.bases import blank_square, due, multipliable, squares_of_side, steps_clock
 
@@ -43,7 +43,7 @@ def scale_by_kronecker_roots(
     every: int = 10,
     max_size: int = 10_000,
     spread: bool = True,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
 ):
     r"""Multiply each matrix by roots of the averages of GGᵀ and GᵀG (Shampoo).
 

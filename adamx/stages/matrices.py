@@ -29,7 +29,7 @@ from adamx.core import (
 from adamx.errors import as_given, check_whole
 from adamx.numerics.arithmetic import mean, summable_squares
 from adamx.numerics.formats import statistics_dtype
-from adamx.numerics.matrices import MatrixAxes, MatrixView, adjoint, matrix_view
+from adamx.numerics.matrices import MatrixAxes, MatrixView, adjoint, kernel_axes, matrix_view
 from adamx.numerics.named import named
 from adamx.numerics.types import Array
 
@@ -81,7 +81,7 @@ def orthogonalize(
     coefficients: str | Sequence[Triple] = "muon5",
     *,
     steps: int | None = None,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
     eps: float | None = None,
     dtype: str | None = None,
 ):
@@ -214,9 +214,9 @@ def _matrices(axes: MatrixAxes, shape: tuple[int, ...]) -> MatrixView:
     view = matrix_view(axes, shape)
     if view is None:
         raise StageError(
-            f"it takes matrices, and this array is {shape}; give parameters that are no matrices "
-            "another optimiser: adamx.muon(…, rest=adamw(…)), or "
-            "partition({hidden_matrices: muon(…), '*': adamw(…)})"
+            f"it takes matrices, and this array is {shape}. Give it to another optimiser, "
+            "adamx.muon(…, rest=adamw(…)) or partition({hidden_matrices: muon(…), '*': adamw(…)}); "
+            "if you have selected the matrices, select no vectors"
         )
     return view
 
@@ -233,7 +233,7 @@ SHAPES: dict[str, Callable[[int, int], float]] = {
 def scale_by_shape(
     rule: str | Callable[[int, int], float] = "original",
     *,
-    axes: MatrixAxes = "matrix",
+    axes: MatrixAxes = kernel_axes,
     otherwise: float | None = None,
 ):
     r"""Multiply each matrix by a factor of its shape, so that one learning rate suits all (Muon).
@@ -303,7 +303,7 @@ def scaled_by_shape(x: Array, factor: float) -> Array:
 
 
 @stage(place="direction")
-def normalize_rows(eps: NonNegative = 1e-7, *, axes: MatrixAxes = "matrix"):
+def normalize_rows(eps: NonNegative = 1e-7, *, axes: MatrixAxes = kernel_axes):
     r"""Give the weights of all outputs the same norm, and keep the norm of the matrix (MuonEq).
 
     .. math::
@@ -344,7 +344,7 @@ def normalize_rows(eps: NonNegative = 1e-7, *, axes: MatrixAxes = "matrix"):
 
 
 @stage(place="direction")
-def scale_by_row_rms(b2: Decay = 0.95, eps: NonNegative = 1e-8, *, axes: MatrixAxes = "matrix"):
+def scale_by_row_rms(b2: Decay = 0.95, eps: NonNegative = 1e-8, *, axes: MatrixAxes = kernel_axes):
     r"""Divide the update of each output by its RMS, and restore the norm of the matrix (NorMuon).
 
     .. math::
@@ -394,7 +394,7 @@ def scale_by_row_rms(b2: Decay = 0.95, eps: NonNegative = 1e-8, *, axes: MatrixA
 
 
 @stage(place="direction")
-def normalize_to_rank(*, axes: MatrixAxes = "matrix"):
+def normalize_to_rank(*, axes: MatrixAxes = kernel_axes):
     r"""Give each matrix the Frobenius norm of an orthogonal one (Muon+).
 
     .. math::

@@ -14,12 +14,13 @@ import optax
 from adamx import stages
 from adamx.identity import alike
 from adamx.links.stage import Definition
+from adamx.numerics.matrices import kernel_axes
 from adamx.wrappers.selection import hidden_matrices
 
 __all__ = ["Names", "call", "calls", "default_of"]
 
 _OPTAX = ("optax", "optax.schedules", "optax.contrib", "optax.transforms")
-_SELECTORS = {"adamx.hidden_matrices": hidden_matrices}
+_SELECTORS = {"adamx.hidden_matrices": hidden_matrices, "adamx.kernel_axes": kernel_axes}
 
 
 class Names:

@@ -35,15 +35,28 @@ def path_of(tree: Any, index: int) -> str:
 
 
 def paths_of(tree: Any, leaves: Sequence[Any]) -> list[Leaf]:
-    """The path of every parameter, and its shape with the dtype of its statistics."""
+    """The path of every parameter, and its shape with the dtype of its statistics.
+
+    The path of a variable of ``nnx`` is that of its array in a plain dict.
+    """
     numbered = tree.unflatten(range(tree.num_leaves))
     return [
         (
-            jax.tree_util.keystr(path, simple=True, separator="/"),
+            jax.tree_util.keystr(_without_value(path), simple=True, separator="/"),
             jax.ShapeDtypeStruct(leaves[i].shape, statistics_dtype(leaves[i].dtype)),
         )
         for path, i in jax.tree_util.tree_flatten_with_path(numbered)[0]
     ]
+
+
+def _without_value(path: Any) -> Any:
+    """A path without the attribute in which a variable keeps its array."""
+    if len(path) < 2:
+        return path
+    *_, name, last = path
+    is_value = isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value"
+    is_variable = isinstance(name, (jax.tree_util.DictKey, jax.tree_util.SequenceKey))
+    return path[:-1] if is_value and is_variable else path
 
 
 def place_of(path: Any) -> Place:

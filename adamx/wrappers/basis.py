@@ -66,7 +66,8 @@ def in_basis(
     if not entering.at(np.int32(0)).rule(jnp.float32).prepares:
         raise ValueError(
             f"in_basis(): {entering.name} finds no basis; the first argument is a stage such as "
-            "eigenbasis(), the second one the stages that work in its basis"
+            "eigenbasis(), the second one the stages that work in its basis. A basis of your own "
+            "says so: Rule(…, prepares=True)"
         )
     leaving = _only(links_of(leave or leave_basis(), "in_basis"), "leave", "such as leave_basis()")
     inside = links_of(opt, "in_basis")

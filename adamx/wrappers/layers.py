@@ -76,15 +76,15 @@ class Layers(Around, axis="per_layer"):
     def choose(
         self, leaves: Sequence[Leaf], inside: str = "", idle: Collection[str] | None = None
     ) -> list[bool]:
-        where, axis = self.value
-        chosen = where.choose(leaves, inside, idle)
-        for (path, shape), is_chosen in zip(leaves, chosen, strict=True):
-            if is_chosen and len(shape.shape) <= axis:
-                raise StageError(
-                    f"per_layer({where}) takes axis {axis} for the layers, and this parameter has "
-                    f"the shape {shape.shape}; select only parameters of stacked layers"
-                ).within(parameter=path)
-        return chosen
+        return self.value[0].choose(leaves, inside, idle)
+
+    def check_leaf(self, leaf: Leaf) -> None:
+        (where, axis), (path, shape) = self.value, leaf
+        if len(shape.shape) <= axis:
+            raise StageError(
+                f"per_layer({where}) takes axis {axis} for the layers, and this parameter has the "
+                f"shape {shape.shape}; select only parameters of stacked layers"
+            ).within(parameter=path)
 
     def surround(self, rule: Rule) -> Rule:
         if rule.reach == "element":
@@ -100,7 +100,8 @@ class Layers(Around, axis="per_layer"):
 
     def admit(self, name: str, kept: Any) -> None:
         raise StageError(
-            f"per_layer() can't map {name}, which is no stage of adamx, over layers; put it outside"
+            f"per_layer() can't map the Optax transformation {name} over layers; use a stage or a "
+            "recipe of adamx, or put it outside"
         )
 
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:

@@ -300,8 +300,11 @@ def _listed(leaves: Sequence[Leaf], most: int = 8) -> str:
 
 # "multi_head" is an attention, and no head of the network.
 _OUTER = re.compile(
-    r"embed|(^|_)((un)?embs?|wte|wpe|(?<!multi_)head|logits?|classifier|readout|vocab|output_layer)"
-    r"(_|\d|$)"
+    r"embed|(^|_)((un)?embs?|wte|wpe|pos|position(s|al)?|(?<!multi_)head|logits?|classifier|readout"
+    r"|vocab|output_layer)(_|\d|$)"
+)
+_VECTORS = re.compile(
+    r"(bias|scale|gain|gamma|beta|offset)(es|s)?|.*norm(_?\d*)?|(.*_)?ln(_.*|\d*)"
 )
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -309,12 +312,18 @@ _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 def hidden_matrices(path: str, shape: jax.ShapeDtypeStruct) -> bool:
     """Whether a parameter is a matrix between two hidden layers, by its shape and its path.
 
-    It has two axes or more, and no part of its path names an embedding or the last layer: a part
-    that contains ``embed``, or one of the words ``emb``, ``wte``, ``wpe``, ``head`` (but not
-    ``multi_head``), ``logits``, ``classifier``, ``readout``, ``vocab`` and ``output_layer``, as in
-    ``lm_head`` or ``LMHead_0``. A last layer with another name, such as ``Dense_3``, is not
-    recognised: then pass a selector of your own, as in
-    ``muon(0.02, rest=adamw(3e-4), matrices=("blocks/*/kernel",))``.
+    It has two axes or more, and no part of its path names
+
+    * an embedding or the last layer: a part that contains ``embed``, or one of the words ``emb``,
+      ``wte``, ``wpe``, ``pos``, ``position``, ``head`` (but not ``multi_head``), ``logits``,
+      ``classifier``, ``readout``, ``vocab`` and ``output_layer``, as in ``lm_head`` or
+      ``LMHead_0``;
+    * a bias or a normalisation, whose arrays have two axes in a stack of layers or in an attention:
+      a part ``bias``, ``scale``, ``gain``, ``gamma``, ``beta``, ``offset`` or ``ln``, or one that
+      ends in ``norm``, as in ``LayerNorm_0``.
+
+    A last layer with another name, such as ``Dense_3``, is not recognised: then pass a selector of
+    your own, as in ``muon(0.02, rest=adamw(3e-4), matrices=("blocks/*/kernel",))``.
 
     It is a selector, see :func:`adamx.where`.
 
@@ -324,5 +333,6 @@ def hidden_matrices(path: str, shape: jax.ShapeDtypeStruct) -> bool:
     >>> hidden_matrices("lm_head/kernel", kernel)
     False
     """
-    parts = (_CAPITAL.sub("_", part).lower() for part in path.split("/"))
-    return len(shape.shape) >= 2 and not any(map(_OUTER.search, parts))
+    parts = [_CAPITAL.sub("_", part).lower() for part in path.split("/")]
+    is_other = any(_OUTER.search(part) or _VECTORS.fullmatch(part) for part in parts)
+    return len(shape.shape) >= 2 and not is_other

@@ -1,0 +1,164 @@
+"""Measure a step of the optimisers of matrices, compared with AdamW and with PyTorch's.
+
+    python -m examples.benchmarks.matrix_costs [--quick] [--json FILE]
+
+The parameters are the matrices of 12 transformer blocks. As `examples.benchmarks.cost` does it, two
+programs are timed in pairs, after three steps that compile and begin. A measurement has as many
+steps as there are between two refreshes of SOAP's basis, so that each one contains the same work.
+The share of linear algebra is what a step takes less if its products and decompositions of matrices
+are left away, and the stages of single elements remain. If `pytorch_optimizer` or `heavyball`
+is installed, their SOAP is timed on the same matrices, HeavyBall's under `torch.compile` with the
+mode "default".
+"""
+
+import argparse
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import jax
+    import numpy as np
+    from rich.console import Console
+
+    import adamx
+    from examples import benchmarks
+    from examples.benchmarks import cost, stacks
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+
+EVERY = 10
+PEER_BAR = 1.0
+Make = Callable[[Any], Any]
+
+
+class Method(NamedTuple):
+    """An optimiser, and what remains of it without linear algebra."""
+
+    of: Make
+    rest: Make
+
+
+def descent(rate: Any) -> adamx.Transformation:
+    return adamx.chain(
+        adamx.scale_by_momentum(0.95, nesterov=True),
+        adamx.add_decayed_weights(0.01),
+        adamx.scale_by_learning_rate(rate),
+    )
+
+
+METHODS: Mapping[str, Method] = {
+    "muon": Method(adamx.muon, descent),
+    "normuon": Method(adamx.normuon, descent),
+    "galore": Method(lambda rate: adamx.galore(rate, rank=64, every=EVERY), adamx.adamw),
+    "soap": Method(lambda rate: adamx.soap(rate, every=EVERY), adamx.adamw),
+    "kl_soap": Method(lambda rate: adamx.kl_soap(rate, every=EVERY), adamx.adamw),
+}
+QUICK = ("muon", "soap")
+
+
+def stepping(make: Make, matrices: stacks.Matrices) -> cost.Start:
+    """Steps of an optimiser of JAX, after those that begin."""
+    training = cost.training(cost.Contender(make, adamx.apply_updates), matrices)
+
+    def start() -> cost.Loop:
+        loop = training()
+        loop(2)
+        return loop
+
+    return start
+
+
+def torch_stepping(make: Callable[..., Any], matrices: stacks.Matrices) -> cost.Start:
+    """Steps of an optimiser of PyTorch, after those that begin."""
+    torch = importlib.import_module("torch")
+    values = {k: np.asarray(x) for k, x in matrices.full(1.0).items()}
+    params = [torch.nn.Parameter(torch.tensor(x)) for x in values.values()]
+    opt = make(params)
+
+    def loop(runs: int) -> None:
+        for _ in range(runs):
+            for param in params:
+                param.grad = 0.1 * param.detach()
+            opt.step()
+
+    loop(3)
+    return lambda: loop
+
+
+def peers() -> dict[str, Callable[..., Any]]:
+    """SOAP of the installed packages, with the same numbers as adamx's."""
+    found: dict[str, Callable[..., Any]] = {}
+    numbers = {"lr": 1e-3, "betas": (0.95, 0.95), "precondition_frequency": EVERY}
+    if importlib.util.find_spec("pytorch_optimizer"):
+        soap = importlib.import_module("pytorch_optimizer").SOAP
+        found["pytorch_optimizer"] = lambda params: soap(params, **numbers)
+    if importlib.util.find_spec("heavyball"):
+        heavyball = importlib.import_module("heavyball")
+        heavyball.utils.compile_mode = "default"
+        found["heavyball"] = lambda params: heavyball.SOAP(
+            params, **numbers, max_precond_dim=10_000, use_precond_schedule=False
+        )
+    return found
+
+
+def compare(what: str, first: cost.Start, second: cost.Start, pairs: int, bar: Any = None) -> Any:
+    taken = []
+    with cost.without_gc():
+        for pair in range(pairs):
+            swapped = pair % 2 == 1
+            taken.append(cost.time_pair(first(), second(), EVERY, swapped=swapped))
+    return cost.ratio(what, taken, bar)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one width, and few pairs")
+    parser.add_argument("--widths", type=int, nargs="+", help="256 and 512 by default")
+    parser.add_argument("--json", type=Path, help="store the results here, too")
+    arguments = parser.parse_args(argv)
+    quick = arguments.quick
+    widths = arguments.widths or ((32,) if quick else (256, 512))
+    names, pairs = (QUICK, 2) if quick else (tuple(METHODS), 5)
+    console, found = Console(width=140, highlight=False), {}
+    for width in widths:
+        matrices = stacks.layers(2 if quick else 12, width)
+        over_adamw, over_rest = [], []
+        for name in names:
+            of, rest = METHODS[name]
+            step = stepping(of, matrices)
+            over_adamw.append(compare(name, step, stepping(adamx.adamw, matrices), pairs))
+            over_rest.append(compare(name, step, stepping(rest, matrices), pairs))
+            share = 1 - 1 / over_rest[-1].ratio
+            console.print(f"{matrices.what}, {name}: {share:.0%} is linear algebra")
+        console.print(cost.tabulate_ratios(over_adamw, matrices.what, "adamw"))
+        against = [
+            compare(
+                f"soap, {name}'s",
+                stepping(METHODS["soap"].of, matrices),
+                torch_stepping(make, matrices),
+                2 if quick else 3,
+                PEER_BAR,
+            )
+            for name, make in peers().items()
+        ]
+        if against:
+            console.print(cost.tabulate_ratios(against, "adamx", "PyTorch"))
+        found[str(width)] = {
+            "over_adamw": [x._asdict() for x in over_adamw],
+            "over_rest": [x._asdict() for x in over_rest],
+            "peers": [x._asdict() for x in against],
+        }
+    versions = benchmarks.versions()
+    console.print(benchmarks.headline(versions))
+    results = {"versions": versions, **found}
+    benchmarks.save(results, arguments.json)
+    return results
+
+
+if __name__ == "__main__":
+    main()
