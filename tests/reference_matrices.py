@@ -224,7 +224,7 @@ def column_norms(x):
 def limited(u, before, growth):
     size = np.sqrt((np.abs(u) ** 2).sum())
     most = growth * before if before else size
-    return (u * min(1, most / size), min(size, most)) if size else (u, 0.0)
+    return (u * min(1, most / size), min(size, most)) if size else (u, before)
 
 
 def fira(grads, params0, learning_rate, b1, b2, eps, weight_decay, rank, every, scaling, growth):

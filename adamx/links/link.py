@@ -106,8 +106,13 @@ class Around(ByValue):
         """
         return [True] * len(leaves)
 
-    def check_leaf(self, leaf: Leaf) -> None:
-        """Raise StageError if it varies, and can't surround links for this parameter."""
+    def inside(self, leaf: Leaf) -> Leaf:
+        """A parameter that it chooses, as the links inside see it, if it varies.
+
+        Raises:
+            StageError: if it can't surround links for this parameter.
+        """
+        return leaf
 
     def admit(self, name: str, kept: Any) -> None:
         """Raise StageError if it can't wrap an Optax transformation with the state ``kept``."""
@@ -322,17 +327,33 @@ def choose(
     known, without = (leaves(), idle()) if is_selective else ((), None)
 
     @functools.cache
-    def among(where: tuple[Around, ...]) -> list[bool]:
-        if not where:
-            return [True] * len(known)
-        *outer, inner = where
-        left = among(tuple(outer))
-        own = [leaf for leaf, is_left in zip(known, left, strict=True) if is_left]
-        place = " in ".join(str(chosen) for chosen in reversed(outer))
+    def among(around: tuple[Around, ...]) -> tuple[list[bool], list[Leaf]]:
+        """Which parameters are left inside of these wrappers, and how they look there."""
+        if not around:
+            return [True] * len(known), list(known)
+        *outer, inner = around
+        left, seen = among(tuple(outer))
+        if inner.varies:
+            return left, _inside(inner, seen, left, without)
+        own = [leaf for leaf, is_left in zip(seen, left, strict=True) if is_left]
+        place = " in ".join(str(chosen) for chosen in reversed(outer) if chosen.selects)
         answers = iter(inner.choose(own, f" inside {place}" if place else "", without))
-        return [is_left and next(answers) for is_left in left]
+        return [is_left and next(answers) for is_left in left], seen
 
-    return [among(link.where) if link.where else None for link in links]
+    def chosen(link: Link) -> list[bool] | None:
+        if not link.where:
+            return None
+        return among(tuple(x for x in link.around if x.selects or x.varies))[0]
+
+    return [chosen(link) for link in links]
+
+
+def _inside(
+    around: Around, leaves: list[Leaf], here: list[bool], idle: Collection[str] | None
+) -> list[Leaf]:
+    """All parameters, as they look inside of a wrapper that varies."""
+    rows = zip(leaves, here, around.choose(leaves, "", idle), strict=True)
+    return [around.inside(leaf) if mine and chosen else leaf for leaf, mine, chosen in rows]
 
 
 def variants(
@@ -346,16 +367,16 @@ def variants(
     varying = [x for x in link.around if x.varies]
     if not varying and not link.per_parameter:
         return [link] * count
-    known = leaves()
-    chosen = {x: x.choose(known, "", idle()) for x in varying}
+    seen, without, mine = list(leaves()), idle(), here or [True] * count
+    chosen: dict[Around, list[bool]] = {}
+    for x in varying:
+        chosen[x] = x.choose(seen, "", without)
+        seen = _inside(x, seen, mine, without)
     made: dict[Any, L] = {}
     found: list[L] = []
     for i in range(count):
         around = tuple(x for x in link.around if not x.varies or chosen[x][i])
         own = link.surrounded(around)
-        if here is None or here[i]:
-            for x in around:
-                x.check_leaf(known[i])
-            own = own.of_parameter(*known[i])
+        own = own.of_parameter(*seen[i]) if mine[i] else own
         found.append(made.setdefault((around, own.structure), own))
     return found

@@ -139,7 +139,9 @@ def enter_space(
         )
     signal = signal.limited()
     space = Space(left, right, turn, signal, view)
-    return dataclasses.replace(signal.mapped(space.into), notes={SPACE: space})
+    # Turned elements are larger than the limit by up to the root of their number.
+    turned = signal.mapped(space.into)
+    return dataclasses.replace(turned, notes={SPACE: space}, is_limited=False)
 
 
 def leave_space(signal: Signal, update: Array | None = None) -> Signal:
@@ -155,6 +157,7 @@ def leave_space(signal: Signal, update: Array | None = None) -> Signal:
         space.outside,
         gradient=space.outside.gradient if signal.has_statistic else update,
         update=update,
+        is_limited=False,
         bias=signal.bias,
         has_statistic=signal.has_statistic,
         step=signal.step,

@@ -59,9 +59,15 @@ class MatrixView:
         parts = (self.parts,) if self.parts > 1 else ()
         return (*self._sizes(self.batch), *parts, rows, columns // self.parts)
 
+    @property
+    def is_array(self) -> bool:
+        """Whether the stack is the array itself."""
+        order = (*self.batch, *self.rows, *self.columns)
+        return self.shape == self.whole and order == tuple(range(len(order)))
+
     def matrices(self, x: Array) -> Array:
         """The array as a stack of matrices."""
-        if self.shape == self.whole:
+        if self.is_array:
             return x
         *batch, rows, columns = self.shape
         stack = jnp.transpose(x, (*self.batch, *self.rows, *self.columns))
@@ -72,7 +78,7 @@ class MatrixView:
 
     def array(self, stack: Array) -> Array:
         """The stack of matrices as the array."""
-        if self.shape == self.whole:
+        if self.is_array:
             return stack
         if self.parts > 1:
             stack = jnp.swapaxes(stack, -3, -2)

@@ -186,7 +186,7 @@ def adamc(
 
     with the averages of :func:`adam`, for the parameters of layers whose output is normalised.
     All others have the decay of :func:`adamw`, which lets the gradients of normalised layers grow
-    while the rate falls. With a constant rate, it is AdamW.
+    while the rate falls.
 
     Args:
         learning_rate: α ≥ 0, usually a schedule.
@@ -194,7 +194,8 @@ def adamc(
         b2: β₂ in [0, 1).
         eps: ε ≥ 0, added to √v̂.
         weight_decay: λ ≥ 0.
-        max_learning_rate: the largest value of the schedule, > 0. None for a constant rate.
+        max_learning_rate: the largest value of the schedule, > 0. None for a constant rate, with
+            which this is :func:`adamw`.
         normalized: the parameters of normalised layers, see :func:`adamx.where`; by default the
             matrices between hidden layers, :func:`adamx.hidden_matrices`, as in a transformer with
             a normalisation in front of every layer.
@@ -218,16 +219,14 @@ def adamc(
             "adamc: the learning rate is a schedule, so max_learning_rate is needed: the largest "
             "value of the schedule"
         )
-    most = learning_rate if max_learning_rate is None else max_learning_rate
+    decay = add_decayed_weights(weight_decay)
+    if max_learning_rate is not None:  # AdamW: the same for all
+        corrected = add_corrected_weights(weight_decay, max_learning_rate)
+        decay = partition({normalized: corrected, "*": decay})
     return chain(
         scale_by_momentum(b1),
         scale_by_rms(b2, eps),
         bias_correction(),
-        partition(
-            {
-                normalized: add_corrected_weights(weight_decay, most),  # AdamW: as all others
-                "*": add_decayed_weights(weight_decay),
-            }
-        ),
+        decay,
         scale_by_learning_rate(learning_rate),
     )

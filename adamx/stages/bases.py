@@ -343,7 +343,7 @@ def _refreshed(
     places = varying(jnp.argsort(-sizes), axes_of(sizes))
 
     def exactly() -> tuple[Array, Array]:
-        return jnp.linalg.eigh(moment)[1][..., ::-1], _places(basis)
+        return jnp.linalg.eigh(moment)[1][..., ::-1], places
 
     def nearly() -> tuple[Array, Array]:
         sorted_image = jnp.take_along_axis(image, places[..., None, :], -1)
@@ -667,7 +667,7 @@ def limit_growth(growth: Positive = 1.01):
         u \leftarrow u \min\left(1, \gamma \frac{n_{t-1}}{\lVert u \rVert} \right), \qquad
         n_t = \lVert u \rVert
 
-    There is no limit before the first update that is not zero.
+    There is no limit before the first update that is not zero. An update of zero leaves n as it is.
 
     Keeps ``norm`` (n), a scalar for each parameter.
 
@@ -697,7 +697,8 @@ def _limited_growth(x: Array, before: Array, growth: Any) -> tuple[Array, Array]
     """An array whose norm is at most ``growth`` times the one before; and its norm."""
     length = norm(x)
     most = jnp.where(before == 0, length.value, growth * before)
-    return shrunk(x, length, most), jnp.minimum(length.value, most)
+    kept = jnp.where(length.size == 0, before, jnp.minimum(length.value, most))
+    return shrunk(x, length, most), kept
 
 
 def _growth(signal: Signal, per: str, eps: Any) -> Array:

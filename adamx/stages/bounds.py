@@ -183,7 +183,8 @@ def qk_clip(threshold: Positive = 100.0, power: float | Sequence[float] = 0.5, *
         return _of_path(path, extra["max_logits"])
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
-        theta, u, largest = signal.param, signal.update, step.own
+        theta, u = signal.param, signal.update
+        largest = step.own.astype(jnp.finfo(u.dtype).dtype)
         exceeds = (largest > threshold) & jnp.isfinite(largest)
         gamma = jnp.where(exceeds, threshold / jnp.where(exceeds, largest, 1), 1)
         share = _along(axis, u.shape, jnp.stack([gamma**p for p in powers]))
@@ -205,7 +206,7 @@ def _along(axis: int, shape: tuple[int, ...], share: Array) -> Array:
     if not -len(shape) <= axis < len(shape):
         raise StageError(f"axis {axis} is none of an array of shape {shape}")
     length, count = shape[axis], share.size
-    if length % count:
+    if not count or length % count:
         raise StageError(
             f"axis {axis} of an array of shape {shape} has {length} elements, which {count} heads "
             "(times the projections side by side) do not divide; choose the axis of the heads"

@@ -108,6 +108,12 @@ class InBasis(Around, axis="in_basis"):
     def begins(self) -> bool:
         return self.value == "enter"
 
+    def admit(self, name: str, kept: Any) -> None:
+        raise StageError(
+            f"in_basis() can't run the Optax transformation {name} in a basis; use a stage or a "
+            "recipe of adamx, or put it outside"
+        )
+
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:
         parts = {around.value: links for around, links in inside}
         rows = [parts.get("enter", ""), parts.get("inside", "chain()")]

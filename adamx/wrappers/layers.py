@@ -78,17 +78,16 @@ class Layers(Around, axis="per_layer"):
     ) -> list[bool]:
         return self.value[0].choose(leaves, inside, idle)
 
-    def check_leaf(self, leaf: Leaf) -> None:
+    def inside(self, leaf: Leaf) -> Leaf:
         (where, axis), (path, shape) = self.value, leaf
         if len(shape.shape) <= axis:
             raise StageError(
                 f"per_layer({where}) takes axis {axis} for the layers, and this parameter has the "
                 f"shape {shape.shape}; select only parameters of stacked layers"
             ).within(parameter=path)
+        return path, _of_layer(shape, axis)
 
     def surround(self, rule: Rule) -> Rule:
-        if rule.reach == "element":
-            return rule
         mapped = _Mapped(rule, self.value[1])
         return dataclasses.replace(
             rule,
@@ -96,6 +95,7 @@ class Layers(Around, axis="per_layer"):
             slots={name: mapped.start(Slot.of(slot)) for name, slot in rule.slots.items()},
             global_sum=mapped.global_sum if rule.global_sum else None,
             reshape=mapped.reshape if rule.reshape else None,
+            own=mapped.own if rule.own else None,
         )
 
     def admit(self, name: str, kept: Any) -> None:
@@ -123,6 +123,28 @@ class Layers(Around, axis="per_layer"):
         return type(self), (where.value, axis)
 
 
+def _of_layer(shape: jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*shape.shape[:axis], *shape.shape[axis + 1 :]), shape.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerLayer:
+    """What a stage inside has left for later ones, if it differs between layers.
+
+    Attributes:
+        arrays: the arrays of all layers.
+        axes: for each array the axis of the layers; None if they share it.
+        tree: the structure of the value of one layer.
+    """
+
+    arrays: list[Any]
+    axes: tuple[int | None, ...]
+    tree: Any
+
+
+jax.tree_util.register_dataclass(PerLayer, ["arrays"], ["axes", "tree"])
+
+
 @dataclasses.dataclass(frozen=True)
 class _Mapped:
     """A rule that runs on each layer."""
@@ -137,9 +159,11 @@ class _Mapped:
 
         def first(param: Any) -> Any:
             axes = self.axes_of(slot, param.shape)
-            if isinstance(param, jax.ShapeDtypeStruct):  # the values in another basis are unknown
-                param = jnp.zeros(param.shape, param.dtype)
-            return jax.vmap(slot.start, self.axis, axes)(param)
+            if not isinstance(param, jax.ShapeDtypeStruct):
+                return jax.vmap(slot.start, self.axis, axes)(param)
+            one = slot.start(_of_layer(param, self.axis))  # all layers start from the same value
+            count = param.shape[self.axis]
+            return jax.vmap(lambda _: one, axis_size=count, out_axes=axes)(jnp.zeros(count))
 
         return dataclasses.replace(slot, start=first)
 
@@ -147,6 +171,10 @@ class _Mapped:
         assert self.rule.reshape is not None
         made = self.rule.reshape(self.of_one(shape), self.of_one(whole))
         return (*made[: self.axis], shape[self.axis], *made[self.axis :])
+
+    def own(self, path: str, shape: jax.ShapeDtypeStruct, extra: Mapping[str, Any]) -> Any:
+        assert self.rule.own is not None
+        return self.rule.own(path, _of_layer(shape, self.axis), extra)
 
     def global_sum(self, signal: Signal, slots: Slots, step: Step) -> Any:
         assert self.rule.global_sum is not None
@@ -156,8 +184,8 @@ class _Mapped:
     def update(self, signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         """The rule's update on all layers.
 
-        The layers share the numbers that the rule leaves for later stages, such as the bias. A
-        number that differs between layers becomes an array of one number for each layer.
+        The layers share the numbers that the rule leaves for later stages, such as the bias, unless
+        a number differs between layers.
         """
         try:
             return self.updated(signal, slots, step, shares=True)
@@ -169,15 +197,17 @@ class _Mapped:
     def updated(
         self, signal: Signal, slots: Slots, step: Step, *, shares: bool
     ) -> tuple[Signal, Slots]:
-        """The update on all layers, whose numbers for later stages are shared or stacked."""
-        axes = {"array": self.axis, "layers": 0, "shared": None}
+        places = {"array": self.axis, "layers": 0, "shared": None}
         kinds: list[str] = []
+        kept: list[str] = []
         tree: Any = None
 
         def of_one(signal: Signal, slots: Slots, step: Step) -> Any:
-            nonlocal kinds, tree
+            nonlocal kinds, kept, tree
             made, after = self.rule.update(signal, slots, step)
-            arrays, tree = jax.tree.flatten(made)
+            kept = [name for name, x in made.notes.items() if x is signal.notes.get(name)]
+            new = {name: x for name, x in made.notes.items() if name not in kept}
+            arrays, tree = jax.tree.flatten((dataclasses.replace(made, notes={}), new))
             number = "shared" if shares else "layers"
             kinds = [
                 "array" if x.shape == made.update.shape else "layers" if x.ndim else number
@@ -185,18 +215,25 @@ class _Mapped:
             ]
             of_kind = {
                 kind: [x for x, own in zip(arrays, kinds, strict=True) if own == kind]
-                for kind in axes
+                for kind in places
             }
             return of_kind, after
 
-        out_axes = axes, self.slot_axes(signal.update.shape)
+        out_axes = places, self.slot_axes(signal.update.shape)
         of_kind, after = self.on_layers(of_one, signal, slots, step, out_axes)
         found = {kind: iter(arrays) for kind, arrays in of_kind.items()}
-        made = jax.tree.unflatten(tree, [next(found[kind]) for kind in kinds])
-        bias = (
-            made.bias[0] if made.bias is not None and jnp.ndim(made.bias) else made.bias
-        )  # of every layer the same
-        return dataclasses.replace(made, bias=bias, whole=signal.whole), after
+        made, new = jax.tree.unflatten(tree, [next(found[kind]) for kind in kinds])
+        _, kinds_of = jax.tree.unflatten(tree, kinds)
+        notes = {name: signal.notes[name] for name in kept}
+        for name, note in new.items():
+            arrays, inner = jax.tree.flatten(note)
+            own = jax.tree.leaves(kinds_of[name])
+            is_plain = own == ["array"] or {*own} <= {"shared"}
+            axes = tuple(places[kind] for kind in own)
+            notes[name] = note if is_plain else PerLayer(arrays, axes, inner)
+        bias = made.bias  # the same in every layer
+        bias = bias[0] if bias is not None and jnp.ndim(bias) else bias
+        return dataclasses.replace(made, bias=bias, notes=notes, whole=signal.whole), after
 
     def on_layers(
         self,
@@ -215,14 +252,30 @@ class _Mapped:
                 f"turned the array of shape {whole} into one of shape {shape}; put this stage into "
                 "per_layer(), too"
             )
+        for x in jax.tree.leaves(step.own):
+            if jnp.ndim(x) and jnp.shape(x)[0] != count:
+                raise StageError(
+                    f"an argument for this parameter has the shape {jnp.shape(x)}; inside "
+                    f"per_layer(), its first axis is that of the {count} layers"
+                )
 
         def axis_of(x: Any) -> int | None:
-            if jnp.shape(x) == shape:
-                return self.axis
-            return 0 if jnp.ndim(x) and jnp.shape(x)[0] == count else None
+            return self.axis if jnp.shape(x) == shape else None
 
-        def of_one(signal: Signal, slots: Slots, own: Any, layer: Any) -> Any:
-            signal = dataclasses.replace(signal, whole=self.of_one(whole))
+        def layered(note: Any) -> PerLayer:
+            if isinstance(note, PerLayer):
+                return note
+            arrays, tree = jax.tree.flatten(note)
+            return PerLayer(arrays, tuple(map(axis_of, arrays)), tree)
+
+        notes = {name: layered(note) for name, note in signal.notes.items()}
+        bare = dataclasses.replace(signal, notes={})
+
+        def of_one(signal: Signal, notes: Any, slots: Slots, own: Any, layer: Any) -> Any:
+            left = {
+                name: jax.tree.unflatten(note.tree, note.arrays) for name, note in notes.items()
+            }
+            signal = dataclasses.replace(signal, whole=self.of_one(whole), notes=left)
             keys = {
                 name: random.of_parameter(step.clock[name], layer, "layer")
                 for name, clock in self.rule.clocks.items()
@@ -230,10 +283,15 @@ class _Mapped:
             }
             return function(signal, slots, Step({**step.clock, **keys}, step.total, own))
 
-        own_axes = jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, step.own)
-        in_axes = jax.tree.map(axis_of, signal), self.slot_axes(shape), own_axes, 0
+        in_axes = (
+            jax.tree.map(axis_of, bare),
+            {k: dataclasses.replace(x, arrays=list(x.axes)) for k, x in notes.items()},
+            self.slot_axes(shape),
+            jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, step.own),
+            0,
+        )
         layers = jnp.arange(count, dtype=jnp.uint32)
-        return jax.vmap(of_one, in_axes, out_axes)(signal, slots, step.own, layers)
+        return jax.vmap(of_one, in_axes, out_axes)(bare, notes, slots, step.own, layers)
 
     def of_one(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one layer of a stack."""
