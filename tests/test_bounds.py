@@ -91,6 +91,30 @@ def test_a_logit_that_is_not_finite_changes_nothing():
     np.testing.assert_array_equal((theta + u).ravel(), [1, 1, 0.5])
 
 
+def test_logits_may_be_integers_and_what_flax_has_stored():
+    theta = {"block": {"query": jnp.ones((1, 2, 1))}}
+    opt = qk_clip()
+    zeros = jax.tree.map(jnp.zeros_like, theta)
+    for given in (
+        jnp.array([50, 400]),
+        {"block": {"max_logits": (jnp.array([50.0, 400.0]),), "other": (jnp.ones(3),)}},
+        {"max_logits": (jnp.array([50.0, 400.0]),)},
+    ):
+        updates, _ = opt.update(zeros, opt.init(theta), theta, max_logits=given)
+        np.testing.assert_array_equal((1 + updates["block"]["query"]).ravel(), [1, 0.5])
+
+
+def test_adamc_with_a_constant_rate_is_adamw():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    for opt, same in (
+        (adamx.adamc(0.2, weight_decay=0.1), adamx.adamw(0.2, weight_decay=0.1)),
+        (adamx.adamc(0.1).replace(learning_rate=0.0), adamx.adamw(0.0)),
+    ):
+        updates, _ = opt.update(params, opt.init(params), params)
+        expected, _ = same.update(params, same.init(params), params)
+        jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
 def test_inside_jit_the_logits_are_data():
     opt = adamx.chain(adamx.adamw(0.1), adamx.where("query", qk_clip()))
     params = {"query": jnp.ones((2, 2, 2)), "head": jnp.ones((2, 2))}
@@ -113,6 +137,7 @@ CALLS = {
         "'block' and 'query' of its patterns|'query' and 'block' of its patterns",
     ),
     "too many heads": (qk_clip, {"max_logits": jnp.ones(3)}, "3 heads .*do not divide"),
+    "no heads": (qk_clip, {"max_logits": jnp.zeros(0)}, "0 heads"),
     "logits of each position": (
         qk_clip,
         {"max_logits": jnp.ones((2, 5))},

@@ -190,6 +190,55 @@ def test_it_prints_as_it_is_written():
     assert "per_layer('blocks'" in repr(opt) and "axis=1" in repr(opt)
 
 
+def test_stages_and_selections_inside_see_one_layer():
+    """A function of the shape, a selection of matrices, and the axes of a matrix."""
+    seen = {}
+
+    def factor(path: str, shape: jax.ShapeDtypeStruct) -> float:
+        seen[path] = shape.shape
+        return 1.0
+
+    params = {"x": {"k": jnp.ones((3, 4, 2)), "b": jnp.ones((3, 4))}, "y": jnp.ones((5, 6))}
+    updates_of(per_layer("x", adamx.scale_each(factor)), params)
+    assert seen == {"x/k": (4, 2), "x/b": (4,), "y": (5, 6)}
+    opt = per_layer("x", adamx.muon(0.1, rest=adamx.sgd(1.0)))
+    np.testing.assert_array_equal(updates_of(opt, params)["x"]["b"], -params["x"]["b"])
+
+
+def test_a_group_without_stacked_parameters_is_no_error():
+    groups = adamx.partition({"x": adamx.lamb(0.1), "*": adamx.adamw(0.1)})
+    updates_of(per_layer("x", groups), {"x": jnp.ones((2, 3)), "y": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_what_earlier_stages_left_is_shared_by_the_layers(layers: int):
+    """Also if it has as many elements as there are layers; and a basis around it."""
+
+    @adamx.core.stage
+    def note_columns():
+        return lambda s: s.with_notes(columns=jnp.arange(1.0, s.update.shape[-1] + 1))
+
+    @adamx.core.stage
+    def multiply():
+        return lambda s: s.with_update(s.update * s.note("columns", by="note_columns"))
+
+    params = {"x": jnp.ones((layers, 3))}
+    opt = adamx.chain(note_columns(), per_layer("x", multiply()))
+    np.testing.assert_array_equal(updates_of(opt, params)["x"], [[1.0, 2.0, 3.0]] * layers)
+    stack = {"x": jnp.ones((layers, 4, 2))}
+    turned = adamx.in_basis(adamx.fixed_basis(np.eye(4)), per_layer("x", adamx.trust_ratio()))
+    np.testing.assert_allclose(updates_of(turned, stack)["x"], stack["x"], 1e-6)
+
+
+def test_copies_of_parameters_need_the_parameters():
+    shapes = {"x": jax.ShapeDtypeStruct((3, 4, 2), jnp.float32)}
+    with pytest.raises(adamx.StageError):
+        per_layer("x", adamx.hyperball(0.1)).init(shapes)
+    assert per_layer("x", adamx.scale_by_norm()).init(shapes)["scale_by_norm"]["nu"]["x"].shape == (
+        3,
+    )
+
+
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "a negative axis": (lambda: per_layer("a", adamx.sgd(0.1), axis=-1), "whole number ≥ 0"),
     "no selector": (lambda: per_layer(3, adamx.sgd(0.1)), "a selector is"),  # type: ignore
@@ -204,6 +253,15 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "a transformation of Optax": (
         lambda: per_layer("blocks", optax.adam(0.1)).init(layers()),
         "can't map the Optax transformation .*put it outside",
+    ),
+    "logits of another number of layers": (
+        lambda: per_layer("x", adamx.qk_clip()).update(
+            {"x": jnp.ones((3, 2, 2, 2))},
+            per_layer("x", adamx.qk_clip()).init({"x": jnp.ones((3, 2, 2, 2))}),
+            {"x": jnp.ones((3, 2, 2, 2))},
+            max_logits=jnp.ones(2),
+        ),
+        "its first axis is that of the 3 layers",
     ),
     "layers that are gone": (
         lambda: updates_of(

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adamx
@@ -350,3 +351,130 @@ def test_two_bases_in_a_row_are_written_as_two():
     )
     assert repr(opt).count("in_basis(") == 2
     assert eval(repr(opt), vars(adamx)) == opt
+
+
+# Bases: what an audit found
+
+
+@pytest.mark.parametrize("axes", ["heads", ((1,), (0,)), ((0,), (2,))])
+def test_a_view_permutes_the_axes_also_of_equal_sizes(axes):
+    shape = (4, 4) if axes == ((1,), (0,)) else (4, 4, 4)
+    x = jnp.asarray(RNG.standard_normal(shape))
+    view = adamx.matrix_view(axes, shape)
+    apart = {"heads": (1, 0, 2), ((1,), (0,)): (1, 0), ((0,), (2,)): (1, 0, 2)}[axes]
+    np.testing.assert_array_equal(view.matrices(x), jnp.transpose(x, apart))
+    np.testing.assert_array_equal(view.array(view.matrices(x)), x)
+
+
+@pytest.mark.parametrize("make", [adamx.soap, adamx.kl_soap, adamx.galore, adamx.apollo])
+def test_large_gradients_stay_finite_when_they_are_turned(make):
+    opt, params = make(0.1, every=1), jnp.ones((8, 16))
+    state = opt.init(params)
+    for size in (1.0, 1e19, 1e30, 1.0, 1.0):
+        grads = size * jnp.asarray(RNG.standard_normal((8, 16)), jnp.float32)
+        updates, state = opt.update(grads, state, params)
+        assert jnp.all(jnp.isfinite(updates)), size
+
+
+def test_a_large_update_from_a_basis_is_limited_again():
+    grads = jnp.full((2, 2), 1e15)
+    inside = adamx.in_basis(adamx.fixed_basis(np.eye(2)), adamx.scale(1e15))
+    opt = adamx.chain(inside, adamx.scale_by_rms())
+    plain = adamx.chain(adamx.scale(1e15), adamx.scale_by_rms())
+    np.testing.assert_allclose(
+        opt.update(grads, opt.init(grads))[0], plain.update(grads, plain.init(grads))[0]
+    )
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_squares_are_sorted_as_exact_eigenvectors_are(exact):
+    """The first eigenvectors of a diagonal matrix exchange its axes."""
+    grads = jnp.diag(jnp.array([1.0, 10.0]))
+    basis = adamx.eigenbasis(0.9, every=1, spread=False, exact=exact)
+    opt = adamx.in_basis(basis, adamx.adam(1.0))
+    state = opt.init(grads)
+    for _ in range(3):
+        updates, state = opt.update(grads, state)
+        np.testing.assert_allclose(updates, -jnp.eye(2), atol=1e-5)
+
+
+def test_an_update_of_zero_does_not_lift_the_limit():
+    opt = adamx.limit_growth(1.5)
+    state = opt.init(jnp.zeros(1))
+    for size, expected in ((1.0, 1.0), (0.0, 0.0), (100.0, 1.5)):
+        update, state = opt.update(jnp.array([size]), state)
+        assert update == pytest.approx(expected)
+
+
+def test_a_state_is_not_read_in_another_basis():
+    inside, params = adamx.scale_by_momentum(0.9), jnp.zeros((4, 4))
+    state = adamx.in_basis(adamx.eigenbasis(0.9), inside).init(params)
+    for other in (
+        inside,
+        adamx.in_basis(adamx.kl_eigenbasis(0.9), inside),
+        adamx.in_basis(adamx.eigenbasis(0.9, one_sided=True), inside),
+    ):
+        with pytest.raises(adamx.StageError, match="'mu' of this parameter is kept in the basis"):
+            adamx.restore_state(state, other, params)
+        without = {"count": state["count"]}
+        assert adamx.restore_state(without, other, params).report.initialised
+    same = adamx.in_basis(adamx.eigenbasis(0.9, every=3), inside)
+    assert not adamx.restore_state(state, same, params).report.initialised
+    entering = adamx.restore_state(inside.init(params), same, params)
+    assert "mu" in {row.entry for row in entering.report.rows if row.outcome == "kept"}
+
+
+def test_a_transformation_of_optax_is_refused_in_a_basis():
+    opt = adamx.in_basis(adamx.eigenbasis(), optax.adam(1.0))
+    with pytest.raises(adamx.StageError, match="can't run the Optax transformation"):
+        opt.init(jnp.ones((4, 2)))
+
+
+# Which axes, by path
+
+
+KERNELS = {
+    "attention/query/kernel": ((64, 4, 16), (64, 64)),
+    "attention/key/kernel": ((64, 2, 16), (64, 32)),
+    "self_attn/out/kernel": ((4, 16, 64), (64, 64)),
+    "layers/attention/out/kernel": ((12, 4, 16, 64), (12, 64, 64)),
+    "layers/attention/value/kernel": ((12, 64, 4, 16), (12, 64, 64)),
+    "layers/query/kernel": ((12, 64, 64), (12, 64, 64)),  # a stack of dense layers
+    "layers/attention/out/kernel_": ((12, 64, 64), (12, 64, 64)),
+    "mlp/out/kernel": ((4, 16, 64), (4, 16, 64)),
+    "conv/query/kernel": ((1, 1, 8, 16), (8, 16)),
+}
+
+
+@pytest.mark.parametrize("path", KERNELS)
+def test_kernels_of_attention_are_recognised(path):
+    shape, expected = KERNELS[path]
+    axes = adamx.kernel_axes(path, jax.ShapeDtypeStruct(shape, jnp.float32))
+    assert adamx.matrix_view(axes, shape).shape == expected
+
+
+def test_axes_may_be_a_function_of_path_and_shape():
+    """Each parameter gets its own; the function is called with the parameter's path."""
+    params = {"a": jnp.asarray(RNG.standard_normal((4, 3, 5))), "b": jnp.ones((4, 3, 5))}
+    of = lambda path, shape: "heads" if path == "a" else "last"  # noqa: E731
+    opt, heads = adamx.orthogonalize(axes=of), adamx.orthogonalize(axes="heads")
+    updates, _ = opt.update(params, opt.init(params))
+    expected, _ = heads.update(params, heads.init(params))
+    np.testing.assert_array_equal(updates["a"], expected["a"])
+    assert not np.allclose(updates["b"], expected["b"])
+    state = adamx.normuon(0.1, axes=of).init(params)
+    assert jax.tree.map(jnp.shape, state["scale_by_row_rms"]["nu"]) == {
+        "a": (3, 1, 5),
+        "b": (4, 1, 5),
+    }
+
+    def failing(path, shape):
+        raise KeyError(path)
+
+    with pytest.raises(adamx.StageError, match=r"parameter a.*axes, a function of path"):
+        adamx.soap(0.1, axes=failing).init(params)
+
+
+@pytest.mark.parametrize("path", ["ln_1/w", "LayerNorm_0/scale", "query/bias", "pos", "wpe/w"])
+def test_stacked_vectors_are_no_hidden_matrices(path):
+    assert not adamx.hidden_matrices(path, jax.ShapeDtypeStruct((12, 64), jnp.float32))

@@ -1,26 +1,34 @@
 """Arguments of stages that may differ between parameters.
 
-An argument whose annotation is marked with ``PER_PARAMETER`` may be a function of the parameter's
-path and shape. The stage of a parameter then has the function's value in its place. A rule sees the
-value only.
+An argument whose annotation is marked with :class:`PerParameter` may be a function of the
+parameter's path and shape. The stage of a parameter then has the function's value in its place. A
+rule sees the value only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from typing import Any, get_origin
+from typing import Annotated, Any, get_origin
 
-import jax
-import numpy as np
-
-__all__ = ["PER_PARAMETER", "anywhere", "is_per_parameter", "may_differ"]
-
-PER_PARAMETER = "may be a function of a path and a shape"
+__all__ = ["PerParameter", "is_per_parameter", "marked"]
 
 
-def may_differ(hint: Any) -> bool:
-    """Whether an argument with this annotation may be a function of a path and a shape."""
-    return PER_PARAMETER in getattr(hint, "__metadata__", ()) if get_origin(hint) else False
+@dataclasses.dataclass(frozen=True)
+class PerParameter:
+    """The mark of an argument that may be a function of a path and a shape.
+
+    Attributes:
+        otherwise: the value where no parameter is known, for what does not depend on it.
+    """
+
+    otherwise: Any
+
+
+def marked(hint: Any) -> PerParameter | None:
+    """The mark in an annotation."""
+    beside = hint.__metadata__ if get_origin(hint) is Annotated else ()
+    return next((x for x in beside if isinstance(x, PerParameter)), None)
 
 
 def is_per_parameter(value: Any) -> bool:
@@ -32,8 +40,3 @@ def is_per_parameter(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def anywhere(function: Any) -> Any:
-    """A value where no parameter is known, for what does not depend on it."""
-    return function("", jax.ShapeDtypeStruct((1, 1), np.float32))

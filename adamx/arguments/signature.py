@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from adamx.arguments import hyper
-from adamx.arguments.per_parameter import may_differ
+from adamx.arguments.per_parameter import marked
 from adamx.arguments.spellings import spelled_here
 from adamx.errors import as_given
 from adamx.identity.reads import is_library
@@ -41,7 +41,8 @@ class Signature:
             ) from error
         self.domains: dict[str, hyper.Domain] = {}
         self.optional: list[str] = []  # hyperparameters that may be None
-        self.per_parameter: list[str] = []  # those that may be functions of a path and a shape
+        # Those that may be functions of a path and a shape, and their values for no parameter.
+        self.per_parameter: dict[str, Any] = {}
         self.switches: list[str] = []
         self.plain: list[str] = []
         self._template: dict[str, Any] = {}  # every argument's default, empty where there is none
@@ -58,8 +59,8 @@ class Signature:
                 if domain is not None:
                     self._check_optional(name, hint)
                     self.optional.append(name)
-            if may_differ(hint):
-                self.per_parameter.append(name)
+            if (mark := marked(hint)) is not None:
+                self.per_parameter[name] = mark.otherwise
             if domain is not None:
                 self.domains[name] = domain
             elif name in hints and hint is bool:

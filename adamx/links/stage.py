@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.arguments import hyper
-from adamx.arguments.per_parameter import anywhere, is_per_parameter
+from adamx.arguments.per_parameter import is_per_parameter
 from adamx.arguments.signature import Signature
 from adamx.errors import StageError, failed_schedule
 from adamx.identity import ByValue
@@ -140,7 +140,7 @@ class Stage(Link):
     @functools.cached_property
     def anywhere(self) -> Stage:
         """The stage where no parameter is known, for what does not depend on it."""
-        own = {k: anywhere(self.arguments[k]) for k in self.per_parameter}
+        own = {k: self.definition.per_parameter[k] for k in self.per_parameter}
         return Stage(self.definition, {**self.arguments, **own}, self.around) if own else self
 
     @property

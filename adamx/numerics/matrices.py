@@ -12,13 +12,15 @@ from typing import Annotated, Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from adamx.arguments.per_parameter import PER_PARAMETER
+from adamx.arguments.per_parameter import PerParameter
 from adamx.errors import StageError, as_given
 from adamx.numerics.types import Array
 
 __all__ = ["MatrixAxes", "MatrixView", "adjoint", "kernel_axes", "matrix_view", "product"]
 
-MatrixAxes: TypeAlias = Annotated[str | tuple[Any, ...] | Callable[..., Any], PER_PARAMETER]
+MatrixAxes: TypeAlias = Annotated[
+    str | tuple[Any, ...] | Callable[..., Any], PerParameter("matrix")
+]
 """Which axes are the matrix: a name, ``(rows, columns)`` or ``(rows, columns, parts)`` with tuples
 of axes for rows and columns, or a function from a shape, or from a path and a shape, to one of
 these."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import StageError, Transformation
+from adamx.core import Slot, StageError, Transformation
 from adamx.errors import described
 from adamx.links.link import Link
 from adamx.links.naming import names
@@ -170,7 +170,8 @@ def restore_state(
         TypeError: if ``opt`` is not an adamx optimiser.
         StageError: if ``saved`` contains no state of a chain, or several; if an entry of a stage is
             incomplete; if an array has a different shape or dtype than in the chain; if two saved
-            stages match the same slot, or their clocks differ. With ``strict``, if an entry would
+            stages match the same slot, or their clocks differ; if a slot would be kept that is in a
+            basis (:func:`adamx.in_basis`) which the chain drops. With ``strict``, if an entry would
             be initialised. The error names the place.
         ValueError: if the saved state uses an unknown codec.
 
@@ -225,6 +226,7 @@ def restore_state(
         state[stage] = restoring.entry()
         parts += restoring.parts
     parts += _left(theirs, parts, parameters)
+    _check_bases(parts, named)
     report = RestoreReport(_summed(parts, parameters))
     if strict and report.initialised:
         new = [str(row) for row in report.rows if row.outcome == "initialised"]
@@ -235,6 +237,32 @@ def restore_state(
     for message in _losses(parts, parameters):
         warnings.warn(message, stacklevel=2)
     return Restored(state, report)
+
+
+_BASES = ("eigenbasis", "kl_eigenbasis", "low_rank")
+"""The stages of adamx that keep a basis."""
+
+
+def _check_bases(parts: Sequence[_Part], links: Mapping[str, Link]) -> None:
+    """Raise StageError if slots would be kept that are in a basis which is dropped."""
+    dropped = {
+        part.parameter: part.stage
+        for part in parts
+        if part.outcome == "dropped" and re.split(r"@|_\d+$", part.stage)[0] in _BASES
+    }
+    for part in parts:
+        link = links.get(part.stage)
+        if part.outcome != "kept" or part.parameter is None or not isinstance(link, Stage):
+            continue
+        rule = link.at(np.int32(0)).rule(jnp.float32)
+        is_average = part.entry in rule.slots and Slot.of(rule.slots[part.entry]).holds != "exact"
+        if part.parameter in dropped and is_average and not rule.prepares:
+            raise StageError(
+                f"{part.entry!r} of this parameter is kept in the basis of "
+                f"{dropped[part.parameter]!r}, which the chain does not continue, so it would be "
+                "read in another basis. Remove the entry from the saved state, for example with "
+                f"saved.pop({part.source or part.stage!r}); it then starts again"
+            ).within(stage=part.stage, parameter="/".join(part.parameter) or None)
 
 
 class _Part(NamedTuple):
