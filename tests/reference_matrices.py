@@ -244,7 +244,7 @@ def kronecker_roots(grads, b2, eps, exponent, every=1):
     def power(moment, e, p):
         values, vectors = np.linalg.eigh(moment)
         ridged = np.maximum(values, 0) + e * max(values[-1], 0)
-        inverse = np.where(ridged > 0, np.where(ridged > 0, ridged, 1) ** -p, 0)
+        inverse = np.where(ridged > 0, ridged, 1) ** -p  # of zeros, the identity
         return vectors * inverse @ adjoint(vectors)
 
     lefts = average([g @ adjoint(g) for g in grads], b2)

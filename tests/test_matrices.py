@@ -406,6 +406,17 @@ def test_an_update_of_zero_does_not_lift_the_limit():
         assert update == pytest.approx(expected)
 
 
+def test_shampoo_trains_what_has_no_gradient_at_first():
+    """None or zero in the first step; the roots are computed in the tenth step after it."""
+    params = {"x": jnp.ones((2, 2)), "y": jnp.ones((2, 2))}
+    grads = {"x": jnp.ones((2, 2)), "y": jnp.diag(jnp.array([1.0, -2.0]))}
+    for first in (None, jnp.zeros((2, 2))):
+        opt = adamx.shampoo(0.1, every=10)
+        _, state = opt.update({**grads, "y": first}, opt.init(params), params)
+        updates, _ = opt.update(grads, state, params)
+        assert np.abs(updates["y"]).max() > 0.01
+
+
 def test_a_state_is_not_read_in_another_basis():
     inside, params = adamx.scale_by_momentum(0.9), jnp.zeros((4, 4))
     state = adamx.in_basis(adamx.eigenbasis(0.9), inside).init(params)

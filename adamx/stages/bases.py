@@ -373,7 +373,9 @@ def low_rank(
     :math:`P = V_{:, 1 \dots r}`. P is computed in the first step and every ``every`` steps from the
     gradient of the step. It is the first argument of :func:`adamx.in_basis`. The slots of the
     stages inside are as small as the projected gradient, and are kept as they are when P changes.
-    Each column of P has the sign with which it is nearer to the column before.
+    Each column of P has the sign with which it is nearer to the column before. If the gradient of
+    such a step is zero, P is arbitrary until the next one: let a matrix whose gradients begin with
+    zeros, as those of LoRA do, have another optimiser or a small ``every``.
 
     An array that is no matrix (a bias) is not projected.
 

@@ -53,8 +53,9 @@ def scale_by_kronecker_roots(
         u \leftarrow (\hat L_t + \epsilon \ell I)^{-p}\, u\, (\hat R_t + \epsilon r I)^{-p}
 
     where ℓ and r are the largest eigenvalues of the bias-corrected averages, and p is 1/4. The
-    roots are computed in the first step and every ``every`` steps. A side longer than ``max_size``
-    is not multiplied. An array that is no matrix (a bias) does not change.
+    roots are computed in the first step and every ``every`` steps. While all gradients have been
+    zero, they are the identity. A side longer than ``max_size`` is not multiplied. An array that is
+    no matrix (a bias) does not change.
 
     Keeps ``left`` and ``right`` (L and R), ``left_root`` and ``right_root``: for a matrix of m rows
     and n columns, arrays m × m and n × n; None for a side that is not multiplied.
@@ -83,8 +84,8 @@ def scale_by_kronecker_roots(
     check_whole(every=every, max_size=max_size)
     mean = decaying_average(b2)
 
-    def square(side: int) -> Any:
-        return squares_of_side(axes, side, lambda shape: shape[side - 2] <= max_size, blank_square)
+    def square(side: int, fill: Any) -> Any:
+        return squares_of_side(axes, side, lambda shape: shape[side - 2] <= max_size, fill)
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.update.shape)
@@ -109,21 +110,21 @@ def scale_by_kronecker_roots(
     return Rule(
         update,
         slots={
-            "left": square(0),
-            "right": square(1),
-            "left_root": Slot(square(0), holds="exact"),
-            "right_root": Slot(square(1), holds="exact"),
+            "left": square(0, blank_square),
+            "right": square(1, blank_square),
+            "left_root": Slot(square(0, jnp.eye), holds="exact"),
+            "right_root": Slot(square(1, jnp.eye), holds="exact"),
         },
         clocks={**mean.clocks, "steps": steps_clock()},
     )
 
 
 def _root(moment: Array, eps: Any, exponent: Any) -> Array:
-    """(M + ελI)⁻ᵖ with the largest eigenvalue λ of M; zero for a matrix of zeros."""
+    """(M + ελI)⁻ᵖ with the largest eigenvalue λ of M; the identity for a matrix of zeros."""
     values, vectors = jnp.linalg.eigh(moment)
     largest = jnp.maximum(values[..., -1:], 0)
     ridged = jnp.maximum(values, 0) + eps * largest
-    scales = jnp.where(ridged > 0, power(jnp.where(ridged > 0, ridged, 1), -exponent), 0)
+    scales = power(jnp.where(ridged > 0, ridged, 1), -exponent)
     return product(vectors * scales[..., None, :], adjoint(vectors))
 
 

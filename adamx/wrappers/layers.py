@@ -197,6 +197,11 @@ class _Mapped:
     def updated(
         self, signal: Signal, slots: Slots, step: Step, *, shares: bool
     ) -> tuple[Signal, Slots]:
+        """The update on all layers.
+
+        The result of a layer is sorted into arrays like the update, other arrays, and numbers, as
+        ``vmap`` must know in advance where the layers are in each of them.
+        """
         places = {"array": self.axis, "layers": 0, "shared": None}
         kinds: list[str] = []
         kept: list[str] = []

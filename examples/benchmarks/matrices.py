@@ -12,8 +12,8 @@ after how many steps each optimiser has reached the loss of AdamW's last step, a
 that AdamW needs 1.5 times as many steps.
 
 Matrices between hidden layers have the optimiser of the row. All other parameters have AdamW, with
-its best rate. The folder keeps finished trainings, so an interrupted benchmark continues. Empty the
-folder if adamx has changed. See `examples.data` for the data.
+the same rate in every row. The folder keeps finished trainings, so an interrupted benchmark
+continues. Empty the folder if adamx has changed. See `examples.data` for the data.
 """
 
 import argparse
@@ -44,6 +44,7 @@ except ModuleNotFoundError as error:
 
 ADAMW = "adamw"
 DECAY = 0.01
+ROOT = math.sqrt(10)
 AHEAD = 1.2
 """How many times fewer steps matrix methods need in published benchmarks, at least."""
 
@@ -54,10 +55,12 @@ class Method(NamedTuple):
     Attributes:
         of: ``rate -> optimiser`` of the hidden matrices.
         first: the lowest learning rate.
+        cifar10: the lowest learning rate for CIFAR-10, if it is another one.
     """
 
     of: Callable[[Any], adamx.Transformation]
     first: float
+    cifar10: float | None = None
 
 
 def hidden(path: str, shape: jax.ShapeDtypeStruct) -> bool:
@@ -76,16 +79,16 @@ def adam_on_spheres(rate: Any) -> adamx.Transformation:
 
 
 METHODS: Mapping[str, Method] = {
-    ADAMW: Method(lambda rate: adamx.adamw(rate, 0.9, 0.99, weight_decay=DECAY), 3e-4),
-    "lion": Method(lambda rate: adamx.lion(rate, weight_decay=DECAY), 3e-5),
+    ADAMW: Method(lambda rate: adamx.adamw(rate, 0.9, 0.99, weight_decay=DECAY), 3e-4 * ROOT),
+    "lion": Method(lambda rate: adamx.lion(rate, weight_decay=DECAY), 3e-5, 3e-4),
     "muon": Method(lambda rate: adamx.muon(rate, weight_decay=DECAY), 3e-3),
     "normuon": Method(lambda rate: adamx.normuon(rate, weight_decay=DECAY), 3e-3),
     "soap": Method(lambda rate: adamx.soap(rate, weight_decay=DECAY), 1e-3),
     "kl_soap": Method(lambda rate: adamx.kl_soap(rate, weight_decay=DECAY), 1e-3),
     "galore": Method(lambda rate: adamx.galore(rate, rank=32, every=50, weight_decay=DECAY), 3e-3),
-    "adam + hyperball": Method(adam_on_spheres, 3e-3),
+    "adam + hyperball": Method(adam_on_spheres, 3e-3 / ROOT),
 }
-RATES = tuple(math.sqrt(10) ** i for i in range(4))
+RATES = tuple(ROOT**i for i in range(4))
 
 
 class Trial(NamedTuple):
@@ -178,7 +181,8 @@ class Row(NamedTuple):
 def compare(name: str, steps: int, seeds: int, folder: Path, console: Console) -> list[Row]:
     """All optimisers on one task."""
     task, curves, rows = TASKS[name](), {}, []
-    for method, (_, first) in METHODS.items():
+    for method, made in METHODS.items():
+        first = made.cifar10 if name == "cifar10" and made.cifar10 is not None else made.first
         rates = [first * x for x in RATES]
         ends = []
         for rate in rates:

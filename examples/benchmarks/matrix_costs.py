@@ -3,23 +3,23 @@
     python -m examples.benchmarks.matrix_costs [--quick] [--json FILE]
 
 The parameters are the matrices of 12 transformer blocks. As `examples.benchmarks.cost` does it, two
-programs are timed in pairs, after three steps that compile and begin. A measurement has as many
-steps as there are between two refreshes of SOAP's basis, so that each one contains the same work.
-The share of linear algebra is what a step takes less if its products and decompositions of matrices
-are left away, and the stages of single elements remain. If `pytorch_optimizer` or `heavyball`
-is installed, their SOAP is timed on the same matrices, HeavyBall's under `torch.compile` with the
-mode "default".
+programs are timed in pairs, after three steps that compile and begin. Where there is a basis, a
+measurement has as many steps as there are between two refreshes, so that each one contains the same
+work. The share of linear algebra is the part of a step that is left away if its products and
+decompositions of matrices are, and the stages of single elements remain. If `pytorch_optimizer` or
+`heavyball` is installed, their SOAP is timed on the same matrices, HeavyBall's under
+`torch.compile` with the mode "default".
 """
 
 import argparse
 import importlib
 import importlib.util
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
-    import jax
     import numpy as np
     from rich.console import Console
 
@@ -37,10 +37,11 @@ Make = Callable[[Any], Any]
 
 
 class Method(NamedTuple):
-    """An optimiser, and what remains of it without linear algebra."""
+    """An optimiser, what remains of it without linear algebra, and the steps of a measurement."""
 
     of: Make
     rest: Make
+    steps: int = 1
 
 
 def descent(rate: Any) -> adamx.Transformation:
@@ -54,9 +55,9 @@ def descent(rate: Any) -> adamx.Transformation:
 METHODS: Mapping[str, Method] = {
     "muon": Method(adamx.muon, descent),
     "normuon": Method(adamx.normuon, descent),
-    "galore": Method(lambda rate: adamx.galore(rate, rank=64, every=EVERY), adamx.adamw),
-    "soap": Method(lambda rate: adamx.soap(rate, every=EVERY), adamx.adamw),
-    "kl_soap": Method(lambda rate: adamx.kl_soap(rate, every=EVERY), adamx.adamw),
+    "galore": Method(lambda rate: adamx.galore(rate, rank=64, every=EVERY), adamx.adamw, EVERY),
+    "soap": Method(lambda rate: adamx.soap(rate, every=EVERY), adamx.adamw, EVERY),
+    "kl_soap": Method(lambda rate: adamx.kl_soap(rate, every=EVERY), adamx.adamw, EVERY),
 }
 QUICK = ("muon", "soap")
 
@@ -106,12 +107,16 @@ def peers() -> dict[str, Callable[..., Any]]:
     return found
 
 
-def compare(what: str, first: cost.Start, second: cost.Start, pairs: int, bar: Any = None) -> Any:
-    taken = []
+def compare(
+    what: str, first: cost.Start, second: cost.Start, steps: int, budget: float, bar: Any = None
+) -> cost.Ratio:
+    """The times of two programs, in two pairs at least, and in more while there is time."""
+    taken: list[tuple[float, float]] = []
     with cost.without_gc():
-        for pair in range(pairs):
-            swapped = pair % 2 == 1
-            taken.append(cost.time_pair(first(), second(), EVERY, swapped=swapped))
+        end = time.perf_counter() + budget
+        while len(taken) < 2 or (time.perf_counter() < end and len(taken) < 20):
+            swapped = len(taken) % 2 == 1
+            taken.append(cost.time_pair(first(), second(), steps, swapped=swapped))
     return cost.ratio(what, taken, bar)
 
 
@@ -123,16 +128,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     widths = arguments.widths or ((32,) if quick else (256, 512))
-    names, pairs = (QUICK, 2) if quick else (tuple(METHODS), 5)
+    names, budget = (QUICK, 0.0) if quick else (tuple(METHODS), 20.0)
     console, found = Console(width=140, highlight=False), {}
     for width in widths:
         matrices = stacks.layers(2 if quick else 12, width)
         over_adamw, over_rest = [], []
         for name in names:
-            of, rest = METHODS[name]
-            step = stepping(of, matrices)
-            over_adamw.append(compare(name, step, stepping(adamx.adamw, matrices), pairs))
-            over_rest.append(compare(name, step, stepping(rest, matrices), pairs))
+            of, rest, steps = METHODS[name]
+            step, plain = stepping(of, matrices), stepping(adamx.adamw, matrices)
+            over_adamw.append(compare(name, step, plain, steps, budget))
+            if rest is not adamx.adamw:
+                plain = stepping(rest, matrices)
+                over_rest.append(compare(name, step, plain, steps, budget))
+            else:
+                over_rest.append(over_adamw[-1])
             share = 1 - 1 / over_rest[-1].ratio
             console.print(f"{matrices.what}, {name}: {share:.0%} is linear algebra")
         console.print(cost.tabulate_ratios(over_adamw, matrices.what, "adamw"))
@@ -141,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 f"soap, {name}'s",
                 stepping(METHODS["soap"].of, matrices),
                 torch_stepping(make, matrices),
-                2 if quick else 3,
+                EVERY,
+                budget,
                 PEER_BAR,
             )
             for name, make in peers().items()
