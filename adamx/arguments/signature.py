@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from adamx.arguments import hyper
-from adamx.arguments.per_parameter import marked
 from adamx.arguments.spellings import spelled_here
 from adamx.errors import as_given
 from adamx.identity.reads import is_library
+from adamx.numerics.per_parameter import marked
 
 __all__ = ["Signature"]
 

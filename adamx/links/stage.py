@@ -14,7 +14,6 @@ import numpy as np
 from jax.core import Tracer
 
 from adamx.arguments import hyper
-from adamx.arguments.per_parameter import is_per_parameter
 from adamx.arguments.signature import Signature
 from adamx.errors import StageError, failed_schedule
 from adamx.identity import ByValue
@@ -23,6 +22,7 @@ from adamx.links.rule import KEY, Clock, Reach, Rule
 from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.numerics import random
+from adamx.numerics.per_parameter import is_per_parameter
 
 __all__ = ["Definition", "Stage", "joined"]
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from adamx.arguments.per_parameter import PerParameter
 from adamx.errors import StageError, as_given
+from adamx.numerics.per_parameter import PerParameter
 from adamx.numerics.types import Array
 
 __all__ = ["MatrixAxes", "MatrixView", "adjoint", "kernel_axes", "matrix_view", "product"]

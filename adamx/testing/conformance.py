@@ -496,7 +496,7 @@ def _(case: _Case) -> None:
     leaves, tree = jax.tree.flatten(params)
     first = jax.tree.leaves(_at(0, gradients))
     with jax.disable_jit():
-        if case.sums or not case.all_stages or any(x.is_selective for x in case.stages):
+        if case.sums or not case.all_stages or any(map(_knows_paths, case.stages)):
             updates, _ = case.opt.update(_at(0, gradients), case.opt.init(params), params)
         else:
             alone = [
@@ -507,6 +507,12 @@ def _(case: _Case) -> None:
     _close("the first updates", updates, _at(0, case.plain[0]), 1e-5)
 
 
+def _knows_paths(stage: Stage) -> bool:
+    """Whether it depends on a parameter's path what a stage does to it."""
+    has_own = stage.at(_zero()).rule(jnp.float32).own is not None
+    return stage.is_selective or bool(stage.per_parameter) or has_own
+
+
 @_promise("reach", "rearranging and dividing an array within the stage's reach keeps its updates")
 def _(case: _Case) -> None:
     rules = [link.at(_zero()).rule(jnp.float32) for link in case.stages]
@@ -515,6 +521,8 @@ def _(case: _Case) -> None:
         raise _DoesNotApply("it is restricted to some parameters, or an Optax transformation")
     if any(rule.seed is not None for rule in rules):
         raise _DoesNotApply("its random bits depend on the position of an element")
+    if any(rule.own is not None for rule in rules):
+        raise _DoesNotApply("it has numbers of its own for each parameter")
     if reach == "array":
         raise _DoesNotApply("its reach is the whole array")
 
