@@ -504,7 +504,9 @@ STAGES: dict[str, Row] = {
         shape=(4, 3),
         single=True,
         without={
+            "config": "a lambda has no name to be found by",
             "equations": "its numbers differ between parameters",
+            "reach": "its numbers differ between parameters",
             "pickle": "a lambda has no name to be imported by",
         },
     ),
