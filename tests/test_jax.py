@@ -787,6 +787,35 @@ def test_device_stacks_of_shards_are_those_of_whole_arrays(monkeypatch):
     )
 
 
+OF_MATRICES = {
+    "soap": lambda: adamx.soap(0.1, every=2),
+    "kl_soap": lambda: adamx.kl_soap(0.1, every=2),
+    "galore": lambda: adamx.galore(0.1, rank=2, every=2),
+    "apollo": lambda: adamx.apollo(0.1, rank=2),
+    "shampoo": lambda: adamx.shampoo(0.1, every=2),
+    "layers": lambda: adamx.per_layer("stack", adamx.lamb(0.1)),
+}
+
+
+@needs_four_devices
+@pytest.mark.parametrize("name", OF_MATRICES)
+def test_device_mesh_changes_no_optimiser_of_matrices(name):
+    """Square matrices, whose first GGᵀ has one set of eigenvectors; slots stay on the mesh."""
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
+    specs = {"w": PartitionSpec("x", "y"), "stack": PartitionSpec(None, "y", "x")}
+    random = np.random.default_rng(0)
+    with x64():
+        params = {k: jnp.asarray(random.normal(size=(6,) * len(x))) for k, x in specs.items()}
+        grads = gradients(params)
+        opt = OF_MATRICES[name]()
+        over = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+        found = loop(opt, jax.device_put(params, over), grads, jax.jit(opt.update))
+        expected = loop(opt, params, grads, jax.jit(opt.update))
+        assert_sharded(found[1], over)
+        for here, there in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
+            np.testing.assert_allclose(here, there, 1e-6, 1e-9)
+
+
 PLACES = {
     "mesh": sharded,
     "device": lambda: (jax.device_put(PARAMS, jax.devices()[2]), {}),
