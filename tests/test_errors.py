@@ -267,6 +267,7 @@ def test_a_recipe_names_itself_and_its_own_argument():
 def test_every_number_of_a_recipe_has_a_domain():
     """All of its arguments are hyperparameters or switches, but for those named here."""
     others = {"adafactor": {"min_dim_size_to_factor"}, "adam_mini": {"blocks"}}
+    others |= {"adamc": {"normalized"}}
     of_matrices = {"axes", "coefficients", "matrices", "rest", "scaling", "vector_scale", "per"}
     of_matrices |= {"every", "max_size", "rank", "seed"}
     for name in adamx.recipes.__all__:

@@ -166,7 +166,7 @@ class Row:
         entry = self.entry(name, rule)
         for key, clock in rule.clocks.items():
             check_clock(name, key, clock, entry[key])
-        kept, slots = self.per_leaf(name, rules, entry, here)
+        kept, slots = self.per_leaf(name, rule, rules, entry, here)
         values = rule.gated({k: x.tick(entry[k]) for k, x in rule.clocks.items()}, entry)
         held: list[Slots | None] = [None] * len(slots)
         if rule.without_gradient:
@@ -282,13 +282,18 @@ class Row:
         ).within(stage=name)
 
     def per_leaf(
-        self, name: str, rules: list[Rule], entry: dict[str, Any], here: list[bool] | None
+        self,
+        name: str,
+        rule: Rule,
+        rules: list[Rule],
+        entry: dict[str, Any],
+        here: list[bool] | None,
     ) -> tuple[dict[str, list[Any]], list[Slots | None]]:
         """By slot its values for all parameters; and the slots of those on which a stage runs."""
         mine = [True] * len(self.gradients) if here is None else here
         columns: dict[str, list[Any]] = {}
-        for slot in rules[0].slots if rules else ():
-            forms = {id(rule): Form(name, slot, rule.slots[slot]) for rule in rules}
+        for slot in rule.slots:
+            forms = {id(x): Form(name, slot, x.slots[slot]) for x in rules}
             try:
                 columns[slot] = [plain(x) for x in self.tree.flatten_up_to(entry[slot])]
                 for i, (x, gradient) in enumerate(zip(columns[slot], self.gradients, strict=True)):

@@ -12,7 +12,7 @@ import optax
 from adamx.core import Transformation, chain
 from adamx.core.transformation import links_of
 from adamx.errors import described
-from adamx.links.link import Around, choose
+from adamx.links.link import Around, choose, variants
 from adamx.numerics.types import PyTree
 from adamx.trees.arrays import as_parameter
 from adamx.trees.paths import paths_of
@@ -165,7 +165,8 @@ def describe_partition(opt: Transformation, params: PyTree) -> PartitionSummary:
         params: the parameters, or their ``jax.ShapeDtypeStruct``.
 
     Returns:
-        A dict from path to the parameter's own chain. It prints each chain below its parameters.
+        A dict from path to the parameter's own chain, with the values of arguments that are
+        functions of path and shape, such as ``axes``. It prints each chain below its parameters.
 
     Raises:
         StageError: for the selectors and parameters for which ``init`` raises one.
@@ -177,11 +178,15 @@ def describe_partition(opt: Transformation, params: PyTree) -> PartitionSummary:
     found, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = paths_of(tree, [as_parameter(path, x) for path, x in found])
     chosen = choose(opt.links, lambda: leaves)
+    columns = [
+        variants(link, len(leaves), here, lambda: leaves)
+        for link, here in zip(opt.links, chosen, strict=True)
+    ]
     chains = {
         path: Transformation(
             tuple(
-                link.everywhere()
-                for link, here in zip(opt.links, chosen, strict=True)
+                own[i].everywhere()
+                for own, here in zip(columns, chosen, strict=True)
                 if here is None or here[i]
             )
         )
