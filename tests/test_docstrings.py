@@ -71,11 +71,15 @@ AVERAGES = [
 
 # Arguments beside the numbers above, and symbols that the list of arguments does not give.
 ARGUMENTS = {
+    "adamc": {"max_learning_rate": 0.08, "normalized": "*"},
+    "add_corrected_weights": {"max_learning_rate": 0.08, "learning_rate": 0.05},
     "estimate_distance": {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "b3": 0.7},
     "adafactor": {"min_dim_size_to_factor": 2},
     "scale_by_factored_rms": {"min_dim_size_to_factor": 2},
 }
 SYMBOLS = {
+    "adamc": {"max_learning_rate": "α_max"},
+    "add_corrected_weights": {"max_learning_rate": "α_max"},
     "schedule_free": {"learning_rate": "γ"},
     "schedule_free_adamw": {"warmup_steps": "T_warmup"},
     "scale_by_factored_rms": {"b2_cap": "β_cap"},
@@ -110,6 +114,8 @@ OF_MATRICES = {*catalog.OF_MATRICES, *catalog.MATRIX_RECIPES} - {
     "scale_to_rms",
     "update_as_gradient",
 }
+# These need a path, or an argument of update(); their oracles are in tests/test_bounds.py.
+OF_PATHS = {"qk_clip", "scale_each"}
 OF_STEPS = {"align_with_gradient", "cautious"}
 OF_UNITS = {"adaptive_clip"}  # in a vector, there is one
 
@@ -166,7 +172,9 @@ def test_the_equations_of_a_recipe_are_what_it_computes(name):
 STAGES = [x for x in adamx.stages.__all__ if hasattr(getattr(adamx, x), "definition")]
 
 
-@pytest.mark.parametrize("name", [x for x in STAGES if x not in {*NEED_OTHERS, *OF_MATRICES}])
+@pytest.mark.parametrize(
+    "name", [x for x in STAGES if x not in {*NEED_OTHERS, *OF_MATRICES, *OF_PATHS}]
+)
 def test_the_equations_of_a_stage_are_what_it_computes(name):
     equations, opt = begun(getattr(adamx, name))
     grads, theta = (x.reshape(*x.shape[:-2], -1) if name in OF_UNITS else x for x in (GRADS, THETA))

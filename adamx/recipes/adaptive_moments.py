@@ -222,7 +222,9 @@ def adamc(
     decay = add_decayed_weights(weight_decay)
     if max_learning_rate is not None:  # AdamW: the same for all
         corrected = add_corrected_weights(weight_decay, max_learning_rate)
-        decay = partition({normalized: corrected, "*": decay})
+        decay = partition(
+            {normalized: corrected} if normalized == "*" else {normalized: corrected, "*": decay}
+        )
     return chain(
         scale_by_momentum(b1),
         scale_by_rms(b2, eps),

@@ -40,7 +40,8 @@ def divided(
             "matrices= chooses the parameters of this optimiser; pass rest=, the optimiser of the "
             "others, too"
         )
-    return partition({hidden_matrices if matrices is None else matrices: inner, "*": rest})
+    chosen = hidden_matrices if matrices is None else matrices
+    return partition({"*": inner} if chosen == "*" else {chosen: inner, "*": rest})
 
 
 @recipe

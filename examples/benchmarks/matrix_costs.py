@@ -124,11 +124,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one width, and few pairs")
     parser.add_argument("--widths", type=int, nargs="+", help="256 and 512 by default")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default")
+    parser.add_argument("--alone", action="store_true", help="without the packages of PyTorch")
     parser.add_argument("--json", type=Path, help="store the results here, too")
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     widths = arguments.widths or ((32,) if quick else (256, 512))
     names, budget = (QUICK, 0.0) if quick else (tuple(METHODS), 20.0)
+    names = arguments.methods or names
     console, found = Console(width=140, highlight=False), {}
     for width in widths:
         matrices = stacks.layers(2 if quick else 12, width)
@@ -154,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 budget,
                 PEER_BAR,
             )
-            for name, make in peers().items()
+            for name, make in ({} if arguments.alone else peers()).items()
         ]
         if against:
             console.print(cost.tabulate_ratios(against, "adamx", "PyTorch"))
