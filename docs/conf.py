@@ -92,6 +92,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!adamx\.).*\..*"),
     (r"py:(class|data|exc)", r"\w+"),
     (r"py:class", r"adamx\.(trees\.steps\.Params|numerics\.named\.T)"),  # type variables
+    (r"py:class", r"adamx\.numerics\.per_parameter\.PerParameter"),  # the mark of an annotation
     (r"py:attr", r"\w+"),
 ]
 
