@@ -422,9 +422,9 @@ OF_MATRICES: dict[str, Row] = {
 }
 STAGES: dict[str, Row] = {
     **OF_MATRICES,
-    "add_corrected_weights": Row(
+    "add_corrected_weight_decay": Row(
         lambda learning_rate, **numbers: adamx.chain(
-            adamx.add_corrected_weights(**numbers), adamx.scale_by_learning_rate(learning_rate)
+            adamx.add_corrected_weight_decay(**numbers), adamx.scale_by_learning_rate(learning_rate)
         ),
         {"learning_rate": 0.1, "weight_decay": 0.3, "max_learning_rate": 0.2},
         structure.corrected_decay,

@@ -72,14 +72,14 @@ AVERAGES = [
 # Arguments beside the numbers above, and symbols that the list of arguments does not give.
 ARGUMENTS = {
     "adamc": {"max_learning_rate": 0.08, "normalized": "*"},
-    "add_corrected_weights": {"max_learning_rate": 0.08, "learning_rate": 0.05},
+    "add_corrected_weight_decay": {"max_learning_rate": 0.08, "learning_rate": 0.05},
     "estimate_distance": {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "b3": 0.7},
     "adafactor": {"min_dim_size_to_factor": 2},
     "scale_by_factored_rms": {"min_dim_size_to_factor": 2},
 }
 SYMBOLS = {
     "adamc": {"max_learning_rate": "α_max"},
-    "add_corrected_weights": {"max_learning_rate": "α_max"},
+    "add_corrected_weight_decay": {"max_learning_rate": "α_max"},
     "schedule_free": {"learning_rate": "γ"},
     "schedule_free_adamw": {"warmup_steps": "T_warmup"},
     "scale_by_factored_rms": {"b2_cap": "β_cap"},

@@ -150,17 +150,13 @@ def test_it_crosses_with_other_wrappers():
         "watch": (adamx.chain(opt, adamx.watch()), 1e-6),
         "where": (adamx.where("*", opt), 1e-6),
         "inside": (adamx.where("**", adamx.where("*", opt)), 1e-6),
-        "twice": (per_layer("head", opt.replace(b1=0.9)), None),
-        "quantized": (noisy, 0.05),
-        "quantized outside": (adamx.quantize_state(opt, "int8", min_size=1), 0.05),
+        "quantized": (noisy, 0.2),
+        "quantized outside": (adamx.quantize_state(opt, "int8", min_size=1), 0.2),
     }
     for name, (other, tolerance) in crossings.items():
         found = trajectory(other, params, grads)[-1]
-        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.shape, y.shape), found, expected)
-        if tolerance is not None:
-            jax.tree.map(
-                lambda x, y, t=tolerance: np.testing.assert_allclose(x, y, t, t), found, expected
-            )
+        for x, y, start in zip(*map(jax.tree.leaves, (found, expected, params)), strict=True):
+            assert np.abs(x - y).max() <= tolerance * np.abs(y - start).max(), name
         written = json.loads(json.dumps(adamx.to_config(other)))
         assert adamx.from_config(written) == other, name
     state = opt.init(params)
@@ -180,8 +176,13 @@ def test_gradients_may_be_missing():
     opt = per_layer("blocks", adamx.lamb(0.01))
     params = layers()
     grads = {**layers(), "blocks": None}
-    updates, _ = opt.update(grads, opt.init(params), params)
+    state = opt.init(params)
+    updates, after = opt.update(grads, state, params)
+    expected, _ = opt.update(grads | {"blocks": params["blocks"]}, state, params)
     assert updates["blocks"] is None
+    np.testing.assert_allclose(updates["head"], expected["head"], 1e-6)
+    kept, start = (x["scale_by_momentum"]["mu"]["blocks"] for x in (after, state))
+    jax.tree.map(np.testing.assert_array_equal, kept, start)
 
 
 def test_it_prints_as_it_is_written():
@@ -241,7 +242,7 @@ def test_copies_of_parameters_need_the_parameters():
 
 ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "a negative axis": (lambda: per_layer("a", adamx.sgd(0.1), axis=-1), "whole number ≥ 0"),
-    "no selector": (lambda: per_layer(3, adamx.sgd(0.1)), "a selector is"),  # type: ignore
+    "no selector": (lambda: per_layer(3, adamx.sgd(0.1)), "a selector is"),
     "no parameter": (
         lambda: per_layer("blocs", adamx.lamb(0.1)).init(layers()),
         "matches no parameter.*Did you mean 'blocks'",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adamx.core import Decay, NonNegative, Positive, Transformation, chain
 from adamx.recipes.registry import recipe
 from adamx.stages import (
-    add_corrected_weights,
+    add_corrected_weight_decay,
     add_decayed_weights,
     bias_correction,
     scale_by_adamax,
@@ -13,7 +13,7 @@ from adamx.stages import (
     scale_by_momentum,
     scale_by_rms,
 )
-from adamx.wrappers.groups import partition
+from adamx.wrappers.groups import in_two
 from adamx.wrappers.selection import Selector, hidden_matrices
 
 __all__ = ["adam", "adamax", "adamc", "adamw"]
@@ -221,10 +221,8 @@ def adamc(
         )
     decay = add_decayed_weights(weight_decay)
     if max_learning_rate is not None:  # AdamW: the same for all
-        corrected = add_corrected_weights(weight_decay, max_learning_rate)
-        decay = partition(
-            {normalized: corrected} if normalized == "*" else {normalized: corrected, "*": decay}
-        )
+        corrected = add_corrected_weight_decay(weight_decay, max_learning_rate)
+        decay = in_two(normalized, corrected, decay)
     return chain(
         scale_by_momentum(b1),
         scale_by_rms(b2, eps),

@@ -23,7 +23,7 @@ from adamx.stages import (
     sign,
     update_as_gradient,
 )
-from adamx.wrappers.groups import partition
+from adamx.wrappers.groups import in_two
 from adamx.wrappers.selection import Selector, hidden_matrices
 
 __all__ = ["adamuon", "muon", "muon_h", "normuon"]
@@ -40,8 +40,7 @@ def divided(
             "matrices= chooses the parameters of this optimiser; pass rest=, the optimiser of the "
             "others, too"
         )
-    chosen = hidden_matrices if matrices is None else matrices
-    return partition({"*": inner} if chosen == "*" else {chosen: inner, "*": rest})
+    return in_two(hidden_matrices if matrices is None else matrices, inner, rest)
 
 
 @recipe

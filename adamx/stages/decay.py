@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from adamx.core import NonNegative, Positive, Same, is_off, stage
 
-__all__ = ["add_corrected_weights", "add_decayed_weights", "decay_weights"]
+__all__ = ["add_corrected_weight_decay", "add_decayed_weights", "decay_weights"]
 
 
 @stage(reach="element", place="direction")
@@ -53,7 +53,7 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0, *, cautious: bool = Fal
 
 
 @stage(reach="element", place="direction")
-def add_corrected_weights(
+def add_corrected_weight_decay(
     weight_decay: NonNegative,
     max_learning_rate: Positive,
     *,
@@ -79,7 +79,7 @@ def add_corrected_weights(
         StageError: if ``update`` is called without parameters and λ is not the number 0.
 
     >>> opt = adamx.chain(
-    ...     adamx.add_corrected_weights(0.5, max_learning_rate=1.0),
+    ...     adamx.add_corrected_weight_decay(0.5, max_learning_rate=1.0),
     ...     adamx.scale_by_learning_rate(lambda t: 1.0 / (t + 2)),
     ... )
     >>> theta = jnp.array([8.0])

@@ -157,6 +157,16 @@ class PartitionSummary(dict[str, Transformation]):
         )
 
 
+def in_two(
+    selector: Selector,
+    chosen: optax.GradientTransformation,
+    others: optax.GradientTransformation,
+) -> Transformation:
+    """One transformation for the parameters that a selector matches, another for all others."""
+    rest = {} if selector == "*" else {"*": others}
+    return partition({selector: chosen, **rest})
+
+
 def describe_partition(opt: Transformation, params: PyTree) -> PartitionSummary:
     """The chain of stages that applies to each parameter.
 

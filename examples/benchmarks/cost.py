@@ -149,10 +149,17 @@ Start = Callable[[], Loop]
 
 
 def compare(
-    what: str, first: Start, second: Start, setting: Setting, bar: float | None = None
+    what: str,
+    first: Start,
+    second: Start,
+    setting: Setting,
+    bar: float | None = None,
+    runs: int | None = None,
 ) -> Ratio:
-    slower = max(min(clock(loop, 1) for _ in range(3)) for loop in (first(), second()))
-    runs = math.ceil(setting.seconds / slower) or 1
+    """Time two programs in pairs, with as many runs as a measurement needs if none are given."""
+    if runs is None:
+        slower = max(min(clock(loop, 1) for _ in range(3)) for loop in (first(), second()))
+        runs = math.ceil(setting.seconds / slower) or 1
     pairs: list[tuple[float, float]] = []
     with without_gc():
         end = time.perf_counter() + setting.budget

@@ -14,7 +14,6 @@ decompositions of matrices are, and the stages of single elements remain. If `py
 import argparse
 import importlib
 import importlib.util
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,19 +106,6 @@ def peers() -> dict[str, Callable[..., Any]]:
     return found
 
 
-def compare(
-    what: str, first: cost.Start, second: cost.Start, steps: int, budget: float, bar: Any = None
-) -> cost.Ratio:
-    """The times of two programs, in two pairs at least, and in more while there is time."""
-    taken: list[tuple[float, float]] = []
-    with cost.without_gc():
-        end = time.perf_counter() + budget
-        while len(taken) < 2 or (time.perf_counter() < end and len(taken) < 20):
-            swapped = len(taken) % 2 == 1
-            taken.append(cost.time_pair(first(), second(), steps, swapped=swapped))
-    return cost.ratio(what, taken, bar)
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one width, and few pairs")
@@ -130,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     widths = arguments.widths or ((32,) if quick else (256, 512))
-    names, budget = (QUICK, 0.0) if quick else (tuple(METHODS), 20.0)
+    names = QUICK if quick else tuple(METHODS)
+    setting = cost.FULL._replace(least=2, budget=0 if quick else 20)
     names = arguments.methods or names
     console, found = Console(width=140, highlight=False), {}
     for width in widths:
@@ -139,23 +126,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for name in names:
             of, rest, steps = METHODS[name]
             step, plain = stepping(of, matrices), stepping(adamx.adamw, matrices)
-            over_adamw.append(compare(name, step, plain, steps, budget))
+            over_adamw.append(cost.compare(name, step, plain, setting, runs=steps))
             if rest is not adamx.adamw:
                 plain = stepping(rest, matrices)
-                over_rest.append(compare(name, step, plain, steps, budget))
+                over_rest.append(cost.compare(name, step, plain, setting, runs=steps))
             else:
                 over_rest.append(over_adamw[-1])
             share = 1 - 1 / over_rest[-1].ratio
             console.print(f"{matrices.what}, {name}: {share:.0%} is linear algebra")
         console.print(cost.tabulate_ratios(over_adamw, matrices.what, "adamw"))
         against = [
-            compare(
+            cost.compare(
                 f"soap, {name}'s",
                 stepping(METHODS["soap"].of, matrices),
                 torch_stepping(make, matrices),
-                EVERY,
-                budget,
+                setting,
                 PEER_BAR,
+                EVERY,
             )
             for name, make in ({} if arguments.alone else peers()).items()
         ]
