@@ -9,7 +9,7 @@ pytest.importorskip("rich")
 
 import reference
 from examples import benchmarks
-from examples.benchmarks import accuracy, cost, parameters, watch
+from examples.benchmarks import accuracy, cost, matrix_costs, parameters, watch
 
 pytestmark = pytest.mark.slow
 
@@ -175,3 +175,11 @@ def test_parameters_follow_within_the_spread_of_float32():
     exact, near, far = parameters.rows(given)
     np.testing.assert_allclose([exact.spread, near.farthest, far.farthest], [0.2, 0.3 / 1.4, 0.2])
     assert (exact.follows, near.follows, far.follows) == (True, True, False)
+
+
+def test_the_costs_of_matrices_are_measured_in_pairs(tmp_path):
+    returned, stored = run(matrix_costs.main, tmp_path / "costs.json", "--quick", "--alone")
+    assert stored == json.loads(json.dumps(returned))
+    for rows in (stored["32"]["over_adamw"], stored["32"]["over_rest"]):
+        assert [row["what"] for row in rows] == ["muon", "soap"]
+        assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in rows)

@@ -200,7 +200,7 @@ class Link:
 
     @property
     def is_selective(self) -> bool:
-        """Whether it depends on a parameter's path what the link does to it."""
+        """Whether what its wrappers do to a parameter depends on its path."""
         return any(x.selects or x.varies for x in self.around)
 
     @property

@@ -508,7 +508,7 @@ def _(case: _Case) -> None:
 
 
 def _knows_paths(stage: Stage) -> bool:
-    """Whether it depends on a parameter's path what a stage does to it."""
+    """Whether what a stage does to a parameter depends on its path."""
     has_own = stage.at(_zero()).rule(jnp.float32).own is not None
     return stage.is_selective or bool(stage.per_parameter) or has_own
 
@@ -568,9 +568,7 @@ def _(case: _Case) -> None:
         raise _DoesNotApply(_IS_OPTAX)
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         params, gradients = case.narrowed(dtype)
-        if not any(
-            x.is_selective for x in case.stages
-        ):  # XLA treats sums over one element specially
+        if not any(x.is_selective for x in case.stages):  # XLA treats sums of one element specially
             params = {"these": params, "one": jnp.ones(1, dtype)}
             gradients = {"these": gradients, "one": 0.3 * jnp.ones((_STEPS, 1), dtype)}
         extreme = jax.tree.map(_with_extremes, gradients)

@@ -250,7 +250,7 @@ def _check_bases(parts: Sequence[_Part], links: Mapping[str, Link]) -> None:
         for part in parts
         if part.outcome == "dropped" and re.split(r"@|_\d+$", part.stage)[0] in _BASES
     }
-    for part in parts:
+    for part in parts if dropped else ():
         link = links.get(part.stage)
         if part.outcome != "kept" or part.parameter is None or not isinstance(link, Stage):
             continue
