@@ -84,7 +84,7 @@ def soap(
     >>> opt = adamx.soap(3e-3)
     >>> print(opt)
     delay_start(chain(
-        in_basis(eigenbasis(b2=0.95, every=10, max_size=10000, spread=True, axes='matrix'), chain(
+        in_basis(eigenbasis(b2=0.95, every=10, max_size=10000, spread=True), chain(
             scale_by_momentum(b1=0.95),
             scale_by_rms(b2=0.95, eps=0.0, eps_hat=1e-08),
         )),

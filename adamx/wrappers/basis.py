@@ -55,7 +55,7 @@ def in_basis(
 
     >>> opt = adamx.in_basis(adamx.eigenbasis(0.95), adamx.lion(1e-4))
     >>> print(opt)
-    in_basis(eigenbasis(b2=0.95, every=10, max_size=10000, spread=True, axes='matrix'), chain(
+    in_basis(eigenbasis(b2=0.95, every=10, max_size=10000, spread=True), chain(
         scale_by_two_rate_momentum(b1=0.9, b2=0.99),
         sign(),
         add_decayed_weights(),
