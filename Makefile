@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo paper docs test test-all test-compatible lint format package test-oldest \
+.PHONY: help demo paper tpu docs test test-all test-compatible lint format package test-oldest \
   test-newest newest clean
 .DEFAULT_GOAL := help
 
@@ -17,6 +17,12 @@ demo: $(VENV)/.demo ## train a classifier with every optimiser (ARGS="--quick", 
 
 paper: $(VENV)/.demo ## reproduce the paper's experiments (ARGS="--quick"; data in ADAMX_DATA_DIR)
 	$(VENV)/bin/python -m examples.paper all $(ARGS)
+
+# An environment of its own: where libtpu is installed, JAX looks for a TPU whenever it starts.
+tpu: ## compile every optimiser's step for TPUs, which needs no TPU but Linux (ARGS="--only adamw")
+	@$(MAKE) .venv-tpu/.tpu VENV=.venv-tpu || { \
+	  echo "Found no libtpu, the compiler for TPUs, for this platform."; exit 1; }
+	.venv-tpu/bin/python -m examples.benchmarks.tpu $(ARGS)
 
 docs: $(VENV)/.docs ## build the documentation site, out/docs/index.html; warnings are errors
 	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs out/docs $(ARGS)
@@ -62,7 +68,7 @@ newest: # print the Python of test-newest, or nothing where none is newer than $
 	@echo $(NEWEST)
 
 clean: ## remove the environments, caches and outputs
-	rm -rf .venv .venv-oldest .venv-newest out build dist docs/notebooks .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-newest .venv-tpu out build dist docs/notebooks .pytest_cache .ruff_cache .hypothesis
 	find adamx examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call find_python,13 12) is the first Python 3.13, else 3.12, on the path or among pyenv's.
