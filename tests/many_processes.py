@@ -227,19 +227,17 @@ def restore(folder, result, layout, names, saved):
 
 
 def eager(folder, result, names):
-    """States made outside of jit; leaves them, and the arrays that Orbax could not save."""
-    made, unfit = {}, []
+    """States made outside of jit, and the paths of arrays that Orbax could not save."""
+    made = {"init": {}, "restore_state": {}, "unfit": {}}
     for name in names:
         opt, params = optimiser(name, "fsdp"), put(first(name), divided)
         state = opt.init(params)
         restored = adamx.restore_state(gathered(state), opt, params).state
-        for function, tree in ("init", state), ("restore_state", restored):
-            made[f"{function} {name}"] = gathered(tree)
-            for path, x in jax.tree_util.tree_leaves_with_path(tree):
-                if not is_global(x):
-                    unfit.append(f"{function} {name} {jax.tree_util.keystr(path)}")
+        made["init"][name], made["restore_state"][name] = gathered(state), gathered(restored)
+        leaves = jax.tree_util.tree_leaves_with_path((state, restored))
+        made["unfit"][name] = [jax.tree_util.keystr(k) for k, x in leaves if not is_global(x)]
     if jax.process_index() == 0:
-        (folder / result).write_bytes(pickle.dumps((made, unfit)))
+        (folder / result).write_bytes(pickle.dumps(made))
 
 
 def is_global(x):
@@ -251,12 +249,16 @@ def is_global(x):
 
 
 def not_a_number(folder, result, name):
-    """A training that has failed is restored, too."""
+    """The state of a training that has failed, restored; or the error."""
     opt, params = optimiser(name, "fsdp"), put(first(name), divided)
-    saved = jax.tree.map(
-        lambda x: np.full_like(x, np.nan), gathered(begin([name], "data")[name][1])
-    )
-    write(folder / result, adamx.restore_state(saved, opt, params).state)
+    saved = gathered(begin([name], "data")[name][1])
+    saved["scale_by_rms"]["nu"] = jax.tree.map(lambda x: x * np.nan, saved["scale_by_rms"]["nu"])
+    try:
+        restored = gathered(adamx.restore_state(saved, opt, params).state)
+    except AssertionError as error:
+        restored = str(error)
+    if jax.process_index() == 0:
+        (folder / result).write_bytes(pickle.dumps(restored))
 
 
 CHANGES = {

@@ -105,17 +105,38 @@ def test_two_and_four_processes_train_every_kind_as_one_does(tmp_path):
 # States outside of jit
 
 
-EAGER = ["network/adam, watched", "network/adafactor", "table/int8"]
+EAGER = ["network/adam, watched", "network/adafactor", "network/soap", "table/int8"]
 
 
-def test_states_are_made_and_restored_outside_of_jit(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The states of two processes, and which of their arrays Orbax could not save."""
+    folder = tmp_path_factory.mktemp("eager")
+    run(folder, [2, 1, [["eager", "made", EAGER], ["not_a_number", "failed", "network/adamw"]]])
+    return {**read(folder, "made"), "failed": read(folder, "failed")}
+
+
+@pytest.mark.parametrize("function", ["init", "restore_state"])
+def test_states_outside_of_jit_are_those_of_one_process(made, function):
     """Also readings without a value, which no process may take for a difference."""
-    run(tmp_path, [2, 1, [["eager", "made", EAGER]]])
-    made, _ = read(tmp_path, "made")
     for name in EAGER:
         alone = many.CONTENDERS[name]().init(many.first(name))
-        for function in ("init", "restore_state"):
-            assert same_bits(made[f"{function} {name}"], jax.device_get(alone)), (function, name)
+        assert same_bits(made[function][name], jax.device_get(alone)), name
+
+
+@pytest.mark.xfail(reason="device_put of an array of JAX makes one whose parts can't be read")
+def test_states_made_outside_of_jit_can_be_saved(made):
+    assert not any(unfit for name, unfit in made["unfit"].items() if name != "network/soap")
+
+
+@pytest.mark.xfail(reason="slots in a basis are made on the default device")
+def test_slots_in_a_basis_are_made_where_the_parameters_are(made):
+    assert not any("mu" in path or "nu" in path for path in made["unfit"]["network/soap"])
+
+
+@pytest.mark.xfail(reason="device_put takes NaN for a difference between processes")
+def test_state_with_nan_is_restored(made):
+    assert np.isnan(made["failed"]["scale_by_rms"]["nu"]["kernel"]).all()
 
 
 # Checkpoints
@@ -127,7 +148,7 @@ def test_checkpoint_of_four_processes_is_read_by_two_and_one(tmp_path):
     run(
         tmp_path,
         [4, 1, [["train", "four", "zero1", names, "half"]]],
-        [2, 1, [["restore", "two", "fsdp", names, "half"], ["convert", "by two", "fsdp", "half"]]],
+        [2, 2, [["restore", "two", "fsdp", names, "half"], ["convert", "by two", "fsdp", "half"]]],
         [1, 1, [["restore", "one", "data", names, "half"], ["convert", "by one", "data", "half"]]],
     )
     half, four = read(tmp_path, "half"), read(tmp_path, "four")
@@ -181,7 +202,7 @@ def assert_killed_training_goes_on(folder, names, kills):
 
 
 def test_training_goes_on_when_a_process_was_killed(tmp_path):
-    assert_killed_training_goes_on(tmp_path, ["table/int8"], 3)
+    assert_killed_training_goes_on(tmp_path, ["table/int8"], 2)
 
 
 @pytest.mark.slow
