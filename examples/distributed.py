@@ -66,7 +66,7 @@ def optimiser(name: str, learning_rate: float, codec: str | None) -> adamx.Trans
 def divided(mesh: Mesh, x: Any) -> NamedSharding:
     """One axis of the array is divided among the devices, the first that can be."""
     even = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
-    axes = ["data" if axis == even[0] else None for axis in range(x.ndim)] if even else []
+    axes = ["data" if axis == even[0] else None for axis in range(len(x.shape))] if even else []
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
@@ -123,7 +123,7 @@ def resumed(
         return state
 
     def place(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided(mesh, np.empty(x.shape)))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided(mesh, x))
 
     kept = jax.tree.map(place, manager.item_metadata(step).tree)
     kept = manager.restore(step, args=ocp.args.StandardRestore(kept))

@@ -95,10 +95,6 @@ def table(params, step, rows):
     return total
 
 
-def optimiser(name, layout):
-    return CONTENDERS[name]()
-
-
 # Where it is
 
 
@@ -137,7 +133,7 @@ def begin(names, layout):
 
     def create():
         params = {name: jax.tree.map(jnp.asarray, first(name)) for name in names}
-        return {name: (x, optimiser(name, layout).init(x)) for name, x in params.items()}
+        return {name: (x, CONTENDERS[name]().init(x)) for name, x in params.items()}
 
     of_params = divided if layout == "fsdp" else whole
     of_state = whole if layout == "data" else divided
@@ -148,11 +144,11 @@ def begin(names, layout):
     return jax.jit(create, out_shardings=wanted)()
 
 
-def advance(training, rows, layout):
+def advance(training, rows):
     """A step of every contender."""
     after = {}
     for name, (params, state) in training.items():
-        opt = optimiser(name, layout)
+        opt = CONTENDERS[name]()
         loss = network if name.startswith("network") else table
         grads = jax.grad(loss)(params, state["count"], rows)
         updates, state = opt.update(grads, state, params)
@@ -160,14 +156,10 @@ def advance(training, rows, layout):
     return after
 
 
-def stepping(training, layout):
+def stepping(training):
     """A compiled function from the training to the training after a step."""
     rows = put(np.arange(BATCH), divided)
-    step = jax.jit(
-        functools.partial(advance, layout=layout),
-        donate_argnums=0,
-        out_shardings=shardings(training),
-    )
+    step = jax.jit(advance, donate_argnums=0, out_shardings=shardings(training))
     compiled = step.lower(training, rows).compile()
     return lambda training: compiled(training, rows)
 
@@ -195,7 +187,7 @@ def train(folder, result, layout, names, saved=None):
     training = begin(names, layout)
     if layout != "data":
         check_divided(training, layout)
-    step = stepping(training, layout)
+    step = stepping(training)
     for t in range(STEPS):
         training = step(training)
         if saved and t + 1 == STEPS // 2:
@@ -220,7 +212,7 @@ def restore(folder, result, layout, names, saved):
     with ocp.StandardCheckpointer() as checkpointer:
         training = checkpointer.restore(folder / f"{saved} of Orbax", like(training))
     write(folder / f"{result}, read", training)
-    step = stepping(training, layout)
+    step = stepping(training)
     for _ in range(STEPS // 2, STEPS):
         training = step(training)
     write(folder / result, training)
@@ -230,7 +222,7 @@ def eager(folder, result, names):
     """States made outside of jit, and the paths of arrays that Orbax could not save."""
     made = {"init": {}, "restore_state": {}, "unfit": {}}
     for name in names:
-        opt, params = optimiser(name, "fsdp"), put(first(name), divided)
+        opt, params = CONTENDERS[name](), put(first(name), divided)
         state = opt.init(params)
         restored = adamx.restore_state(gathered(state), opt, params).state
         made["init"][name], made["restore_state"][name] = gathered(state), gathered(restored)
@@ -250,7 +242,7 @@ def is_global(x):
 
 def not_a_number(folder, result, name):
     """The state of a training that has failed, restored; or the error."""
-    opt, params = optimiser(name, "fsdp"), put(first(name), divided)
+    opt, params = CONTENDERS[name](), put(first(name), divided)
     saved = gathered(begin([name], "data")[name][1])
     saved["scale_by_rms"]["nu"] = jax.tree.map(lambda x: x * np.nan, saved["scale_by_rms"]["nu"])
     try:
@@ -291,7 +283,7 @@ def convert(folder, result, layout, saved):
 def asynchronous(folder, result, names):
     """Checkpoints are written while the steps go on, which overwrite the arrays they are of."""
     training = begin(names, "fsdp")
-    step, kept = stepping(training, "fsdp"), {}
+    step, kept = stepping(training), {}
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=True)
     with ocp.CheckpointManager(folder / f"{result} of Orbax", options=options) as manager:
         for t in range(2 * STEPS):
@@ -314,7 +306,7 @@ def asynchronous(folder, result, names):
 def go_on(folder, result, names, length, every):
     """From the last checkpoint, if there is one, to the end."""
     training = begin(names, "fsdp")
-    step = stepping(training, "fsdp")
+    step = stepping(training)
     options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=2)
     with ocp.CheckpointManager(folder / f"{result} of Orbax", options=options) as manager:
         start = manager.latest_step() or 0
@@ -392,7 +384,4 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # JAX's collectives print there
     jax.config.update("jax_disable_most_optimizations", True)
     for start in plan:
-        t = time.time()
-        began, ended = together(folder, *start)
-        os.write(answers, json.dumps([began, ended]).encode() + b"\n")
-        print("start took", time.time() - t)
+        os.write(answers, json.dumps(together(folder, *start)).encode() + b"\n")

@@ -240,8 +240,8 @@ def test_example_trains_and_continues_in_another_way(tmp_path):
 
 
 @pytest.mark.slow
-def test_example_ends_if_a_process_ends():
-    failed = example("--processes", 3, "--steps", 1)
+def test_example_fails_if_a_process_fails():
+    failed = example("--processes", 1, "--devices-per-process", 3)
     assert failed.returncode == 1
     assert "a batch of 64 can't be divided among 3 devices" in failed.stderr
     assert "a process ended with exit code 1" in failed.stderr
