@@ -57,7 +57,7 @@ MATRICES = {"up": (4096, 8192), "down": (8192, 4096), "bias": (8192,), "norm": (
 SMALL = {"up": (512, 1024), "down": (1024, 512), "bias": (1024,), "norm": (512,)}
 LAYERS = {"blocks": (8, 2048, 2048), "norm": (8, 2048)}
 
-# Their decompositions of large matrices compile for minutes.
+# Their decompositions of matrices compile for minutes, so they are compiled only if asked for.
 DECOMPOSING = ("fira", "galore", "kl_soap", "shampoo", "soap", "splus")
 
 
@@ -103,7 +103,9 @@ def rows() -> dict[str, Row]:
         "lion, int8": Row(lambda: adamx.quantize_state(adamx.lion(RATE), "int8")),
         "adafactor, int8": Row(lambda: adamx.quantize_state(adamx.adafactor(RATE), "int8")),
         "muon, int8": Row(lambda: adamx.quantize_state(recipe("muon"), "int8")),
-        "adamw, where": Row(lambda: adamx.chain(adamx.where("up", adamx.clip(1.0)), adamw())),
+        "adamw, where": Row(
+            lambda: adamx.chain(adamx.where("up", adamx.clip_by_norm(1.0)), adamw())
+        ),
         "adamw and sgd, partition": Row(lambda: adamx.partition(groups)),
         "adamw, clip_by_global_norm": Row(
             lambda: adamx.chain(adamx.clip_by_global_norm(1.0), adamw())
@@ -167,10 +169,18 @@ def placements(topology: str) -> dict[str, Placement]:
     }
 
 
+# The compiler asks no server for a TPU, reserves none, and does not warn that there is none.
+WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
 def chips_of(topology: str) -> Sequence[Any]:
     """The chips of a topology, which exist only for the compiler."""
-    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        os.environ.setdefault(name, "1")  # ask no server for a TPU, and reserve none
+    os.environ.update(WITHOUT_TPU)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -394,7 +404,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--only", nargs="+", metavar="PATTERN", default=["*"], help="rows, such as 'adamw*'")
+    rest = ", ".join(DECOMPOSING)
+    add("--only", nargs="+", metavar="PATTERN", help=f"such as 'adamw*'; all, if not: {rest}")
     add("--on", nargs="+", metavar="PLACEMENT", default=["*"], help="single, fsdp, …")
     add("--topology", default="v5e:2x4", help="such as v5p:2x2x1 or v6e:2x4")
     add("--plan", nargs=2, type=float, metavar=("CHIPS", "PARAMETERS"), help="compile nothing")
@@ -414,6 +425,7 @@ def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Compile, print the table, save the results; return them."""
     options = parse(arguments)
+    jax.config.update("jax_platforms", "cpu")  # else JAX looks for a TPU, and warns of its absence
     console = Console(width=200, highlight=False)
     results: dict[str, Any] = {"versions": benchmarks.versions()}
     if options.plan:
@@ -428,24 +440,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         benchmarks.save(results, options.json)
         return results
     known, where = rows(), placements(options.topology)
+    patterns = options.only or [x for x in known if x not in DECOMPOSING]
+    results |= {
+        "libtpu": importlib.metadata.version("libtpu"),
+        "topology": options.topology,
+        "needs": [],
+    }
     found: list[Needs] = []
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
-        for name in chosen(known, options.only):
+        for name in chosen(known, patterns):
             for place in chosen(where, options.on):
                 found.append(row := compiled(name, known[name], place, where[place]))
                 print(f"{name}, {place}: {cost.in_units(row.seconds)}", file=sys.stderr, flush=True)
-    results["topology"] = options.topology
-    results["libtpu"] = importlib.metadata.version("libtpu")
-    results["needs"] = [
-        {**x._asdict(), "collectives": [y._asdict() for y in x.collectives]} for x in found
-    ]
+                of_each = [x._asdict() for x in row.collectives]
+                results["needs"].append({**row._asdict(), "collectives": of_each})
+                benchmarks.save(results, options.json)  # what is known, if it takes too long
     versions = {**results["versions"], "libtpu": results["libtpu"], "topology": options.topology}
     console.print(benchmarks.headline(versions), soft_wrap=True)
     console.print(
         "Temporaries in bytes per parameter on the chip; all other sizes in megabytes of one chip"
     )
     console.print(tabulate(found))
-    benchmarks.save(results, options.json)
     return results
 
 
