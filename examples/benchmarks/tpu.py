@@ -11,7 +11,8 @@ An optimiser is compiled for one chip (`single`), and for all chips of the topol
 on every chip (`replicated`), with the rows of matrices (`fsdp`) or their columns (`tensor`) divided
 between the chips. Gradients are placed like parameters, and so are arrays of the state, as far as
 they have the parameter's axes. All bytes are those of one chip. Temporaries are divided by the
-number of parameters on the chip.
+number of parameters on the chip; gradients are arguments that a step may not overwrite. Bytes
+accessed are XLA's estimate for all operations; they include the fast memory of the chip.
 
 `--plan CHIPS PARAMETERS` compiles nothing: it computes the bytes of parameters, gradients and
 states of a large model on each chip, and the bytes that a step moves between chips.
