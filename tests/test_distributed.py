@@ -124,17 +124,14 @@ def test_states_outside_of_jit_are_those_of_one_process(made, function):
         assert same_bits(made[function][name], jax.device_get(alone)), name
 
 
-@pytest.mark.xfail(reason="device_put of an array of JAX makes one whose parts can't be read")
 def test_states_made_outside_of_jit_can_be_saved(made):
     assert not any(unfit for name, unfit in made["unfit"].items() if name != "network/soap")
 
 
-@pytest.mark.xfail(reason="slots in a basis are made on the default device")
 def test_slots_in_a_basis_are_made_where_the_parameters_are(made):
     assert not any("mu" in path or "nu" in path for path in made["unfit"]["network/soap"])
 
 
-@pytest.mark.xfail(reason="device_put takes NaN for a difference between processes")
 def test_state_with_nan_is_restored(made):
     assert np.isnan(made["failed"]["scale_by_rms"]["nu"]["kernel"]).all()
 

@@ -144,13 +144,18 @@ def starting_without_a_number():
     return Rule(lambda s, slots, step: (s, slots), slots={"a": lambda p: zeros(p) * jnp.inf})
 
 
-@stage
+@stage(reach="sums")
 def summing_one_by_one():
     def total(u):
         flat = u.reshape(-1)
         return jax.lax.fori_loop(0, u.size, lambda i, x: x + flat[i], jnp.zeros((), u.dtype))
 
     return shaped(lambda u: u / (1 + jnp.abs(total(u))))
+
+
+@stage(reach="sums")
+def summing_a_shard():
+    return shaped(lambda u: u / (1 + jnp.sum(jnp.abs(u))))
 
 
 @stage
@@ -226,6 +231,7 @@ BROKEN = {
     "largest": (squaring, {}, "largest float32 at .*: expected finite numbers, got"),
     "nans": (starting_without_a_number, {}, "FloatingPointError|nan"),
     "shards": (summing_one_by_one, {}, "carry|replication"),
+    "divided": (summing_a_shard, {}, "the updates of two shards"),
     "value": (of_a_thing, {}, "a deep copy: expected an optimiser equal to of_a_thing"),
     "pickle": (of_a_thing, {}, "the unpickled optimiser: expected one equal to of_a_thing"),
     "equations": (misprinted, {}, "the updates of step 1"),

@@ -60,8 +60,20 @@ from adamx.links.slots import (
     zeros,
 )
 from adamx.links.space import Space, Turn, enter_space, leave_space, space_of
-from adamx.numerics.arithmetic import Norm, Squares, abs_sq, divide, norm, plus, root, shrunk, times
+from adamx.numerics.arithmetic import (
+    Norm,
+    Squares,
+    abs_sq,
+    divide,
+    mean,
+    norm,
+    plus,
+    root,
+    shrunk,
+    times,
+)
 from adamx.numerics.matrices import MatrixView, kernel_axes, matrix_view
+from adamx.numerics.shards import elements, total
 from adamx.trees.steps import apply_updates
 
 __all__ = [
@@ -94,6 +106,7 @@ __all__ = [
     "decay_weight",
     "decaying_average",
     "divide",
+    "elements",
     "enter_space",
     "is_off",
     "iterate",
@@ -101,6 +114,7 @@ __all__ = [
     "kernel_axes",
     "leave_space",
     "matrix_view",
+    "mean",
     "norm",
     "plus",
     "real_zeros",
@@ -112,5 +126,6 @@ __all__ = [
     "squares_from",
     "stage",
     "times",
+    "total",
     "zeros",
 ]

@@ -230,8 +230,9 @@ def stage(
     Args:
         factory: the stage's factory; ``@stage`` and ``@stage(place=…)`` both decorate it.
         reach: which elements of its array an element of the result depends on: ``"element"`` (the
-            element at the same place), ``"row"`` (its row, along the last axis) or ``"array"``
-            (the whole array).
+            element at the same place), ``"row"`` (its row, along the last axis), ``"sums"`` (the
+            element at the same place, and sums that the rule takes with ``norm``, ``mean``,
+            ``total`` or ``Squares``) or ``"array"`` (the whole array).
         place: where the stage may stand; :func:`adamx.chain` raises an error for another order.
             ``"direction"``: before the learning rate, where the update is a direction.
             ``"rate"``: turns a direction into a step, as a learning rate does; once in a chain.

@@ -17,6 +17,7 @@ import numpy as np
 from adamx.errors import StageError
 from adamx.links.rule import Clock
 from adamx.links.slots import Slot, shape_of_zeros, zeros
+from adamx.numerics.shards import divided
 from adamx.numerics.types import PyTree
 from adamx.trees.arrays import kind, kinds
 from adamx.trees.packed import forms_of
@@ -63,17 +64,24 @@ class Form:
         self.stage, self.slot, self.first = stage, slot, first
         self.starts: dict[Any, Any] = {}
 
-    def start(self, shape: tuple[int, ...], dtype: Any) -> Any:
+    def start(self, shape: tuple[int, ...], dtype: Any, shards: tuple[str, ...]) -> Any:
         """The slot's first value as shapes; _UNKNOWN if the shapes depend on values."""
-        if (shape, dtype) not in self.starts:
+        if (shape, dtype, shards) not in self.starts:
             param = jax.ShapeDtypeStruct(shape, dtype)
-            self.starts[shape, dtype] = _start(self.first, param)
-        return self.starts[shape, dtype]
+            with divided(shards):
+                self.starts[shape, dtype, shards] = _start(self.first, param)
+        return self.starts[shape, dtype, shards]
 
-    def check(self, param: Any, kept: Any) -> None:
-        """Check that the slot of a parameter has the form of its first value."""
+    def check(self, param: Any, kept: Any, shards: tuple[str, ...]) -> None:
+        """Check that the slot of a parameter has the form of its first value.
+
+        Args:
+            param: the parameter, or this device's shard of it.
+            kept: the slot.
+            shards: the mesh axes along which the parameter is divided.
+        """
         shape, dtype = np.shape(param), _dtype(param)
-        start = self.start(shape, dtype)
+        start = self.start(shape, dtype, shards)
         if start is _UNKNOWN or _form(start) == _form(kept):
             return
         self._check_packing(start, kept)
@@ -82,7 +90,7 @@ class Form:
         others = [
             str(other)
             for other in _of_one_kind(dtype)
-            if other != dtype and _form(self.start(shape, other)) == _form(kept)
+            if other != dtype and _form(self.start(shape, other, shards)) == _form(kept)
         ]
         if others:
             self._fail(
@@ -98,9 +106,9 @@ class Form:
             f"{kinds(start) or 'nothing'}. {_REMEDY}"
         )
 
-    def check_shape(self, gradient: Any, kept: Any) -> None:
+    def check_shape(self, gradient: Any, kept: Any, shards: tuple[str, ...]) -> None:
         """Check the slot of an unknown parameter, whose dtype may differ from the gradient's."""
-        start = self.start(np.shape(gradient), _dtype(gradient))
+        start = self.start(np.shape(gradient), _dtype(gradient), shards)
         if start is _UNKNOWN:
             return
         same = jax.tree.structure(start) == jax.tree.structure(kept)

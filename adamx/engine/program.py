@@ -20,6 +20,7 @@ from adamx.links.naming import names, written
 from adamx.links.observer import Observer
 from adamx.links.rule import Rule
 from adamx.links.stage import Stage, joined
+from adamx.numerics.meshes import automatic, spec_of
 from adamx.numerics.types import PyTree, State
 from adamx.trees.align import Aligned, align
 from adamx.trees.arrays import check_arrays, is_eager
@@ -196,10 +197,18 @@ def _step(
     state: State,
     extra: dict[str, Any],
 ) -> tuple[list[Any], State]:
-    row = Row(static.join(numbers), tree, gradients, params, state, looks, extra)
-    for name, link, here in row.links():
-        link.run(row, name, here)
-    return row.finish()
+    def run(
+        numbers: Any, gradients: Any, params: Any, state: Any, extra: Any
+    ) -> tuple[list[Any], State]:
+        row = Row(static.join(numbers), tree, gradients, params, state, looks, extra)
+        for name, link, here in row.links():
+            link.run(row, name, here)
+        return row.finish()
+
+    def specs() -> Any:
+        return jax.tree.map(spec_of, (gradients if params is None else params.own, state))
+
+    return automatic(run, (numbers, gradients, params, state, extra), specs)
 
 
 _compiled_step = jax.jit(_step, static_argnums=(0, 1, 2))

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adamx.arguments import hyper
 from adamx.engine.forms import Form, check_clock, check_count, check_scalars
@@ -28,13 +30,14 @@ from adamx.links.rule import Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.links.stage import Stage, joined
+from adamx.numerics.shards import axes_of, bound
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
 from adamx.trees.arrays import kind
 from adamx.trees.differences import mismatch, remedy_for
 from adamx.trees.paths import Leaf, path_of, paths_of, plain
 
-__all__ = ["Row", "only", "reshaped_places", "rules_of"]
+__all__ = ["Row", "only", "reshaped_places", "rules_of", "shards_of"]
 
 
 def only(here: list[bool] | None, leaves: Sequence[Any], absent: Any = None) -> list[Any]:
@@ -54,8 +57,16 @@ def reshaped_places(
     for i, (place, rule) in enumerate(zip(places, rules, strict=True)):
         if place is not None and rule.reshape is not None and (here is None or here[i]):
             shape = rule.reshape(np.shape(place), np.shape(wholes[i]))
-            now[i] = jax.ShapeDtypeStruct(shape, place.dtype)
+            now[i] = jax.ShapeDtypeStruct(shape, place.dtype, sharding=_beside(place, shape))
     return now
+
+
+def _beside(place: Any, shape: tuple[int, ...]) -> Any:
+    """Where an array is that takes the place of another one, whose shape may differ."""
+    sharding = None if isinstance(place, Tracer) else getattr(place, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    return sharding if shape == place.shape else NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def rules_of(stages: Sequence[Stage]) -> list[Rule]:
@@ -63,6 +74,12 @@ def rules_of(stages: Sequence[Stage]) -> list[Rule]:
     made = {id(x): x for x in stages}
     rules = {key: x.rule(hyper.clock_dtype()) for key, x in made.items()}
     return [rules[id(x)] for x in stages]
+
+
+def shards_of(axes: frozenset[str], links: Iterable[Link]) -> tuple[str, ...]:
+    """The mesh axes along which a parameter is divided: those of its type, and those named."""
+    named = {axis for link in links for x in link.around for axis in x.shards}
+    return tuple(sorted(axes.union(bound(named)) if named else axes))
 
 
 class _Waiting(NamedTuple):
@@ -118,6 +135,9 @@ class Row:
         ]
         self.waiting: list[_Waiting] = []
         self.after: State = {}
+        # Inside shard_map, the mesh axes along which each parameter differs between devices.
+        known = self.gradients if self.params is None else self.params
+        self.axes = [frozenset[str]() if is_missing(x) else axes_of(x) for x in known]
         # The shapes of the signals at the place of the next stage, from which its slots start.
         self.wholes: list[Any] = list(self.gradients if self.params is None else self.params)
         self.places = self.wholes
@@ -166,7 +186,7 @@ class Row:
         entry = self.entry(name, rule)
         for key, clock in rule.clocks.items():
             check_clock(name, key, clock, entry[key])
-        kept, slots = self.per_leaf(name, rule, rules, entry, here)
+        kept, slots = self.per_leaf(name, rule, rules, entry, here, stages)
         values = rule.gated({k: x.tick(entry[k]) for k, x in rule.clocks.items()}, entry)
         held: list[Slots | None] = [None] * len(slots)
         if rule.without_gradient:
@@ -180,7 +200,7 @@ class Row:
             self.advance()
             ready = _ready(name, stages, rules, step)
             summed = [
-                (ready[i], Entering(i, signal, [x], [own[i]]))
+                (ready[i], Entering(i, signal, [x], [own[i]], self.shards(i, [stages[i]], [x])))
                 for i, (signal, x) in enumerate(zip(self.signals, slots, strict=True))
                 if x is not None
             ]
@@ -205,6 +225,11 @@ class Row:
         self.waiting.append(_Waiting(name, ready, own, kept, slots, self.places))
         self.places = reshaped_places(self.places, self.wholes, rules, here)
 
+    def shards(self, i: int, links: Iterable[Link], slots: list[Slots]) -> tuple[str, ...]:
+        """The mesh axes along which a parameter is divided, of which this device has a shard."""
+        axes = axes_of(slots) if self.params is None and self.axes[i] else self.axes[i]
+        return shards_of(axes, links)
+
     def own(self, name: str, i: int, rule: Rule) -> Any:
         """The numbers of one parameter for a rule."""
         if rule.own is None:
@@ -220,11 +245,12 @@ class Row:
             self.advance()
         before = self.kept(name)
         check_scalars(name, before)
-        self.after[name] = link.observe(self.view(here), before, self.looks)
+        self.after[name] = link.observe(self.view(link, here), before, self.looks)
 
-    def view(self, here: list[bool] | None) -> View:
+    def view(self, link: Observer, here: list[bool] | None) -> View:
         """What an observer sees."""
-        links = list(self.named.values())
+        links, count = list(self.named.values()), len(self.signals)
+        own = variants(link, count, here, lambda: self.leaves, lambda: self.idle)
         hyperparams, scheduled = {}, set()
         for label, place in self.labels.items():
             stage = links[place.link]
@@ -241,6 +267,7 @@ class Row:
             params=None if self.params is None else [self.params[i] for i in chosen],
             hyperparams=hyperparams,
             scheduled=frozenset(scheduled),
+            shards=[self.shards(i, [own[i]], []) for i in chosen],
         )
 
     def kept(self, name: str) -> Any:
@@ -288,6 +315,7 @@ class Row:
         rules: list[Rule],
         entry: dict[str, Any],
         here: list[bool] | None,
+        stages: Sequence[Stage],
     ) -> tuple[dict[str, list[Any]], list[Slots | None]]:
         """By slot its values for all parameters; and the slots of those on which a stage runs."""
         mine = [True] * len(self.gradients) if here is None else here
@@ -302,10 +330,10 @@ class Row:
                         self.at_leaf(i, form.check_nothing, x)
                     elif is_missing(gradient):
                         continue
-                    elif self.params is None:
-                        self.at_leaf(i, form.check_shape, self.places[i], x)
                     else:
-                        self.at_leaf(i, form.check, self.places[i], x)
+                        check = form.check_shape if self.params is None else form.check
+                        shards = self.shards(i, [stages[i]], [x])
+                        self.at_leaf(i, check, self.places[i], x, shards)
             except StageError:
                 raise
             except (ValueError, TypeError):
@@ -340,12 +368,14 @@ class Row:
                 leaves.setdefault((some, which), []).append(i)
         for (mine, _), places in leaves.items():
             block = Block.of([self.waiting[k].ready[places[0]] for k in mine], is_last=last)
+            stages = [ready.stage for ready in block.ready]
             entering = [
                 Entering(
                     i,
                     self.entering(i, mine),
-                    self.slots_of(i, mine),
+                    slots := self.slots_of(i, mine),
                     [self.waiting[k].own[i] for k in mine],
+                    self.shards(i, stages, slots),
                 )
                 for i in places
             ]

@@ -21,10 +21,12 @@ import numpy as np
 from adamx.arguments import hyper
 from adamx.errors import StageError, described
 from adamx.identity import Static
-from adamx.links.rule import Reach, Rule, Step, keep, widest
+from adamx.links.rule import Clock, Reach, Rule, Step, keep, widest
 from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.links.stage import Stage
+from adamx.numerics import random
+from adamx.numerics.shards import divided, number_of_shard, over_shards, refusal
 from adamx.trees.arrays import kind, kinds
 
 __all__ = ["Block", "Entering", "Ready", "global_sum", "reshaped", "run"]
@@ -86,12 +88,16 @@ class Block(NamedTuple):
 class Entering(NamedTuple):
     """A block's input for one parameter: signal, or gradient and parameter; and, for each stage,
     its slots and the parameter's own numbers.
+
+    Inside ``shard_map``, the arrays may be one of the shards into which the parameter is divided.
     """
 
     number: int
     signal: Any
     slots: list[Slots]
     own: list[Any]
+    shards: tuple[str, ...] = ()
+    """The mesh axes along which it is divided."""
 
 
 Locate = Callable[..., Any]
@@ -107,7 +113,7 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[
     for part in block.divided():
         these = slice(len(done[0]), len(done[0]) + len(part.ready))
         entering = [
-            Entering(leaf.number, signal, leaf.slots[these], leaf.own[these])
+            leaf._replace(signal=signal, slots=leaf.slots[these], own=leaf.own[these])
             for leaf, signal in zip(leaves, signals, strict=True)
         ]
         found = (stacked if part.stacks else each)(part, entering, locate)
@@ -122,7 +128,7 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     return [
         locate(
             leaf.number,
-            *(_advance, *_fixed(block), leaf.signal, leaf.slots, leaf.own),
+            *(_advance, *_fixed(block, leaf), leaf.signal, leaf.slots, leaf.own),
             np.uint32(leaf.number) if block.numbered else None,
         )
         for leaf in leaves
@@ -148,17 +154,17 @@ def stacked(
     """Arrays of one shape, dtype and kind in stacks."""
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        arrays, tree = jax.tree.flatten(leaf[1:])
-        alike.setdefault((tree, tuple(map(kind, arrays))), []).append(i)
+        arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own))
+        alike.setdefault((tree, tuple(map(kind, arrays)), leaf.shards), []).append(i)
     done: list[Any] = [None] * len(leaves)
     for places in itertools.chain.from_iterable(_stacks(x, leaves) for x in alike.values()):
         some = [leaves[i] for i in places]
         if len(some) == 1:
             done[places[0]] = each(block, some, locate)[0]
             continue
-        stack = jax.tree.map(lambda *x: jnp.stack(x), *(x[1:] for x in some))
+        stack = jax.tree.map(lambda *x: jnp.stack(x), *((x.signal, x.slots, x.own) for x in some))
         numbers = np.asarray([x.number for x in some], np.uint32) if block.numbered else None
-        run = jax.vmap(functools.partial(_advance, *_fixed(block)), axis_size=len(some))
+        run = jax.vmap(functools.partial(_advance, *_fixed(block, some[0])), axis_size=len(some))
         made = locate(some[0].number, run, *stack, numbers)
         for k, i in enumerate(places):
             done[i] = jax.tree.map(lambda x, k=k: x[k], made)
@@ -172,16 +178,17 @@ def _stacks(places: list[int], leaves: Sequence[Entering]) -> list[list[int]]:
     return [places[i : i + count] for i in range(0, len(places), count)]
 
 
-def _fixed(block: Block) -> tuple[Any, ...]:
-    """The arguments of :func:`_advance` that are the same for all arrays."""
-    return block.stages, block.names, block.is_last, block.numbers, block.steps
+def _fixed(block: Block, leaf: Entering) -> tuple[Any, ...]:
+    """The arguments of :func:`_advance` that are the same for all arrays of this kind."""
+    return block.stages, block.names, block.is_last, leaf.shards, block.numbers, block.steps
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _advance(
     static: Static,
     names: tuple[str, ...],
     is_last: bool,
+    shards: tuple[str, ...],
     numbers: list[Any],
     steps: list[Step],
     signal: Any,
@@ -193,13 +200,13 @@ def _advance(
     if not isinstance(signal, Signal):
         signal = Signal.enter(*signal)
     done = []
-    with _promotion(signal):
+    with _promotion(signal), divided(shards):
         for name, stage, step, before, numbers_of in zip(
             names, static.join(numbers), steps, slots, own, strict=True
         ):
             rule, step = _at_precision(stage, step._replace(own=numbers_of), signal)
             readings = {
-                k: clock.of_parameter(step.clock[k], index, name)
+                k: _of_shard(clock.of_parameter(step.clock[k], index, name), clock, shards)
                 for k, clock in rule.clocks.items()
                 if clock.of_parameter
             }
@@ -207,6 +214,8 @@ def _advance(
             shape = signal.update.shape
             shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
             try:
+                if shards and rule.reach in ("row", "array"):
+                    raise StageError(f"its reach is a whole {rule.reach}, {refusal(shards)}")
                 made, after = rule.update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)
                 done.append(keep(before, after))
@@ -222,30 +231,43 @@ def _advance(
 
 
 def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:
-    """A stage's sum over all parameters, in the precision of clocks."""
-    of_each = []
+    """A stage's sum over all parameters, in the precision of clocks.
+
+    Shards are summed after the parameters, in one collective for each set of mesh axes.
+    """
+    of_each: dict[tuple[str, ...], list[Any]] = {}
     for ready, leaf in leaves:
         static, numbers = Static.split(ready.stage)
         step = ready.step._replace(own=leaf.own[0])
-        of_each.append(
-            locate(
-                *(leaf.number, _summand, static, ready.name, numbers),
-                *(step, leaf.signal, leaf.slots[0]),
-            )
+        numbers_of = locate(
+            *(leaf.number, _summand, static, ready.name, leaf.shards, numbers),
+            *(step, leaf.signal, leaf.slots[0]),
         )
-    wide = [hyper.cast(numbers_of, hyper.clock_dtype()) for numbers_of in of_each]
-    return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *wide or [None])
+        wide = hyper.cast(numbers_of, hyper.clock_dtype())
+        of_each.setdefault(leaf.shards, []).append(wide)
+    parts = [over_shards(_sum(terms), shards) for shards, terms in of_each.items()]
+    return parts[0] if len(parts) == 1 else _sum(parts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sum(terms: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *terms or [None])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _summand(
-    static: Static, name: str, numbers: list[Any], step: Step, signal: Signal, slots: Slots
+    static: Static,
+    name: str,
+    shards: tuple[str, ...],
+    numbers: list[Any],
+    step: Step,
+    signal: Signal,
+    slots: Slots,
 ) -> Any:
     """One array's term in a stage's sum over all parameters."""
     rule, step = _at_precision(static.join(numbers), step, signal)
     assert rule.global_sum is not None
     try:
-        with _promotion(signal):
+        with _promotion(signal), divided(shards, sums_later=True):
             numbers = rule.global_sum(_seen(signal, rule), slots, step)
         if any(jnp.ndim(x) for x in jax.tree.leaves(numbers)):
             raise StageError(
@@ -260,6 +282,13 @@ def _summand(
             f"its global_sum raised {type(error).__name__}: {error} (its gradient is "
             f"{kind(signal.gradient)})"
         ).within(stage=name) from error
+
+
+def _of_shard(reading: Any, clock: Clock, shards: tuple[str, ...]) -> Any:
+    """The reading of a parameter's clock for one of its shards: another key for each of them."""
+    if not shards or clock.of_parameter is not random.of_parameter:
+        return reading
+    return random.of_parameter(reading, number_of_shard(shards), "shard")
 
 
 def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Rule, Step]:

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from adamx.engine.row import Row, only, reshaped_places, rules_of
+from adamx.engine.row import Row, only, reshaped_places, rules_of, shards_of
 from adamx.errors import StageError
 from adamx.links.link import Link, choose, variants
 from adamx.links.naming import names
 from adamx.links.observer import nothing
 from adamx.links.order import check_order
 from adamx.links.stage import Stage, joined
+from adamx.numerics.meshes import placed
+from adamx.numerics.shards import axes_of, divided, varying
 from adamx.numerics.types import Array, PyTree, State
-from adamx.numerics.varying import axes_of, varying
 from adamx.trees.align import Aligned
 from adamx.trees.arrays import as_parameter, kind
 from adamx.trees.paths import Leaf, path_of, paths_of
@@ -71,7 +72,7 @@ class Beginning:
         rule, *rules = rules_of([stage, *stages])
         kept = {
             slot: self.tree.unflatten(
-                None if place is None else self.started(rules[i].slots[slot], place, i, name)
+                None if place is None else self.started(name, stages[i], rules[i].slots[slot], i)
                 for i, place in enumerate(only(here, self.places))
             )
             for slot in rule.slots
@@ -93,9 +94,11 @@ class Beginning:
         """The parameters, with ``absent`` in place of those that a link does not apply to."""
         return self.tree.unflatten(only(here, self.leaves, absent))
 
-    def started(self, first: Any, place: Any, index: int, stage: str) -> Any:
+    def started(self, name: str, stage: Stage, first: Any, index: int) -> Any:
         """A slot's first value; never the parameter itself, which may be donated."""
-        slot = self.located(index, stage, first, place)
+        place = self.places[index]
+        with divided(shards_of(axes_of(self.leaves[index]), [stage])):
+            slot = self.located(index, name, first, place)
         return jax.tree.map(lambda x: jnp.array(x, copy=True) if x is place else x, slot)
 
     def located(self, index: int, stage: str, function: Any, *args: Any) -> Any:
@@ -141,5 +144,5 @@ def _beside(leaves: list[Any]) -> Callable[[Array], Array]:
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
         if isinstance(sharding, (NamedSharding, SingleDeviceSharding)):
-            return functools.partial(jax.device_put, device=sharding)
+            return functools.partial(placed, sharding=sharding)
     return lambda scalar: scalar

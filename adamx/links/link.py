@@ -63,6 +63,7 @@ class Around(ByValue):
         packs: whether it changes the form of slots between steps. It then surrounds the rule
             outside of all wrappers that do not.
         label: if it selects, the name of the group: links are called ``stage@label``.
+        shards: inside ``shard_map``, the mesh axes along which parameters inside are divided.
     """
 
     axes: ClassVar[dict[str, type[Around]]] = {}
@@ -73,6 +74,7 @@ class Around(ByValue):
     varies: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     label: str = ""
+    shards: tuple[str, ...] = ()
 
     def __init_subclass__(cls, axis: str = "", **kwargs: Any):
         super().__init_subclass__(**kwargs)

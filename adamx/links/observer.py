@@ -29,6 +29,8 @@ class View:
         params: the parameters, or None if ``update`` was called without them.
         hyperparams: every hyperparameter of the chain at this step, by name.
         scheduled: the names of the hyperparameters that come from a schedule.
+        shards: for every parameter, the mesh axes along which it is divided, of which this device
+            has a shard; empty outside of ``shard_map``.
     """
 
     count: Int32[Array, ""]
@@ -38,6 +40,7 @@ class View:
     params: Sequence[Values | None] | None
     hyperparams: dict[str, Any]
     scheduled: frozenset[str]
+    shards: Sequence[tuple[str, ...]]
 
 
 class Observer(Link):

@@ -38,16 +38,18 @@ class Clock(NamedTuple):
     of_parameter: Callable[[Any, Any, str], Any] | None = None
 
 
-Reach = Literal["element", "row", "array"]
+Reach = Literal["element", "row", "sums", "array"]
 """Which elements of an array an element of a rule's result depends on: the element at the same
-place, its row (along the last axis), or the whole array. The reach determines how a rule may be
-executed, split over devices and applied to parts of an array."""
+place; its row (along the last axis); the element at the same place and sums over the array, which
+the rule takes with ``norm``, ``mean``, ``total`` and ``Squares`` of :mod:`adamx.core`; or the whole
+array. The reach determines how a rule may be executed, split over devices and applied to parts of
+an array."""
 
 
 def widest(reaches: Iterable[Reach]) -> Reach:
     """The widest of several reaches, which is the reach of their rules in sequence."""
-    found = {*reaches}
-    return "array" if "array" in found else "row" if "row" in found else "element"
+    found = [reach for reach in dict.fromkeys(reaches) if reach != "element"]
+    return found[0] if len(found) == 1 else "array" if found else "element"
 
 
 class Step(NamedTuple):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from adamx.errors import StageError
 from adamx.links.signal import SPACE, Signal
 from adamx.numerics.matrices import adjoint
+from adamx.numerics.shards import axes_of, varying
 from adamx.numerics.types import Array, Bool
-from adamx.numerics.varying import axes_of, varying
 
 __all__ = ["Space", "Turn", "enter_space", "leave_space", "space_of"]
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from adamx.numerics.formats import largest_square, limited, limited_to
 from adamx.numerics.named import named
+from adamx.numerics.shards import elements, of_whole, refuse_root, total
 from adamx.numerics.types import Array, Float, Reals, Values
 
 _TINY = 2.0**-100
@@ -25,7 +26,7 @@ def abs_sq(x: Values) -> Reals:
 
 def summable_squares(x: Values) -> Reals:
     """|x|², with finite elements limited so that their sum over the array is finite."""
-    return abs_sq(limited(x, x.size))
+    return abs_sq(limited(x, elements(x)))
 
 
 def subtractable(x: Values) -> Values:
@@ -43,9 +44,7 @@ def mean(
     x: Reals, axes: tuple[int, ...] | None = None, *, keepdims: bool = False
 ) -> Float[Array, "*blocks"]:
     """The mean along these axes (all if None); of nothing, 0."""
-    over = range(x.ndim) if axes is None else axes
-    size = math.prod(x.shape[axis] for axis in over)
-    return jnp.sum(x, axes, keepdims=keepdims) / max(size, 1)
+    return total(x, axes, keepdims=keepdims) / max(elements(x, axes), 1.0)
 
 
 def plus(x: Values, number: Any, times: Any = 1) -> Values:
@@ -135,23 +134,25 @@ def squares_of(x: Values, axis: int | tuple[int, ...] | None) -> Squares:
     """:meth:`Squares.of`."""
     parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
-    def total(squares: Any) -> Any:
+    def summed(squares: Any) -> Any:
         return jnp.sum(squares, axis, keepdims=axis is not None)
 
     def scaled(unit: float) -> Any:
         sizes = [jnp.abs(y) * (1 / unit) for y in parts]
         if x.size == 1:  # XLA would compute x·x first, which overflows; a maximum prevents it
             sizes = [jnp.maximum(size, 2.0**-100) for size in sizes]
-        return total(functools.reduce(jnp.add, [size**2 for size in sizes]))
+        return summed(functools.reduce(jnp.add, [size**2 for size in sizes]))
 
-    plain, large = total(abs_sq(x)), scaled(_UNITS[0])
+    plain, large = summed(abs_sq(x)), scaled(_UNITS[0])
     is_double = jnp.finfo(x.dtype).bits == 64
-    return Squares(plain, large, scaled(_UNITS[1]) if is_double else jnp.zeros_like(plain))
+    huge = scaled(_UNITS[1]) if is_double else jnp.zeros_like(plain)
+    return of_whole(Squares(plain, large, huge), x, axis)
 
 
 @named
 def norm_of(squares: Squares) -> Norm:
     """:meth:`Squares.norm`."""
+    refuse_root()
     large, huge = _UNITS
     size, unit = squares.large, jnp.full_like(squares.plain, large)
     if jnp.finfo(squares.plain.dtype).bits == 64:
@@ -206,7 +207,7 @@ def shrunk(x: Values, length: Norm, most: Any) -> Values:
 @named
 def shrunk_to_rms(x: Values, most: Any) -> Values:
     """x / max(1, RMS(x) / most)."""
-    return shrunk(x, norm(x), most * math.sqrt(max(x.size, 1)))
+    return shrunk(x, norm(x), most * math.sqrt(max(elements(x), 1)))
 
 
 def times(x: Values, factor: Any) -> Values:

@@ -34,7 +34,7 @@ def statistics_dtype(*dtypes: Any) -> Any:
     return wider(jnp.float32, *dtypes)
 
 
-def limited(x: Values, terms: int = 1) -> Values:
+def limited(x: Values, terms: float = 1) -> Values:
     """x with finite elements limited, so that a sum of ``terms`` squares of them is finite.
 
     The limit is 2⁶³/√terms in float32 and 2⁵¹¹/√terms in float64, for the real and the imaginary

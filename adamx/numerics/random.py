@@ -7,6 +7,7 @@ between steps. They are computed where they are used, so no array of bits is wri
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from typing import Any
@@ -46,17 +47,36 @@ def bits(key: Key, shape: tuple[int, ...], label: str = "") -> UInt32[Array, "*s
     """32 random bits for every element of an array; each label gives different bits.
 
     The leading 20 bits are practically random between elements of one array; the last ones are
-    not. Each key is another place in one sequence of length 2³².
+    not. They depend on the key, the label and the element's index alone, so they are the same
+    however an array is divided over devices. Along an axis of more than 2³² elements they repeat.
 
     >>> bits(key(0), (3,), "mu")
-    Array([2554493393,  735248513, 1482058306], dtype=uint32)
+    Array([3314270470, 1755693309, 3753248892], dtype=uint32)
     """
     start = _mixed(key ^ np.uint32(zlib.crc32(label.encode())))
-    position = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    # Two rounds without a final shift: the high bits, which rounding uses, do not need it.
-    x = (position + start) * _GOLDEN
-    x = (x ^ (x >> 16)) * _FIRST
+    low, high = _position(shape)
+    if high is not None:
+        start = _mixed(start + high * _GOLDEN)
+    # Two rounds without a final shift: the high bits, which rounding uses, do not need it. The
+    # second word of the key makes the sequences of two keys differ by more than their start.
+    x = (low + start) * _GOLDEN
+    x = (x ^ (x >> 16) ^ _mixed(start + _SECOND)) * _FIRST
     return (x ^ (x >> 15)) * _SECOND
+
+
+def _position(shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """The position of every element, as two words; the second one is None where it is 0.
+
+    It is a sum over the axes, which is computed in place on each part of a divided array.
+    """
+    inner = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    split = next((axis for axis, n in enumerate(inner) if n * shape[axis] <= 2**32), len(shape))
+    of_axis = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
+    low = [of_axis[axis] * np.uint32(inner[axis] % 2**32) for axis in range(split, len(shape))]
+    outer = [math.prod(shape[axis + 1 : split]) for axis in range(split)]
+    high = [of_axis[axis] * np.uint32(n % 2**32) for axis, n in enumerate(outer)]
+    first = low or [jnp.zeros(shape, jnp.uint32)]
+    return functools.reduce(jnp.add, first), functools.reduce(jnp.add, high) if high else None
 
 
 def normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Float[Array, "*shape"]:

@@ -33,6 +33,7 @@ from adamx.core import (
     shrunk,
     space_of,
     stage,
+    total,
     zeros,
 )
 from adamx.errors import as_given, check_whole
@@ -49,8 +50,8 @@ from adamx.numerics.matrices import (
     matrix_view,
     product,
 )
+from adamx.numerics.shards import axes_of, varying
 from adamx.numerics.types import Array, Bool
-from adamx.numerics.varying import axes_of, varying
 
 __all__ = [
     "eigenbasis",
@@ -656,12 +657,12 @@ def leave_with_residual(growth: Positive = 1.01, eps: NonNegative = 1e-8):
 
     return Rule(
         update,
-        slots={"norm": Slot(lambda param: jnp.sum(real_zeros(param)), holds="nonnegative")},
+        slots={"norm": Slot(lambda param: total(real_zeros(param)), holds="nonnegative")},
         reshape=lambda shape, whole: whole,
     )
 
 
-@stage
+@stage(reach="sums")
 def limit_growth(growth: Positive = 1.01):
     r"""Limit the growth of each array's norm from step to step (Fira's norm-growth limiter).
 
@@ -691,7 +692,7 @@ def limit_growth(growth: Positive = 1.01):
         return signal.with_update(u), {"norm": kept}
 
     return Rule(
-        update, slots={"norm": Slot(lambda param: jnp.sum(real_zeros(param)), holds="nonnegative")}
+        update, slots={"norm": Slot(lambda param: total(real_zeros(param)), holds="nonnegative")}
     )
 
 

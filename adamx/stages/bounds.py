@@ -31,7 +31,7 @@ from adamx.trees.patterns import matches
 __all__ = ["hyperball", "qk_clip", "radial_brake"]
 
 
-@stage(place="rate")
+@stage(reach="sums", place="rate")
 def hyperball(learning_rate: NonNegative, radius: str = "initial"):
     r"""Step along a sphere: the norm of each array stays as it is (Hyperball).
 
@@ -82,7 +82,7 @@ def _length(param: Any) -> Any:
     return norm(itself(param)).value
 
 
-@stage(place="step")
+@stage(reach="sums", place="step")
 def radial_brake(outward: NonNegative = 0.5, inward: NonNegative = 1.0):
     r"""Keep a part only of what a step adds to the norm of each array (radial brake).
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-@stage
+@stage(reach="sums")
 def clip_by_relative_rms(eps: NonNegative = 1e-6, threshold: Positive = 1.0):
     r"""Shrink the update of an array if its gradient exceeds its second moment (StableAdamW).
 
@@ -147,7 +147,7 @@ def clip_by_global_norm(max_norm: Positive):
     return Rule(update, global_sum=global_sum)
 
 
-@stage
+@stage(reach="sums")
 def clip_by_norm(max_norm: Positive = 1.0):
     r"""Shrink the update of each array so that its norm is at most ``max_norm``.
 
@@ -174,7 +174,7 @@ def clip_by_norm(max_norm: Positive = 1.0):
     return shape
 
 
-@stage
+@stage(reach="sums")
 def adaptive_clip(
     clipping: Positive = 0.01,
     eps: NonNegative = 1e-3,
@@ -234,7 +234,7 @@ def units(shape: tuple[int, ...]) -> Unit:
     return Unit((0,) if len(shape) == 3 else range(len(shape) - 1))
 
 
-@stage
+@stage(reach="sums")
 def clip_by_block_rms(threshold: Positive = 1.0):
     r"""Shrink the update of each array so that its RMS is at most ``threshold`` (Adafactor).
 

@@ -114,7 +114,7 @@ def scale_by_factored_rms(
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks={"steps": steps})
 
 
-@stage
+@stage(reach="sums")
 def scale_by_block_rms(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -168,7 +168,7 @@ def scale_by_block_rms(
     return Rule(update, slots={"nu": Slot(start, holds="nonnegative")}, clocks=mean_square.clocks)
 
 
-@stage
+@stage(reach="sums")
 def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     r"""Multiply the update of each array by the RMS of its parameters (Adafactor).
 

@@ -128,7 +128,7 @@ def _root(moment: Array, eps: Any, exponent: Any) -> Array:
     return product(vectors * scales[..., None, :], adjoint(vectors))
 
 
-@stage(place="direction")
+@stage(reach="sums", place="direction")
 def graft_to_rms(b2: Decay = 0.999, eps: NonNegative = 1e-8):
     r"""Give the update of each array the size of an RMSProp step (grafting, of Shampoo).
 

@@ -18,13 +18,14 @@ from adamx.core import (
     real_zeros,
     root,
     stage,
+    total,
 )
 from adamx.numerics.arithmetic import summable_squares
 
 __all__ = ["scale_by_norm", "trust_ratio"]
 
 
-@stage
+@stage(reach="sums")
 def trust_ratio(
     trust_coefficient: NonNegative = 1.0,
     eps: NonNegative = 0.0,
@@ -77,7 +78,7 @@ def trust_ratio(
     return shape
 
 
-@stage
+@stage(reach="sums")
 def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
     r"""Divide the update by the RMS norm of each array's gradient (NovoGrad).
 
@@ -104,10 +105,10 @@ def scale_by_norm(b2: Decay = 0.98, eps: NonNegative = 1e-8):
     mean_square = decaying_average(b2)
 
     def start(param):
-        return jnp.sum(real_zeros(param))  # a scalar, where the parameter is
+        return total(real_zeros(param))  # a scalar, where the parameter is
 
     def update(signal, slots, step):
-        square, nu = jnp.sum(summable_squares(signal.gradient)), slots["nu"]
+        square, nu = total(summable_squares(signal.gradient)), slots["nu"]
         nu = jnp.where(nu == 0, square, mean_square(nu, square))
         return signal.with_statistic(divide(signal.update, plus(root(nu), eps), eps)), {"nu": nu}
 

@@ -20,6 +20,7 @@ from adamx.core import (
     StageError,
     decaying_average,
     divide,
+    elements,
     norm,
     plus,
     real_zeros,
@@ -430,7 +431,7 @@ def normalize_to_rank(*, axes: MatrixAxes = kernel_axes):
     return shape
 
 
-@stage(place="direction")
+@stage(reach="sums", place="direction")
 def scale_to_rms(rms: Positive = 0.2):
     r"""Give the update of each array this RMS.
 
@@ -455,10 +456,10 @@ def scale_to_rms(rms: Positive = 0.2):
 def scaled_to_rms(x: Array, rms: Any) -> Array:
     """x with this RMS; 0 stays 0."""
     length = norm(x)
-    return divide(length.in_units(x), length.size) * (rms * math.sqrt(max(x.size, 1)))
+    return divide(length.in_units(x), length.size) * (rms * math.sqrt(max(elements(x), 1)))
 
 
-@stage(place="direction")
+@stage(reach="element", place="direction")
 def update_as_gradient():
     r"""Let the stages behind take their statistics from the update, not from the gradient.
 

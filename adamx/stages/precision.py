@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.core import Rule, Slot, StageError, itself, stage, zeros
+from adamx.core import Rule, Slot, StageError, itself, stage, total, zeros
 from adamx.errors import as_given
 from adamx.numerics import random
 from adamx.numerics.formats import rounded
@@ -68,7 +68,7 @@ def stochastic_rounding(seed: int = 0):
     _check_seed(seed)
 
     def start(param: Any) -> Any:
-        return jnp.sum(zeros(param, param.dtype)) if _is_narrow(param.dtype) else None
+        return total(zeros(param, param.dtype)) if _is_narrow(param.dtype) else None
 
     def update(signal, slots, step):
         param = signal.param

@@ -32,7 +32,7 @@ def sign():
     return lambda signal: dataclasses.replace(signal.with_update(sign_of(signal.update)), bias=None)
 
 
-@stage
+@stage(reach="sums")
 def cautious(floor: Positive = 1e-3):
     r"""Set the update to zero where it disagrees with the gradient; enlarge the rest (C-AdamW).
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.errors import StageError, described
+from adamx.numerics.meshes import placed
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.packed import is_packed
 from adamx.trees.paths import place_of, plain
@@ -310,6 +311,10 @@ def copied(array: Any, like: Any = None) -> Array:
     Without a copy, JAX may share the memory of a NumPy array or a PyTorch tensor, and the caller
     may donate an array of JAX.
     """
-    own, sharding = jnp.array(array, copy=True), getattr(like, "sharding", None)
+    sharding = getattr(like, "sharding", None)
     committed = sharding is not None and getattr(like, "committed", True)
-    return jax.device_put(own, sharding) if committed else own
+    if isinstance(array, jax.Array) or not committed:
+        array = jnp.array(array, copy=True)
+    else:
+        array = np.array(array)
+    return placed(array, sharding) if committed else array

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Transformation, apply_updates, chain
+from adamx.core import StageError, Transformation, apply_updates, chain
 from adamx.equations import explain
 from adamx.links.rule import widest
 from adamx.links.slots import Slot
@@ -25,7 +25,8 @@ from adamx.links.stage import Stage
 from adamx.states.hyperparams import hyperparams
 from adamx.testing.equations import Evaluator
 from adamx.tools.config import from_config, to_config
-from adamx.wrappers import quantize_state
+from adamx.trees.paths import paths_of
+from adamx.wrappers import across, quantize_state
 
 __all__ = ["Conformance", "check_stage"]
 
@@ -190,6 +191,10 @@ class _Case:
     @property
     def all_stages(self) -> bool:
         return len(self.stages) == len(self.opt.links)
+
+    @property
+    def reach(self) -> str:
+        return widest(x.at(_zero()).rule(jnp.float32).reach for x in self.stages)
 
     @property
     def slots(self) -> bool:
@@ -523,8 +528,10 @@ def _(case: _Case) -> None:
         raise _DoesNotApply("its random bits depend on the position of an element")
     if any(rule.own is not None for rule in rules):
         raise _DoesNotApply("it has numbers of its own for each parameter")
-    if reach == "array":
-        raise _DoesNotApply("its reach is the whole array")
+    if reach in ("sums", "array"):
+        raise _DoesNotApply("it depends on the whole array")
+    if any(Slot.of(slot).form for rule in rules for slot in rule.slots.values()):
+        raise _DoesNotApply("its slots are packed, in blocks of neighbouring elements")
 
     def divided(x: Any, axes: int) -> dict[str, Any]:
         """The units of the reach (elements or rows) in reverse order, divided into two arrays."""
@@ -623,10 +630,43 @@ def _(case: _Case) -> None:
     def shard(params: Any, gradients: Any) -> Any:
         return _run(case.opt, params, gradients)[:2]
 
-    split = _shard_map(shard, mesh, (spec("x"), spec(None, "x")), (spec(None, "x"), spec("x")))
+    over, of_steps = spec("x"), spec(None, "x")
+    if case.reach in ("row", "array"):  # it needs whole arrays
+        over = of_steps = spec()
+    split = _shard_map(shard, mesh, (over, of_steps), (of_steps, over))
     updates, after = _compiled(split)(params, gradients)
     _close("the updates of one shard", updates, case.plain[0], 1e-5)
     _close("the parameters after the last step", after, case.plain[1], 1e-5)
+
+
+@_promise("divided", "on shards of an array, it does what it does on the whole array")
+def _(case: _Case) -> None:
+    if not case.all_stages or case.reach in ("row", "array"):
+        raise _DoesNotApply("it needs whole rows or arrays, or is an Optax transformation")
+    if any(x.at(_zero()).rule(jnp.float32).seed is not None for x in case.stages):
+        raise _DoesNotApply("its random bits differ between shards")
+    params, gradients = case.narrowed()
+    parts = jax.tree.map(lambda x: x.ndim and x.shape[-1] % 2 == 0, params)
+
+    def split(x: Any, is_divided: bool) -> Any:
+        return jnp.stack(jnp.split(x, 2, -1)) if is_divided else jnp.stack([x, x])
+
+    def joined(x: Any, is_divided: bool) -> Any:
+        return jnp.concatenate(list(x), -1) if is_divided else x[0]
+
+    leaves, tree = jax.tree.flatten(params)
+    named = zip(paths_of(tree, leaves), jax.tree.leaves(parts), strict=True)
+    paths = {path for (path, _), is_divided in named if is_divided}
+    opt = across("x", case.opt, selector=lambda path, _: path in paths)
+    shards = jax.vmap(functools.partial(_run, opt), axis_name="x")
+    try:
+        found = _compiled(shards)(*(jax.tree.map(split, x, parts) for x in (params, gradients)))
+    except StageError as error:
+        if "sums an array along axis" in str(error):
+            raise _DoesNotApply("it sums along some axes of an array") from None
+        raise
+    for what, x, expected in zip(("updates", "parameters"), found, case.plain, strict=False):
+        _close(f"the {what} of two shards", jax.tree.map(joined, x, parts), expected, 1e-5)
 
 
 def _shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:

@@ -1,5 +1,6 @@
 """Wrappers that change how any chain runs, independent of its stages and of each other."""
 
+from adamx.wrappers.across import across
 from adamx.wrappers.basis import in_basis
 from adamx.wrappers.codecs import Codec, bf16, fp8, int8
 from adamx.wrappers.delay import delay_start
@@ -15,6 +16,7 @@ __all__ = [
     "MemoryUsage",
     "MemoryUsageRow",
     "PartitionSummary",
+    "across",
     "bf16",
     "delay_start",
     "dequantize",

@@ -149,9 +149,10 @@ def fp8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
     element. Further down, the spacing is constant: 2⁻¹⁷ of the power of two at that element.
 
     Args:
-        block_size: how many consecutive elements of the last axis share a scale; the last block of
-            a row may be shorter. If it is no power of two, a row is divided into as many blocks as
-            this size gives; their length is a power of two if one fits, else as equal as possible.
+        block_size: the largest number of consecutive elements of the last axis that share a scale.
+            Blocks are shorter, but longer than half of this size, where they then fit into each of
+            2, 4, 8 or 16 equal parts of a row: rows may be divided over devices. Otherwise, a row
+            has as many blocks as this size gives, of equal length if possible.
         rounding: ``"stochastic"`` or ``"nearest"``.
 
     Raises:
@@ -185,7 +186,8 @@ def int8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
     infinite.
 
     Args:
-        block_size: how many consecutive elements of the last axis share a scale; see :func:`fp8`.
+        block_size: the largest number of consecutive elements of the last axis that share a
+            scale; see :func:`fp8`.
         rounding: ``"stochastic"`` or ``"nearest"``.
 
     Raises:
@@ -280,15 +282,31 @@ def _from_bf16(short: BFloat16[Array, "*rows row"]) -> Numbers:
 
 
 def _count(row: int, block_size: int) -> int:
-    return -(-row // block_size)
+    """The number of blocks of a row.
+
+    A row that is divided over devices is divided into equal parts. Blocks are whole in each part if
+    a length of more than half the block size divides it: then no device needs a part of another
+    one, and the codes are the same on every mesh.
+    """
+    for parts in (16, 8, 4, 2):
+        part, rest = divmod(row, parts)
+        if rest == 0 and part:
+            length = next(n for n in range(min(block_size, part), 0, -1) if part % n == 0)
+            if 2 * length > block_size:
+                return row // length
+    return _ceil(row, block_size)
+
+
+def _ceil(row: int, length: int) -> int:
+    return -(-row // length)
 
 
 def _length(row: int, count: int) -> int:
     """The length of all blocks of a row but the last: a power of two, if one fits."""
-    equal = -(-row // count)
+    equal = _ceil(row, count)
     power = 1 << (equal - 1).bit_length()
     # A shift of an element's index then gives its block; a division would cost more than the rest.
-    return min(row, power) if _count(row, power) == count else equal
+    return min(row, power) if _ceil(row, power) == count else equal
 
 
 def _largest(x: UInt8[Array, "*rows row"], count: int) -> Exponents:

@@ -96,6 +96,8 @@ class Layers(Around, axis="per_layer"):
             global_sum=mapped.global_sum if rule.global_sum else None,
             reshape=mapped.reshape if rule.reshape else None,
             own=mapped.own if rule.own else None,
+            # A shard may hold some of the layers, or a part of each.
+            reach="array" if rule.reach == "sums" else rule.reach,
         )
 
     def admit(self, name: str, kept: Any) -> None:

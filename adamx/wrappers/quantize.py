@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation
+from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, elements
 from adamx.core.transformation import links_of
 from adamx.errors import as_given
 from adamx.links.link import Around
 from adamx.links.stage import Stage
 from adamx.numerics import random
+from adamx.numerics.meshes import automatic, divided_like
 from adamx.numerics.types import Array, Key, PyTree, UInt32, Values
 from adamx.trees.arrays import kinds
 from adamx.trees.packed import is_packed
@@ -60,7 +61,8 @@ def quantize_state(
             if it holds arrays of ``min_size`` elements, ``init`` raises an error.
         codec: for all slots: ``"bf16"``, ``"fp8"``, ``"int8"``, or a codec made by :func:`bf16`,
             :func:`fp8`, :func:`int8` or :class:`Codec`; None leaves them unchanged.
-        min_size: arrays of fewer elements are not quantized.
+        min_size: arrays of fewer elements are not quantized (inside ``shard_map``, whole arrays of
+            fewer elements).
         seed: the seed of the key.
         **slots: the codec of single slots, by name: ``mu="bf16", nu="int8"``.
 
@@ -156,7 +158,6 @@ class Quantized(Around, axis="quantize_state"):
             slots={slot: encoded.start(slot) if slot in codecs else x for slot, x in slots},
             global_sum=encoded.global_sum if rule.global_sum is not None else None,
             seed=seed if draws and rule.seed is None else rule.seed,
-            reach="array",  # a codec may look at all that it encodes
         )
 
     def admit(self, name: str, kept: Any) -> None:
@@ -254,10 +255,21 @@ class _Encoded:
         nonnegative = Slot.of(first).holds == "nonnegative"
 
         def of_one(x: Any) -> Any:
-            if x.ndim == 0 or x.size < self.min_size or not jnp.issubdtype(x.dtype, jnp.inexact):
+            is_small = x.ndim == 0 or elements(x) < self.min_size
+            if is_small or not jnp.issubdtype(x.dtype, jnp.inexact):
                 return x
-            bits = _nearest(x) if key is None else random.bits(key, x.shape, slot)
-            return _encode(self.codecs[slot], x, bits, slot, nonnegative)
+
+            def encoded(x: Any) -> Any:
+                bits = _nearest(x) if key is None else random.bits(key, x.shape, slot)
+                return _encode(self.codecs[slot], x, bits, slot, nonnegative)
+
+            def specs() -> Any:
+                return jax.tree.map(
+                    lambda y: divided_like(x, y.shape), jax.eval_shape(encoded, like)
+                )
+
+            like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+            return automatic(encoded, (x,), specs)
 
         return jax.tree.map(of_one, values)
 

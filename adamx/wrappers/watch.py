@@ -17,8 +17,8 @@ from adamx.errors import as_given
 from adamx.identity import ByValue
 from adamx.links.observer import Observer, View, nothing
 from adamx.numerics.formats import statistics_dtype, wider
+from adamx.numerics.shards import axes_of, over_shards, varying
 from adamx.numerics.types import Array, Int32, PyTree, Scalar, Values
-from adamx.numerics.varying import axes_of, varying
 from adamx.states.reading import find
 from adamx.wrappers.selection import Selector, Where, called, check_call, checked
 
@@ -46,21 +46,25 @@ class Watch(Observer):
         return self.structure.value[1]
 
     def observe(self, view: View, before: Any, looks: bool) -> Any:
+        params = view.params or [None] * len(view.signals)
+
         def look() -> Any:
-            params = view.params or [None] * len(view.signals)
             sums = [
                 None if signal is None else _sums(signal, param)
                 for signal, param in zip(view.signals, params, strict=True)
             ]
             groups = self.members(view).items()
             seen = {
-                "all": _readings(sums),
-                "groups": {label: _readings([sums[i] for i in own]) for label, own in groups},
+                "all": _readings(sums, view.shards),
+                "groups": {
+                    label: _readings([sums[i] for i in own], [view.shards[i] for i in own])
+                    for label, own in groups
+                },
             }
             # A group may have no known parameter if some have no gradient in this step.
             if before is not None and view.idle is not None:
                 silent = {k for k, own in groups if not any(view.signals[i] for i in own)}
-                unseen = dict.fromkeys(kept["groups"], _readings([]))
+                unseen = dict.fromkeys(kept["groups"], _readings([], []))
                 shown = {k: x for k, x in seen["groups"].items() if k not in silent}
                 seen["groups"] = unseen | shown
             return seen if before is None else _as_kept(seen, kept)
@@ -73,7 +77,8 @@ class Watch(Observer):
             if looks and self.every == 1:
                 readings = look()
             elif looks:
-                axes = axes_of((view.signals, view.params, kept))
+                seen = zip(view.signals, params, view.shards, strict=True)
+                axes = axes_of(kept).union(*(axes_of(x) - {*own} for *x, own in seen))
                 readings = jax.lax.cond(
                     due, lambda: varying(look(), axes), lambda: varying(kept, axes)
                 )
@@ -146,13 +151,13 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
         x = jnp.asarray(x)
         # Parameters may have few bits.
         wide = x.astype(wider(statistics_dtype(x.dtype), clock_dtype()))
-        return Squares.of(wide), x.size
+        return Squares.of(wide), float(x.size)
 
-    def nonfinite(x: Values) -> Int32[Array, ""]:
-        return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
+    def nonfinite(x: Values) -> Scalar:
+        return jnp.sum(~jnp.isfinite(x), dtype=clock_dtype())
 
-    def none(x: Values) -> Int32[Array, ""]:
-        return varying(jnp.zeros((), jnp.int32), axes_of(x))
+    def none(x: Values) -> Scalar:
+        return varying(jnp.zeros((), clock_dtype()), axes_of(x))
 
     grad, bias = signal.gradient, signal.bias
     if "correction" in signal.notes:
@@ -170,19 +175,28 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
     }
 
 
-def _readings(sums: Sequence[Mapping[str, Any] | None]) -> dict[str, Scalar | Int32[Array, ""]]:
+def _readings(
+    sums: Sequence[Mapping[str, Any] | None], shards: Sequence[tuple[str, ...]]
+) -> dict[str, Scalar | Int32[Array, ""]]:
     """The readings of a group, from its parameters that have a gradient in this step."""
     unseen = nothing((), clock_dtype())
+    of_each: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for of_one, axes in zip(sums, shards, strict=True):
+        if of_one is not None:
+            of_each.setdefault(axes, []).append(of_one)
+    parts = [over_shards(_sum(some), axes) for axes, some in of_each.items()]
+    total: Mapping[str, Any] = _sum(parts) if parts else {}
+    biases = [x["bias"] for x in sums if x and x["bias"] is not None]
 
-    def known(name: str) -> list[Any]:
-        return [of_one[name] for of_one in sums if of_one and of_one[name] is not None]
+    def known(name: str) -> bool:
+        return total.get(name) is not None
 
     def rms(name: str) -> Scalar:
         if not known(name):
             return unseen
-        squares, sizes = zip(*known(name), strict=True)
-        size, unit = Squares.total(squares).norm()
-        return size * (unit / jnp.sqrt(jnp.maximum(sum(sizes), 1)).astype(size.dtype))
+        squares, elements = total[name]
+        size, unit = squares.norm()
+        return size * (unit / jnp.sqrt(jnp.maximum(elements, 1)).astype(size.dtype))
 
     update, ratio = rms("update_rms"), unseen
     if known("param_rms"):
@@ -192,16 +206,32 @@ def _readings(sums: Sequence[Mapping[str, Any] | None]) -> dict[str, Scalar | In
         "grad_rms": rms("grad_rms"),
         "update_rms": update,
         "update_ratio": ratio,
-        "nonfinite": sum(known("nonfinite"), jnp.zeros((), jnp.int32)),
+        "nonfinite": _whole_number(total["nonfinite"]) if total else jnp.zeros((), jnp.int32),
     }
     if known("snr"):
         readings["snr"] = rms("snr")
-    if known("bias"):
-        readings["bias"] = known("bias")[0]
+    if biases:
+        readings["bias"] = biases[0]
     return {
         name: x if name == "nonfinite" else jnp.asarray(x, clock_dtype())
         for name, x in readings.items()
     }
+
+
+def _sum(terms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums, squares and numbers of elements, of those that have them."""
+    names = [name for name in terms[0] if name != "bias"]
+    found = {name: [x[name] for x in terms if x[name] is not None] for name in names}
+    return {
+        name: jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *rows) if rows else None
+        for name, rows in found.items()
+    }
+
+
+def _whole_number(x: Scalar) -> Int32[Array, ""]:
+    """A count as an integer, at most the largest one."""
+    largest = np.nextafter(np.float32(2**31), np.float32(0))
+    return jnp.minimum(x, largest.astype(x.dtype)).astype(jnp.int32)
 
 
 def _as_kept(seen: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:

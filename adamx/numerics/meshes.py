@@ -1,0 +1,93 @@
+"""Meshes with explicit axes, where the type of every value says how it is divided.
+
+An operation on explicit axes must be told how to divide its result if its arguments do not decide
+it. Rules are written for arrays, and do not know of meshes. They run with automatic axes, for which
+XLA decides, and their results get the shardings that are known in advance: those of the parameters
+and of the old state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from adamx.numerics.types import PyTree
+
+__all__ = ["automatic", "divided_like", "is_explicit", "placed", "spec_of"]
+
+
+def placed(array: Any, sharding: Any) -> Any:
+    """The array on these devices; each of several processes gives its own part of it.
+
+    ``jax.device_put`` would compare the arrays of all processes, in which NaN differs from NaN.
+    """
+    local = not isinstance(array, jax.Array) or array.is_fully_addressable
+    if sharding.is_fully_addressable or not local:
+        return jax.device_put(array, sharding)
+    own = np.asarray(array)
+    return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
+
+
+def spec_of(x: Any) -> PartitionSpec:
+    """How the type of an array divides it: a spec with an entry for each of its axes."""
+    spec = jax.typeof(x).sharding.spec
+    return PartitionSpec(*spec, *(None for _ in range(np.ndim(x) - len(spec))))
+
+
+def is_explicit(x: Any) -> bool:
+    """Whether the type of a value belongs to a mesh with explicit axes."""
+    return isinstance(x, jax.Array) and bool(_explicit_axes(jax.typeof(x).sharding.mesh))
+
+
+def _explicit_axes(mesh: Any) -> tuple[str, ...]:
+    return tuple(getattr(mesh, "explicit_axes", ()))
+
+
+def automatic(function: Callable[..., Any], given: tuple[Any, ...], specs: PyTree) -> Any:
+    """``function(*given)``, with automatic axes if an argument belongs to a mesh of explicit ones.
+
+    Args:
+        function: a function of pytrees.
+        given: its arguments.
+        specs: a function without arguments that gives the ``PartitionSpec`` of every result, as
+            a tree like the results.
+    """
+    leaves, tree = jax.tree.flatten(given)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+    if not any(is_explicit(leaves[i]) for i in places):
+        return function(*given)
+
+    def inside(*arrays: jax.Array) -> Any:
+        filled = list(leaves)
+        for i, x in zip(places, arrays, strict=True):
+            filled[i] = x
+        return function(*tree.unflatten(filled))
+
+    arrays = [leaves[i] for i in places]
+    return jax.sharding.auto_axes(inside, out_sharding=specs())(*arrays)
+
+
+def divided_like(x: Any, shape: tuple[int, ...]) -> PartitionSpec:
+    """How an array of this shape is divided if it belongs to ``x``: along the axes that it can be.
+
+    The codes of a block are divided as their elements are; an array with other axes is not.
+    """
+    spec = spec_of(x)
+    if len(shape) != np.ndim(x):
+        return PartitionSpec(*(None for _ in shape))
+    sizes = jax.typeof(x).sharding.mesh.shape
+    return PartitionSpec(
+        *(
+            entry if n % _parts(entry, sizes) == 0 else None
+            for n, entry in zip(shape, spec, strict=True)
+        )
+    )
+
+
+def _parts(entry: Any, sizes: Any) -> int:
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return int(np.prod([sizes[name] for name in names], dtype=np.int64))

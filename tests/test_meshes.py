@@ -1,0 +1,220 @@
+"""Eight devices: shards inside shard_map, meshes with automatic and explicit axes, placements."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+import adamx
+from adamx.numerics import random
+from catalog import OPTIMISERS
+
+readings = sys.modules["adamx.wrappers.watch"]._readings
+
+EIGHT = len(jax.devices()) >= 8
+needs_eight_devices = pytest.mark.skipif(not EIGHT, reason="run by test_with_eight_devices")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(EIGHT, reason="this is the process with eight devices")
+def test_with_eight_devices():
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+RANDOM = np.random.default_rng(0)
+PARAMS = {
+    "w": jnp.asarray(RANDOM.normal(size=(8, 16)), jnp.float32),
+    "v": jnp.asarray(RANDOM.normal(size=8), jnp.float32),
+    "b": jnp.asarray(RANDOM.normal(size=3), jnp.float32),
+}
+GRADS = [
+    jax.tree.map(lambda x: jnp.asarray(RANDOM.normal(size=x.shape), jnp.float32), PARAMS)
+    for _ in range(3)
+]
+RATE = 0.05
+
+
+def training(opt, *, metrics=False):
+    """A training of some steps: parameters and gradients to parameters, or metrics."""
+
+    def train(params, *grads):
+        state = opt.init(params)
+        for grad in grads:
+            updates, state = opt.update(grad, state, params)
+            params = adamx.apply_updates(params, updates)
+        return adamx.metrics(state) if metrics else params
+
+    return train
+
+
+def assert_close(found, expected, tol=1e-4):
+    """Equal up to a part of a step."""
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-5, atol=tol * RATE)
+
+
+# Shards inside shard_map
+
+ROWS = {"w": P("x"), "v": P("x"), "b": P()}
+COLUMNS = {"w": P(None, "x"), "v": P(), "b": P()}
+REFUSED = {
+    "adafactor": "its reach is a whole array",
+    "adam_mini": "sums an array along axis",
+    "adaptive_clip_of_adam": "sums an array along axis",
+}
+
+
+def in_shards(function, specs, out_specs, **checks):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, **checks)
+    return jax.jit(mapped)
+
+
+@functools.cache
+def whole(name):
+    return jax.jit(training(OPTIMISERS[name](RATE)))(PARAMS, *GRADS)
+
+
+SUMS = ["lamb", "lars", "novograd", "prodigy", "clipped", "cautious_adamw", "stableadamw"]
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("name", [*SUMS, "adamw", *REFUSED])
+@pytest.mark.parametrize("specs", [ROWS, COLUMNS], ids=["rows", "columns"])
+def test_shards_take_the_steps_of_the_whole_array(name, specs):
+    """Norms and sums are those of whole arrays: a local norm of LAMB would be 20 % off."""
+    given = (specs,) * (1 + len(GRADS))
+    sharded = in_shards(training(OPTIMISERS[name](RATE)), given, specs)
+    if name in REFUSED:
+        with pytest.raises(adamx.StageError, match=REFUSED[name]):
+            sharded.lower(PARAMS, *GRADS)
+        return
+    assert_close(sharded(PARAMS, *GRADS), whole(name))
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("name", ["lamb", "clipped", "prodigy"])
+def test_across_says_what_unchecked_types_do_not(name):
+    given = (ROWS,) * (1 + len(GRADS))
+    named = adamx.across("x", OPTIMISERS[name](RATE), selector=("w", "v"))
+    sharded = in_shards(training(named), given, ROWS, check_vma=False)
+    assert_close(sharded(PARAMS, *GRADS), whole(name))
+    assert_close(jax.jit(training(named))(PARAMS, *GRADS), whole(name))  # outside: no change
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("every", [1, 2])
+def test_metrics_of_shards_are_those_of_whole_arrays(every):
+    opt = adamx.chain(adamx.adam(RATE), adamx.watch({"v": "v"}, every=every))
+    bad = [{**grad, "w": grad["w"].at[0, :3].set(jnp.nan)} for grad in GRADS]
+    train, given = training(opt, metrics=True), (ROWS,) * (1 + len(GRADS))
+    found = in_shards(train, given, P())(PARAMS, *bad)
+    expected = jax.jit(train)(PARAMS, *bad)
+    assert expected["nonfinite"] == 3
+    assert_close(found, expected)
+
+
+@needs_eight_devices
+def test_a_global_clip_takes_one_collective():
+    given = (ROWS,) * 2
+    step = in_shards(training(adamx.chain(adamx.clip_by_global_norm(1.0))), given, ROWS)
+    assert step.lower(PARAMS, GRADS[0]).as_text().count("all_reduce") == 1
+
+
+@needs_eight_devices
+def test_shards_get_different_random_bits_and_copies_the_same():
+    opt = adamx.quantize_state(adamx.scale_by_momentum(), "bf16", min_size=2)
+    params = {"divided": jnp.zeros((4, 64)), "copied": jnp.zeros(64)}
+    specs = {"divided": P("x"), "copied": P()}
+    ones = jax.tree.map(lambda x: jnp.full(x.shape, 1.2345), params)
+
+    def mu(params, ones):
+        state = opt.update(ones, opt.init(params), params)[1]
+        return jax.tree.map(
+            lambda x: x["@bf16"].astype(jnp.float32),
+            state["scale_by_momentum"]["mu"],
+            is_leaf=lambda x: isinstance(x, dict) and "@bf16" in x,
+        )
+
+    found = in_shards(mu, (specs, specs), specs)(params, ones)  # checks that copies are equal
+    rows = np.asarray(found["divided"])
+    assert all(np.any(rows[i] != rows[j]) for i in range(4) for j in range(i))
+
+
+@needs_eight_devices
+def test_a_shard_below_min_size_is_quantized_as_the_whole_array_is():
+    opt = adamx.quantize_state(adamx.adam(RATE), "int8", min_size=100)
+    train = training(opt)
+    specs = ROWS
+    found = in_shards(train, (specs,) * (1 + len(GRADS)), specs)(PARAMS, *GRADS)
+    assert_close(found, jax.jit(train)(PARAMS, *GRADS), tol=0.5)
+
+    def step(params, state, grad):  # a state from outside
+        return opt.update(grad, state, params)[0]
+
+    of_state = jax.tree.map(
+        lambda x: P("x") if x.ndim and x.shape[0] == 8 else P(), opt.init(PARAMS)
+    )
+    in_shards(step, (specs, of_state, specs), specs)(PARAMS, opt.init(PARAMS), GRADS[0])
+
+
+# Sizes
+
+
+HUGE = [(2**31,), (2**17, 2**17), (3, 2**33)]
+
+
+@pytest.mark.parametrize("shape", HUGE)
+@pytest.mark.parametrize(
+    "name", ["adafactor", "adam_mini", "cautious_adamw", "stableadamw", "lamb"]
+)
+def test_arrays_of_more_elements_than_int32_counts(name, shape):
+    params = {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    opt = adamx.chain(adamx.quantize_state(OPTIMISERS[name](RATE), "int8"), adamx.watch())
+    jax.eval_shape(opt.update, params, jax.eval_shape(opt.init, params), params)
+
+
+def test_metrics_of_more_elements_than_int32_counts(monkeypatch):
+    """The sizes are summed as floats: int32 would wrap around at 2³¹ elements in all."""
+    terms = {"grad_rms": 2.0**31, "update_rms": 2.0**31, "param_rms": None, "snr": None}
+    sums = {
+        k: x and (adamx.core.Squares(*map(jnp.float32, (x, 0, 0))), x) for k, x in terms.items()
+    }
+    many = [{**sums, "bias": None, "nonfinite": jnp.float32(2.0**31)}] * 4
+    found = readings(many, [()] * 4)
+    np.testing.assert_allclose(found["grad_rms"], 1, rtol=1e-6)
+    assert found["nonfinite"] > 2**31 - 200
+
+
+def test_random_positions_do_not_wrap():
+    """Rows of an array of more than 2³² elements have sequences of their own."""
+    low, high = jax.eval_shape(lambda: random._position((3, 2**32)))
+    assert low.shape == high.shape == (3, 2**32)
+    assert random._position((2**16, 4))[1] is None
+    inner = [random.bits(random.key(i), (1000,)) for i in range(2)]
+    shifted = np.correlate(*(np.asarray(x >> 31, np.float32) - 0.5 for x in inner), "full")
+    assert np.abs(shifted).max() < 0.25 * 150  # no shift makes two keys agree
+
+
+@needs_eight_devices
+def test_random_bits_do_not_depend_on_the_mesh():
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("x", "y"))
+    alone = random.bits(random.key(3), (8, 6, 4))
+    for spec in (P("x"), P(None, "y"), P("x", None, "y")):
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        divided = jax.jit(lambda: random.bits(random.key(3), (8, 6, 4)), out_shardings=sharding)
+        assert (np.asarray(divided()) == np.asarray(alone)).all()
+        assert "all-gather" not in divided.lower().compile().as_text()
