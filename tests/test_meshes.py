@@ -1,15 +1,18 @@
 """Eight devices: shards inside shard_map, meshes with automatic and explicit axes, placements."""
 
+import contextlib
 import functools
 import os
+import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adamx
@@ -169,6 +172,212 @@ def test_a_shard_below_min_size_is_quantized_as_the_whole_array_is():
         lambda x: P("x") if x.ndim and x.shape[0] == 8 else P(), opt.init(PARAMS)
     )
     in_shards(step, (specs, of_state, specs), specs)(PARAMS, opt.init(PARAMS), GRADS[0])
+
+
+# Meshes outside shard_map
+
+MESHES = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
+LARGE = {
+    "w": jnp.asarray(RANDOM.normal(size=(16, 96)), jnp.float32),
+    "v": jnp.asarray(RANDOM.normal(size=(32, 40)), jnp.float32),
+    "b": jnp.asarray(RANDOM.normal(size=8), jnp.float32),
+}
+SLOPES = [
+    jax.tree.map(lambda x: jnp.asarray(RANDOM.normal(size=x.shape), jnp.float32), LARGE)
+    for _ in range(3)
+]
+
+
+def nearest(opt):
+    return adamx.quantize_state(opt, adamx.int8(rounding="nearest"), min_size=2)
+
+
+ON_MESHES = {
+    **{name: OPTIMISERS[name] for name in ("adamw", "lamb", "adafactor", "prodigy", "adam_mini")},
+    "int8": lambda rate: nearest(adamx.adamw(rate)),
+    "muon": lambda rate: adamx.muon(rate, rest=adamx.adamw(rate)),
+    "per layer": lambda rate: adamx.per_layer("w", adamx.lamb(rate)),
+    "watch": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch()),
+    "optax": lambda rate: adamx.chain(optax.clip(0.5), adamx.adam(rate)),
+}
+
+
+@contextlib.contextmanager
+def mesh_of(kind, shape=(2, 2, 2), names=("x", "y", "z")):
+    mesh = jax.make_mesh(shape, names, axis_types=(MESHES[kind],) * len(names))
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def over(mesh, tree, specs):
+    return {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in tree.items()}
+
+
+def stepped(opt, params, state, jit=jax.jit):
+    """The last parameters and the states of all steps."""
+
+    def step(params, state, grad):
+        updates, state = opt.update(grad, state, params)
+        return adamx.apply_updates(params, updates), state
+
+    step, states = jit(step), [state]
+    for grad in SLOPES:
+        grad = {k: jax.device_put(x, params[k].sharding) for k, x in grad.items()}
+        params, state = step(params, state, grad)
+        states.append(state)
+    return params, states, step
+
+
+@functools.cache
+def alone(opt):
+    """On one device."""
+    return jax.device_get(stepped(opt, LARGE, opt.init(LARGE))[0])
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("name", ON_MESHES)
+@pytest.mark.parametrize("kind", MESHES)
+def test_a_mesh_changes_no_step_and_no_sharding(name, kind):
+    """FSDP along one axis, tensor parallel along another one."""
+    opt = ON_MESHES[name](RATE)
+    specs = {"w": P("x", "y"), "v": P("y", ("x", "z")), "b": P(None)}
+    expected = alone(opt)
+    with mesh_of(kind) as mesh:
+        params = over(mesh, LARGE, specs)
+        state = opt.init(params)
+        found, (first, *_, last), step = stepped(opt, params, state)
+        assert_close(found, expected, tol=1e-3)
+        if kind == "explicit":  # types say it, so that no step compiles again
+            assert [x.sharding for x in jax.tree.leaves(first)] == [
+                x.sharding for x in jax.tree.leaves(last)
+            ]
+            assert step._cache_size() == 1
+            eager = stepped(opt, params, state, jit=lambda step: step)[0]
+            assert_close(eager, found, tol=1e-3)
+
+
+CUT = {"rows": P("x"), "columns": P(None, "x")}
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("codec", [adamx.int8, adamx.fp8])
+@pytest.mark.parametrize("spec", CUT)
+@pytest.mark.parametrize("kind", MESHES)
+@pytest.mark.parametrize("row", [1600, 4096, 8 * 37, 8 * 64])
+def test_no_block_is_gathered(kind, spec, codec, row):
+    """Where a shard would cut a block of 64, the blocks are shorter, on every mesh."""
+    opt = adamx.quantize_state(adamx.adamw(RATE), codec(), min_size=2)
+    with mesh_of(kind, (8,), ("x",)) as mesh:
+        params = jax.device_put(jnp.ones((16, row)), NamedSharding(mesh, CUT[spec]))
+        state = jax.jit(opt.init)(params)
+        compiled = jax.jit(opt.update).lower(params, state, params).compile()
+    assert not re.search("all-gather|all-to-all|collective-permute", compiled.as_text())
+
+
+# Placements
+
+PLACED = {
+    "adamw": lambda rate: adamx.adamw(rate),
+    "int8": lambda rate: nearest(adamx.adamw(rate)),
+    "adafactor": lambda rate: adamx.adafactor(rate),
+    "muon": lambda rate: adamx.muon(rate, rest=adamx.adamw(rate)),
+    "lamb": lambda rate: adamx.lamb(rate),
+    "averaged": lambda rate: adamx.chain(adamx.adam(rate), adamx.polyak_ema(0.9)),
+}
+WHERES = {
+    "zero": "z",
+    "two axes": ("y", "z"),
+    "host": "host",
+    "function": lambda path, shape: P(None, "z") if path == "v" else None,
+}
+
+
+@needs_eight_devices
+@pytest.mark.parametrize(
+    ("name", "where", "kind"),
+    [
+        *((name, "zero", kind) for name in PLACED for kind in MESHES),
+        *(("int8", where, kind) for where in WHERES for kind in MESHES),
+    ],
+)
+def test_a_placement_changes_no_step_and_stays(name, where, kind):
+    opt = PLACED[name](RATE)
+    placed, expected = adamx.place(opt, WHERES[where], min_size=64), alone(opt)
+    with mesh_of(kind) as mesh:
+        params = over(mesh, LARGE, dict.fromkeys(LARGE, P()))
+        for init in (placed.init, jax.jit(placed.init)):
+            state = init(params)
+            found, (first, *_, last), _ = stepped(placed, params, state)
+            assert_close(found, expected, tol=1e-3)
+            for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(last), strict=True):
+                assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+                assert x.sharding.memory_kind == y.sharding.memory_kind
+            for k, x in params.items():
+                assert found[k].sharding.is_equivalent_to(x.sharding, x.ndim)
+            usage = adamx.memory_usage(state)
+            shapes = adamx.state_shardings(placed, params)
+            assert adamx.memory_usage(shapes).device_bytes == usage.device_bytes
+            assert usage.device_bytes < 0.8 * usage.bytes
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("kind", MESHES)
+def test_a_placed_step_gathers_the_update_once_and_no_state(kind):
+    opt = adamx.place(adamx.quantize_state(adamx.adamw(RATE), "int8"), "x")
+    with mesh_of(kind, (8,), ("x",)):
+        params = jax.device_put(jnp.ones((512, 256)), P())
+        batch = jax.device_put(jnp.ones((64, 512)), P("x"))
+        state = jax.jit(opt.init)(params)
+
+        def step(params, state, batch):
+            grads = jax.grad(lambda w: jnp.mean((batch @ w) ** 2))(params)
+            updates, state = opt.update(grads, state, params)
+            return adamx.apply_updates(params, updates), state
+
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, batch).compile()
+    gathered = re.findall(r"= (\S+) all-gather\(", compiled.as_text())
+    assert [x.split("{")[0] for x in gathered] == ["f32[512,256]"]
+
+
+@needs_eight_devices
+def test_what_can_not_be_placed():
+    opt = adamx.place(adamx.adam(RATE), "x", min_size=2)
+    with pytest.raises(adamx.StageError, match="no mesh is set"):
+        opt.init(LARGE)
+    with mesh_of("automatic", (8,), ("x",)) as mesh:
+        with pytest.raises(adamx.StageError, match="'data', but the mesh has the axes 'x'"):
+            adamx.place(adamx.adam(RATE), "data", min_size=2).init(LARGE)
+        divided = jax.device_put(LARGE["w"], NamedSharding(mesh, P("x")))
+        assert opt.init(divided)["scale_by_rms"]["nu"].sharding.spec == P("x", None)
+    with mesh_of("automatic") as mesh:
+        divided = jax.device_put(LARGE["w"], NamedSharding(mesh, P("y")))
+        with pytest.raises(adamx.StageError, match="divided there along 'y' already"):
+            adamx.place(adamx.adam(RATE), "z", min_size=2).init(divided)
+    with mesh_of("automatic", (8,), ("x",)) as mesh:
+        inside = jax.shard_map(opt.init, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+        with pytest.raises(adamx.StageError, match="inside of a shard_map over it"):
+            inside(LARGE["w"])
+    optax_inside = adamx.chain(optax.adam(RATE))
+    with pytest.raises(adamx.StageError, match="can't move the state of"):
+        adamx.place(optax_inside, "host", min_size=2).init(LARGE)
+    bad = adamx.place(adamx.adam(RATE), lambda path, shape: 3, min_size=2)
+    with pytest.raises(adamx.StageError, match=r"function of place.* returned 3"):
+        bad.init(LARGE)
+    for where in (None, 3, ("x", 1)):
+        with pytest.raises(TypeError, match="place\\(\\) takes the name of a mesh axis"):
+            adamx.place(adamx.adam(RATE), where)
+
+
+def test_a_placed_optimiser_can_be_written():
+    for where in ("data", ("x", "y"), "host"):
+        opt = adamx.place(adamx.adam(RATE), where, min_size=5)
+        assert adamx.from_config(adamx.to_config(opt)) == opt
+        assert eval(repr(opt), vars(adamx)) == opt
+    mesh = Mesh(np.array(jax.devices()[:1]), ("x",))
+    made = [adamx.place(adamx.adam(RATE), NamedSharding(mesh, P("x"))) for _ in range(2)]
+    assert made[0] == made[1]
+    with pytest.raises(TypeError, match="can't be written as JSON"):
+        adamx.to_config(made[0])
 
 
 # Sizes

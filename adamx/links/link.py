@@ -62,6 +62,9 @@ class Around(ByValue):
             same names with and without it.
         packs: whether it changes the form of slots between steps. It then surrounds the rule
             outside of all wrappers that do not.
+        places: whether it decides where slots are between steps. It then surrounds the rule outside
+            of all wrappers that do not, so that packed slots are moved.
+        per_parameter: whether it differs between parameters (:meth:`of_parameter`).
         label: if it selects, the name of the group: links are called ``stage@label``.
         shards: inside ``shard_map``, the mesh axes along which parameters inside are divided.
     """
@@ -73,6 +76,8 @@ class Around(ByValue):
     selects: ClassVar[bool] = False
     varies: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    places: ClassVar[bool] = False
+    per_parameter: ClassVar[bool] = False
     label: str = ""
     shards: tuple[str, ...] = ()
 
@@ -107,6 +112,13 @@ class Around(ByValue):
                 unknown); None if all parameters have a gradient.
         """
         return [True] * len(leaves)
+
+    def of_parameter(self, path: str, shape: Any) -> Around | None:
+        """The wrapper for one parameter, with values in place of functions of path and shape.
+
+        None if it does not surround links for this parameter.
+        """
+        return self
 
     def inside(self, leaf: Leaf) -> Leaf:
         """A parameter that it chooses, as the links inside see it, if it varies.
@@ -203,7 +215,7 @@ class Link:
     @property
     def is_selective(self) -> bool:
         """Whether what its wrappers do to a parameter depends on its path."""
-        return any(x.selects or x.varies for x in self.around)
+        return any(x.selects or x.varies or x.per_parameter for x in self.around)
 
     @property
     def forms(self) -> dict[str, Callable[[Any], Any]]:
@@ -367,7 +379,7 @@ def variants(
 ) -> list[L]:
     """For each of ``count`` parameters, the link with the wrappers that surround it there."""
     varying = [x for x in link.around if x.varies]
-    if not varying and not link.per_parameter:
+    if not any(x.varies or x.per_parameter for x in link.around) and not link.per_parameter:
         return [link] * count
     seen, without, mine = list(leaves()), idle(), here or [True] * count
     chosen: dict[Around, list[bool]] = {}
@@ -378,6 +390,9 @@ def variants(
     found: list[L] = []
     for i in range(count):
         around = tuple(x for x in link.around if not x.varies or chosen[x][i])
+        if mine[i]:
+            own_around = (x.of_parameter(*seen[i]) if x.per_parameter else x for x in around)
+            around = tuple(x for x in own_around if x is not None)
         own = link.surrounded(around)
         own = own.of_parameter(*seen[i]) if mine[i] else own
         found.append(made.setdefault((around, own.structure), own))

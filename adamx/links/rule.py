@@ -48,8 +48,10 @@ an array."""
 
 def widest(reaches: Iterable[Reach]) -> Reach:
     """The widest of several reaches, which is the reach of their rules in sequence."""
-    found = [reach for reach in dict.fromkeys(reaches) if reach != "element"]
-    return found[0] if len(found) == 1 else "array" if found else "element"
+    found = {*reaches}
+    if "array" in found or found >= {"row", "sums"}:
+        return "array"
+    return "row" if "row" in found else "sums" if "sums" in found else "element"
 
 
 class Step(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.errors import StageError
+from adamx.links.placement import PLACE
 from adamx.numerics.formats import (
     limited,
     rounded,
@@ -120,7 +121,8 @@ class Signal:
                 "the stages that work in the basis into in_basis(basis, chain(…)), which leaves it"
             )
         dtype = wider(*self._dtypes)
-        return saturated(self.update, dtype).astype(dtype)
+        update = saturated(self.update, dtype).astype(dtype)
+        return self.notes[PLACE].back(update) if PLACE in self.notes else update
 
     def limited(self) -> Signal:
         """The signal with finite elements limited to ±2⁶³ (in float64 to ±2⁵¹¹).

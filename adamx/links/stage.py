@@ -223,9 +223,9 @@ class Stage(Link):
         return rule.slots[slot](values)
 
     def surrounding(self, rule: Rule) -> Rule:
-        """The rule inside this stage's wrappers; those that pack slots surround all others."""
+        """The rule inside its wrappers: outermost those that place, then those that pack."""
         inner_first = tuple(reversed(self.around))
-        for around in sorted(inner_first, key=lambda x: x.packs):
+        for around in sorted(inner_first, key=lambda x: (x.places, x.packs)):
             rule = around.surround(rule)
         return rule
 

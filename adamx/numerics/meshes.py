@@ -13,11 +13,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from adamx.numerics.types import PyTree
 
-__all__ = ["automatic", "divided_like", "is_explicit", "placed", "spec_of"]
+__all__ = [
+    "automatic",
+    "bare",
+    "divided_like",
+    "is_explicit",
+    "is_on_host",
+    "on_device",
+    "placed",
+    "spec_of",
+    "to_device",
+    "to_host",
+    "with_every_axis",
+]
 
 
 def placed(array: Any, sharding: Any) -> Any:
@@ -32,6 +45,44 @@ def placed(array: Any, sharding: Any) -> Any:
     return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
 
 
+def is_on_host(x: Any) -> bool:
+    """Whether an array is in the host's memory, where its device has one of its own."""
+    sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if not isinstance(sharding, Sharding):
+        return False
+    usual = next(iter(sharding.device_set)).default_memory().kind
+    return sharding.memory_kind != usual and "host" in str(sharding.memory_kind)
+
+
+def to_host(x: jax.Array) -> jax.Array:
+    """The array in the host's pinned memory, divided as it is."""
+    return jax.device_put(x, _space("Host", "pinned_host"))
+
+
+def to_device(x: jax.Array) -> jax.Array:
+    """The array in the device's memory, divided as it is."""
+    return jax.device_put(x, _space("Device", "device"))
+
+
+def on_device(x: Any) -> Any:
+    """The array, moved to the device if it is in the host's memory."""
+    return to_device(x) if is_on_host(x) else x
+
+
+def _space(name: str, kind: str) -> Any:
+    """A space of memory; JAX before 0.7 knows its kind only."""
+    if hasattr(jax, "memory"):
+        return getattr(jax.memory.Space, name)
+    from jax._src import sharding_impls
+
+    return vars(sharding_impls)["TransferToMemoryKind"](kind)
+
+
+def bare(tree: PyTree) -> PyTree:
+    """The shapes and dtypes of arrays, without their shardings."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
 def spec_of(x: Any) -> PartitionSpec:
     """How the type of an array divides it: a spec with an entry for each of its axes."""
     spec = jax.typeof(x).sharding.spec
@@ -41,6 +92,16 @@ def spec_of(x: Any) -> PartitionSpec:
 def is_explicit(x: Any) -> bool:
     """Whether the type of a value belongs to a mesh with explicit axes."""
     return isinstance(x, jax.Array) and bool(_explicit_axes(jax.typeof(x).sharding.mesh))
+
+
+def with_every_axis(x: Any) -> Any:
+    """The same array, on a mesh of explicit axes with an entry for each axis in its spec.
+
+    A step returns such specs, and JAX compiles another program for a shorter one.
+    """
+    if isinstance(x, Tracer) or not is_explicit(x) or len(x.sharding.spec) == x.ndim:
+        return x
+    return jax.device_put(x, NamedSharding(x.sharding.mesh, spec_of(x)))
 
 
 def _explicit_axes(mesh: Any) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ from adamx.wrappers.delay import delay_start
 from adamx.wrappers.groups import PartitionSummary, describe_partition, partition, where
 from adamx.wrappers.layers import per_layer
 from adamx.wrappers.memory_usage import MemoryUsage, MemoryUsageRow, dequantize, memory_usage
+from adamx.wrappers.place import place
 from adamx.wrappers.quantize import quantize_state
 from adamx.wrappers.selection import hidden_matrices
+from adamx.wrappers.shardings import state_shardings
 from adamx.wrappers.watch import metrics, watch
 
 __all__ = [
@@ -29,7 +31,9 @@ __all__ = [
     "metrics",
     "partition",
     "per_layer",
+    "place",
     "quantize_state",
+    "state_shardings",
     "watch",
     "where",
 ]

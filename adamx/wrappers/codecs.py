@@ -22,6 +22,7 @@ import numpy as np
 
 from adamx.errors import as_given
 from adamx.identity import ByValue
+from adamx.numerics.meshes import automatic, bare, divided_like, on_device
 from adamx.numerics.types import (
     Array,
     BFloat16,
@@ -97,8 +98,14 @@ class Codec:
         object.__setattr__(self, "_record", ByValue(self.__fingerprint__()))
 
     def unpack(self, encoded: PyTree) -> Values:
-        """:attr:`decode`, compiled."""
-        return _decoded(self, encoded)
+        """:attr:`decode`, compiled, on the device and divided as the codes are."""
+        encoded = jax.tree.map(on_device, encoded)
+
+        def spec() -> Any:
+            codes = max(jax.tree.leaves(encoded), key=lambda x: x.size)
+            return divided_like(codes, jax.eval_shape(self.decode, bare(encoded)).shape)
+
+        return automatic(functools.partial(_decoded, self), (encoded,), spec)
 
     def __fingerprint__(self) -> Any:
         return self.name, self.encode, self.decode, self.rounding

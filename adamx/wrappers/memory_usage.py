@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from adamx.errors import described
+from adamx.numerics.meshes import bare, is_on_host
 from adamx.numerics.types import PyTree
 from adamx.states.reading import filled, find, merged
 from adamx.trees.packed import form_of, is_packed, unpacked
@@ -31,6 +33,8 @@ class MemoryUsageRow:
         bytes: the memory that they take.
         float32_bytes: the memory that they would take in float32 (without a codec, in their own
             dtype).
+        device_bytes: the memory that they take on one device, if they are divided over devices; 0
+            if they are in the host's memory.
     """
 
     stage: str
@@ -39,6 +43,7 @@ class MemoryUsageRow:
     elements: int
     bytes: int
     float32_bytes: int
+    device_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +66,22 @@ class MemoryUsage:
         """The memory that it would take without codecs."""
         return sum(row.float32_bytes for row in self.rows)
 
+    @property
+    def device_bytes(self) -> int:
+        """The memory that it takes on one device."""
+        return sum(row.device_bytes for row in self.rows)
+
     def __str__(self) -> str:
-        head = ("stage", "slot", "kept as", "elements", "bytes", "as float32")
+        names = ["elements", "bytes", "float32_bytes", "device_bytes"]
+        heads = ["elements", "bytes", "as float32", "on a device"]
+        if self.device_bytes == self.bytes:
+            names, heads = names[:-1], heads[:-1]
         cells = [
-            (x.stage, x.slot, x.kept_as, *map(_grouped, (x.elements, x.bytes, x.float32_bytes)))
+            (x.stage, x.slot, x.kept_as, *(_grouped(getattr(x, name)) for name in names))
             for x in self.rows
         ]
-        elements = sum(row.elements for row in self.rows)
-        total = map(_grouped, (elements, self.bytes, self.float32_bytes))
-        table = [head, *cells, ("in all", "", "", *total)]
+        totals = (_grouped(sum(getattr(x, name) for x in self.rows)) for name in names)
+        table = [("stage", "slot", "kept as", *heads), *cells, ("in all", "", "", *totals)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join(
             "  ".join(
@@ -87,10 +99,14 @@ def _grouped(number: int) -> str:
 def memory_usage(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> MemoryUsage:
     """The memory that a state takes, slot by slot, compared with float32.
 
+    If arrays are divided over devices, or in the host's memory, the table has a column for the
+    bytes on one device.
+
     Args:
         state: the state of a chain, or anything that holds one: an ``optax.chain``'s state, a Flax
             ``TrainState``, an ``nnx.Optimizer``. It may consist of shapes:
-            ``memory_usage(jax.eval_shape(opt.init, params))`` allocates no arrays.
+            ``memory_usage(jax.eval_shape(opt.init, params))`` allocates no arrays. Shapes with
+            shardings are those of :func:`state_shardings`.
         codecs: your own codecs with which the state was quantized.
 
     Raises:
@@ -107,11 +123,13 @@ def memory_usage(state: PyTree, *, codecs: tuple[Codec, ...] = ()) -> MemoryUsag
         kept_as = form_of(x) if is_packed(x) else jnp.dtype(x.dtype).name
         own = sum(map(_size, jax.tree.leaves(x)))
         wide = 4 * array.size if is_packed(x) else own
+        here = sum(map(_on_device, jax.tree.leaves(x)))
+        kept_as += " on the host" if own and not here else ""
         if array.size <= 2:  # clocks have at most two elements
-            kept = scalars.setdefault(kept_as, [0, 0, 0])
+            kept = scalars.setdefault(kept_as, [0, 0, 0, 0])
         else:
-            kept = found.setdefault((stage, slot, kept_as), [0, 0, 0])
-        for i, count in enumerate((array.size, own, wide)):
+            kept = found.setdefault((stage, slot, kept_as), [0, 0, 0, 0])
+        for i, count in enumerate((array.size, own, wide, here)):
             kept[i] += count
     rows = [MemoryUsageRow(*key, *counts) for key, counts in found.items()]
     if scalars:
@@ -124,9 +142,20 @@ def _size(array: Any) -> int:
     return math.prod(array.shape) * array.dtype.itemsize
 
 
+def _on_device(array: Any) -> int:
+    """The bytes of an array on one device; 0 in the host's memory."""
+    sharding = getattr(array, "sharding", None)
+    if not isinstance(sharding, Sharding):
+        return _size(array)
+    if is_on_host(array):
+        return 0
+    return math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+
+
 def _values(x: dict[str, Any], codecs: tuple[Codec, ...]) -> Any:
     """The shape and dtype of a packed array's values."""
-    return jax.eval_shape(lambda x: unpacked(x, {codec.name: codec.unpack for codec in codecs}), x)
+    known = {codec.name: codec.unpack for codec in codecs}
+    return jax.eval_shape(lambda x: unpacked(x, known), bare(x))
 
 
 def dequantize(

@@ -264,11 +264,9 @@ class _Encoded:
                 return _encode(self.codecs[slot], x, bits, slot, nonnegative)
 
             def specs() -> Any:
-                return jax.tree.map(
-                    lambda y: divided_like(x, y.shape), jax.eval_shape(encoded, like)
-                )
+                made = jax.eval_shape(encoded, jax.ShapeDtypeStruct(x.shape, x.dtype))
+                return jax.tree.map(lambda y: divided_like(x, y.shape), made)
 
-            like = jax.ShapeDtypeStruct(x.shape, x.dtype)
             return automatic(encoded, (x,), specs)
 
         return jax.tree.map(of_one, values)

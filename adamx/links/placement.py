@@ -1,0 +1,134 @@
+"""Where the arrays of a stage are between steps, relative to their parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from adamx.errors import StageError
+from adamx.numerics.meshes import is_explicit, spec_of
+from adamx.numerics.types import Array
+
+__all__ = ["PLACE", "Entry", "Placement"]
+
+PLACE = "place"
+"""The note of a signal whose arrays are divided further than the parameter."""
+
+Entry: TypeAlias = str | tuple[str, ...] | None
+"""The mesh axes along which an axis of an array is divided."""
+
+_FREE = PartitionSpec.UNCONSTRAINED
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How arrays are divided over a mesh, in addition to how their parameter is divided.
+
+    Attributes:
+        entries: for each axis of an array, the mesh axes; None where it is divided as the parameter
+            is. A single entry that is not bound to an axis (``bound=False``) divides the first axis
+            that it can.
+        bound: whether each entry belongs to the axis at its place.
+        mesh: the mesh; None for the current one (``jax.set_mesh``).
+    """
+
+    entries: tuple[Entry, ...]
+    bound: bool
+    mesh: Any = None
+
+    def of_shape(self, shape: tuple[int, ...]) -> tuple[Entry, ...] | None:
+        """The entries for an array; None if it can't be divided."""
+        sizes = self.sizes
+        if self.bound:
+            own = (*self.entries, *(None for _ in shape[len(self.entries) :]))
+            fits = len(own) == len(shape) and all(
+                n and n % _parts(entry, sizes) == 0 for n, entry in zip(shape, own, strict=True)
+            )
+            return own if fits else None
+        (entry,) = self.entries
+        for axis, n in enumerate(shape):
+            if n and n % _parts(entry, sizes) == 0:
+                return (*(None for _ in range(axis)), entry, *(None for _ in shape[axis + 1 :]))
+        return None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The lengths of the mesh's axes, checked to hold those of the entries."""
+        mesh = self.mesh if self.mesh is not None else _current_mesh()
+        sizes = dict(mesh.shape) if mesh is not None else {}
+        names = [name for entry in self.entries for name in _names(entry)]
+        if unknown := [name for name in names if name not in sizes]:
+            why = f"the mesh has the axes {', '.join(map(repr, sizes))}"
+            if not sizes:
+                why = "no mesh is set: use jax.set_mesh(mesh), or pass a NamedSharding"
+            raise StageError(f"place() got the mesh axis {unknown[0]!r}, but {why}")
+        manual = {*names} & {*getattr(_current_mesh(), "manual_axes", ())}
+        if manual:
+            raise StageError(
+                f"place() can't divide arrays along the mesh axis {sorted(manual)[0]!r} inside of "
+                "a shard_map over it, where every array is a shard already; call init() and "
+                "update() outside of shard_map"
+            )
+        return sizes
+
+    def put(self, x: Any) -> Any:
+        """The array, divided further; as it is where it can't be."""
+        entries = self.of_shape(np.shape(x)) if np.ndim(x) else None
+        if entries is None:
+            return x
+        if is_explicit(x):
+            return jax.sharding.reshard(x, PartitionSpec(*_both(spec_of(x), entries)))
+        if isinstance(x, Tracer):
+            return self._constrained(x, [_FREE if e is None else e for e in entries])
+        own = x.sharding if isinstance(x.sharding, NamedSharding) else None
+        mesh = own.mesh if own else self.mesh or jax.sharding.get_mesh()
+        spec = _both(own.spec if own else (), entries)
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def back(self, x: Array) -> Array:
+        """An array of the shape of the parameter, divided as the parameter is."""
+        entries = self.of_shape(np.shape(x))
+        if entries is None or not isinstance(x, Tracer) or is_explicit(x):
+            return x
+        return self._constrained(x, [_FREE if e is None else None for e in entries])
+
+    def _constrained(self, x: Array, spec: list[Any]) -> Array:
+        sharding: PartitionSpec | Sharding = PartitionSpec(*spec)
+        if _current_mesh() is None:
+            sharding = NamedSharding(self.mesh, sharding)
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+
+jax.tree_util.register_static(Placement)
+
+
+def _current_mesh() -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh is None or mesh.empty else mesh
+
+
+def _names(entry: Entry) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def _parts(entry: Entry, sizes: dict[str, int]) -> int:
+    return math.prod(sizes[name] for name in _names(entry))
+
+
+def _both(spec: Any, entries: tuple[Entry, ...]) -> list[Any]:
+    """A parameter's spec with further axes."""
+    own = (*spec, *(None for _ in entries[len(spec) :]))
+    for axis, (before, entry) in enumerate(zip(own, entries, strict=True)):
+        if before is not None and entry is not None and _names(before) != _names(entry):
+            raise StageError(
+                f"place() would divide axis {axis} along {entry!r}, and the parameter is divided "
+                f"there along {before!r} already; choose another axis by a function: "
+                f"place(opt, lambda path, shape: PartitionSpec(None, {entry!r}))"
+            )
+    return [y if y is not None else x for x, y in zip(own, entries, strict=True)]
