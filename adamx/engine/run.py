@@ -26,6 +26,7 @@ from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.links.stage import Stage
 from adamx.numerics import random
+from adamx.numerics.meshes import divided_along, free_axes, gathered, parts_along
 from adamx.numerics.shards import divided, number_of_shard, over_shards, refusal
 from adamx.trees.arrays import kind, kinds
 
@@ -106,7 +107,8 @@ Locate = Callable[..., Any]
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """Run the block on each array; for each, its output and the new slots of its stages."""
-    if not block.stacks or len(leaves) == 1 or not stacking_pays():
+    axes = free_axes() if block.stacks else ()
+    if not block.stacks or not (axes or (len(leaves) > 1 and stacking_pays())):
         return each(block, leaves, locate)
     signals: list[Any] = [leaf.signal for leaf in leaves]
     done: list[list[Slots]] = [[] for _ in leaves]
@@ -116,7 +118,10 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[
             leaf._replace(signal=signal, slots=leaf.slots[these], own=leaf.own[these])
             for leaf, signal in zip(leaves, signals, strict=True)
         ]
-        found = (stacked if part.stacks else each)(part, entering, locate)
+        if part.stacks:
+            found = stacked(part, entering, locate, axes)
+        else:
+            found = each(part, entering, locate)
         for i, (signal, slots) in enumerate(found):
             signals[i] = signal
             done[i] += slots
@@ -149,42 +154,83 @@ _MOST = 2**24
 
 
 def stacked(
-    block: Block, leaves: Sequence[Entering], locate: Locate
+    block: Block, leaves: Sequence[Entering], locate: Locate, axes: tuple[str, ...] = ()
 ) -> list[tuple[Any, list[Slots]]]:
-    """Arrays of one shape, dtype and kind in stacks."""
+    """Arrays of one shape, dtype and kind in stacks.
+
+    On a mesh with these axes, a stack is divided along them: each device runs the block on its
+    share of whole arrays, and the results are gathered.
+    """
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own))
         alike.setdefault((tree, tuple(map(kind, arrays)), leaf.shards), []).append(i)
     done: list[Any] = [None] * len(leaves)
-    for places in itertools.chain.from_iterable(_stacks(x, leaves) for x in alike.values()):
+    most = _MOST * parts_along(axes)
+    for places in itertools.chain.from_iterable(_stacks(x, leaves, most) for x in alike.values()):
         some = [leaves[i] for i in places]
-        if len(some) == 1:
+        if len(some) == 1 and not axes:
             done[places[0]] = each(block, some, locate)[0]
             continue
-        stack = jax.tree.map(lambda *x: jnp.stack(x), *((x.signal, x.slots, x.own) for x in some))
-        numbers = np.asarray([x.number for x in some], np.uint32) if block.numbered else None
-        run = jax.vmap(functools.partial(_advance, *_fixed(block, some[0])), axis_size=len(some))
-        made = locate(some[0].number, run, *stack, numbers)
-        for k, i in enumerate(places):
-            done[i] = jax.tree.map(lambda x, k=k: x[k], made)
+        for i, made in zip(
+            places, locate(some[0].number, _on_stack, block, some, axes), strict=True
+        ):
+            done[i] = made
     return done
 
 
-def _stacks(places: list[int], leaves: Sequence[Entering]) -> list[list[int]]:
+def _on_stack(block: Block, some: Sequence[Entering], axes: tuple[str, ...]) -> list[Any]:
+    """The results of a block for arrays of one kind, computed on their stack.
+
+    What a stage only hands on does not pass through the stack.
+    """
+    entering = [(x.signal, x.slots, x.own) for x in some]
+    handed: list[int | None] = []
+    tree: Any = None
+
+    def of_one(given: Any, number: Any) -> list[Any]:
+        nonlocal handed, tree
+        body = functools.partial(_through, *_fixed(block, some[0]))
+        made, tree = jax.tree.flatten(body(*given, number))
+        before = {id(x): i for i, x in enumerate(jax.tree.leaves(given))}
+        handed = [before.get(id(x)) for x in made]
+        return [x for x, place in zip(made, handed, strict=True) if place is None]
+
+    numbers = np.asarray([x.number for x in some], np.uint32) if block.numbered else None
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *entering)
+    count = len(some)
+    short = -count % parts_along(axes)
+    if axes:
+        stack, numbers = jax.tree.map(lambda x: _filled(x, short), (stack, numbers))
+        stack = jax.tree.map(lambda x: divided_along(x, axes), stack)
+    made = jax.vmap(of_one, axis_size=count + short)(stack, numbers)
+    if axes:
+        made = jax.tree.map(gathered, made)
+    results = []
+    for k in range(count):
+        own, new = jax.tree.leaves(entering[k]), iter([x[k] for x in made])
+        results.append(tree.unflatten(next(new) if i is None else own[i] for i in handed))
+    return results
+
+
+def _filled(x: Any, short: int) -> Any:
+    """A stack with ``short`` more copies of its last array."""
+    return jnp.concatenate([x, *[x[-1:]] * short]) if short else x
+
+
+def _stacks(places: list[int], leaves: Sequence[Entering], most: int) -> list[list[int]]:
     """The places of equal arrays, divided so that no stack is too large."""
     arrays = jax.tree.leaves(leaves[places[0]].signal)
-    count = max(1, _MOST // max(1, *(np.size(x) for x in arrays)))
+    count = max(1, most // max(1, *(np.size(x) for x in arrays)))
     return [places[i : i + count] for i in range(0, len(places), count)]
 
 
 def _fixed(block: Block, leaf: Entering) -> tuple[Any, ...]:
-    """The arguments of :func:`_advance` that are the same for all arrays of this kind."""
+    """The arguments of :func:`_through` that are the same for all arrays of this kind."""
     return block.stages, block.names, block.is_last, leaf.shards, block.numbers, block.steps
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _advance(
+def _through(
     static: Static,
     names: tuple[str, ...],
     is_last: bool,
@@ -228,6 +274,9 @@ def _advance(
                     f"{kind(signal.gradient)}, its slots are {kept or 'none'})"
                 ).within(stage=name) from error
         return signal.output if is_last else signal, done
+
+
+_advance = jax.jit(_through, static_argnums=(0, 1, 2, 3))
 
 
 def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from adamx.errors import StageError
-from adamx.numerics.meshes import is_explicit, spec_of
+from adamx.numerics.meshes import current_mesh, is_explicit, spec_of
 from adamx.numerics.types import Array
 
 __all__ = ["PLACE", "Entry", "Placement"]
@@ -60,7 +60,7 @@ class Placement:
     @property
     def sizes(self) -> dict[str, int]:
         """The lengths of the mesh's axes, checked to hold those of the entries."""
-        mesh = self.mesh if self.mesh is not None else _current_mesh()
+        mesh = self.mesh if self.mesh is not None else current_mesh()
         sizes = dict(mesh.shape) if mesh is not None else {}
         names = [name for entry in self.entries for name in _names(entry)]
         if unknown := [name for name in names if name not in sizes]:
@@ -68,7 +68,7 @@ class Placement:
             if not sizes:
                 why = "no mesh is set: use jax.set_mesh(mesh), or pass a NamedSharding"
             raise StageError(f"place() got the mesh axis {unknown[0]!r}, but {why}")
-        manual = {*names} & {*getattr(_current_mesh(), "manual_axes", ())}
+        manual = {*names} & {*getattr(current_mesh(), "manual_axes", ())}
         if manual:
             raise StageError(
                 f"place() can't divide arrays along the mesh axis {sorted(manual)[0]!r} inside of "
@@ -100,17 +100,12 @@ class Placement:
 
     def _constrained(self, x: Array, spec: list[Any]) -> Array:
         sharding: PartitionSpec | Sharding = PartitionSpec(*spec)
-        if _current_mesh() is None:
+        if current_mesh() is None:
             sharding = NamedSharding(self.mesh, sharding)
         return jax.lax.with_sharding_constraint(x, sharding)
 
 
 jax.tree_util.register_static(Placement)
-
-
-def _current_mesh() -> Any:
-    mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh is None or mesh.empty else mesh
 
 
 def _names(entry: Entry) -> tuple[str, ...]:

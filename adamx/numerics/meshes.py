@@ -8,6 +8,7 @@ and of the old state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,15 @@ from adamx.numerics.types import PyTree
 __all__ = [
     "automatic",
     "bare",
+    "current_mesh",
+    "divided_along",
     "divided_like",
+    "free_axes",
+    "gathered",
     "is_explicit",
     "is_on_host",
     "on_device",
+    "parts_along",
     "placed",
     "spec_of",
     "to_device",
@@ -102,6 +108,38 @@ def with_every_axis(x: Any) -> Any:
     if isinstance(x, Tracer) or not is_explicit(x) or len(x.sharding.spec) == x.ndim:
         return x
     return jax.device_put(x, NamedSharding(x.sharding.mesh, spec_of(x)))
+
+
+def current_mesh() -> Any:
+    """The mesh of ``jax.set_mesh``, or of the types of arrays; None without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh is None or mesh.empty else mesh
+
+
+def free_axes() -> tuple[str, ...]:
+    """The axes of the current mesh along which arrays may be divided by constraints."""
+    mesh = current_mesh()
+    if mesh is None:
+        return ()
+    taken = {*getattr(mesh, "manual_axes", ()), *_explicit_axes(mesh)}
+    return tuple(name for name, n in mesh.shape.items() if n > 1 and name not in taken)
+
+
+def parts_along(axes: tuple[str, ...]) -> int:
+    """Into how many parts an array is divided along these axes of the current mesh."""
+    return math.prod(current_mesh().shape[name] for name in axes) if axes else 1
+
+
+def divided_along(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The array, divided along its first axis, and whole along all others."""
+    rest = (None for _ in range(x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """The array, whole along its first axis, and divided along the others as XLA likes."""
+    free = (PartitionSpec.UNCONSTRAINED for _ in range(x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *free))
 
 
 def _explicit_axes(mesh: Any) -> tuple[str, ...]:
