@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import layout
 
 from adamx.errors import as_given
 from adamx.identity import ByValue
@@ -318,6 +319,7 @@ def _length(row: int, count: int) -> int:
 
 def _largest(x: UInt8[Array, "*rows row"], count: int) -> Exponents:
     """The largest element of each block."""
+    x = _row_major(x)
     *rows, row = x.shape
     length = _length(row, count)
     whole = row // length
@@ -333,7 +335,21 @@ def _fields(exponents: Exponents, row: int) -> Patterns:
     *rows, count = exponents.shape
     length = _length(row, count)
     blocks = jnp.broadcast_to(exponents[..., None], (*rows, count, length))
-    return blocks.reshape(*rows, count * length)[..., :row].astype(jnp.int32)
+    return _row_major(blocks.reshape(*rows, count * length)[..., :row]).astype(jnp.int32)
+
+
+def _row_major(x: Array) -> Array:
+    """The array, on TPUs in the layout of its rows.
+
+    XLA would choose another layout for blocks of 64, which are shorter than the 128 lanes of a
+    TPU, and transpose parameters, gradients and codes (``examples/benchmarks/tpu.py``).
+    """
+    if not hasattr(layout, "Layout"):  # JAX before 0.7
+        return x
+    order = layout.Layout(major_to_minor=tuple(range(x.ndim)))
+    return jax.lax.platform_dependent(
+        x, tpu=lambda x: layout.with_layout_constraint(x, order), default=lambda x: x
+    )
 
 
 def _exponents(x: Numbers, block_size: int, top: float, smallest: int) -> Exponents:
