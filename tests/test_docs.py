@@ -1,6 +1,7 @@
 """The documentation's pages: their examples run, and what they name exists."""
 
 import ast
+import contextlib
 import doctest
 import functools
 import itertools
@@ -44,7 +45,12 @@ def run_all(page, names, monkeypatch):
     module = types.ModuleType(page.stem.replace("-", "_"))
     vars(module).update(names)
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle finds its functions
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with contextlib.ExitStack() as after:
+        if hasattr(jax, "set_mesh"):  # of which a page may set one
+            set_mesh = jax.set_mesh
+            monkeypatch.setattr(jax, "set_mesh", lambda x: after.enter_context(set_mesh(x)))
+        after.enter_context(jax.numpy_dtype_promotion("standard"))
+        after.enter_context(jax.numpy_rank_promotion("allow"))
         for block in FENCE.finditer(text):
             run(block[1], page.name, text[: block.start()].count("\n") + 1, vars(module))
 

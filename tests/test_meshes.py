@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 import adamx
 from adamx.numerics import random
 from catalog import OPTIMISERS
+from test_docs import DOCS, run_all
 
 readings = sys.modules["adamx.wrappers.watch"]._readings
 
@@ -378,6 +380,27 @@ def test_a_placed_optimiser_can_be_written():
     assert made[0] == made[1]
     with pytest.raises(TypeError, match="can't be written as JSON"):
         adamx.to_config(made[0])
+
+
+@needs_eight_devices
+def test_matrices_are_divided_over_the_mesh_and_no_product_needs_a_collective():
+    params = {f"w{i}": jnp.asarray(RANDOM.normal(size=(16, 16)), jnp.float32) for i in range(12)}
+    opt = adamx.muon(RATE)
+    expected = opt.update(params, opt.init(params), params)[0]
+    for kind, spec in itertools.product(MESHES, (P(), P("x"), P(None, "x"))):
+        with mesh_of(kind, (8,), ("x",)) as mesh:
+            own = jax.device_put(params, NamedSharding(mesh, spec))
+            state = jax.jit(opt.init)(own)
+            compiled = jax.jit(opt.update).lower(own, state, own).compile()
+            for name, x in compiled(own, state, own)[0].items():
+                np.testing.assert_array_equal(np.asarray(x), np.asarray(expected[name]))
+        assert not re.search(r" (while|call)\(.*(all-reduce|all-gather)", compiled.as_text())
+        assert len(re.findall(r"all-(gather|reduce)\(", compiled.as_text())) <= 1
+
+
+@needs_eight_devices
+def test_the_page_runs_on_eight_devices(monkeypatch):
+    run_all(DOCS / "devices.md", {}, monkeypatch)
 
 
 # Sizes
