@@ -75,13 +75,12 @@ def whole(mesh: Mesh, _: Any = None) -> NamedSharding:
 
 
 def layout_of(state: TrainState, layout: str, mesh: Mesh) -> TrainState:
-    """The sharding of every array of the training."""
-    of_params = divided if layout == "fsdp" else whole
-    of_slots = whole if layout == "data" else divided
+    """The sharding of every array of the training; None where the optimiser decides."""
+    of_arrays = partial(divided if layout == "fsdp" else whole, mesh)
     return state.replace(
         step=whole(mesh),
-        params=jax.tree.map(partial(of_params, mesh), state.params),
-        opt_state=jax.tree.map(partial(of_slots, mesh), state.opt_state),
+        params=jax.tree.map(of_arrays, state.params),
+        opt_state=None if layout == "zero1" else jax.tree.map(of_arrays, state.opt_state),
     )
 
 
@@ -143,6 +142,8 @@ def train(options: argparse.Namespace) -> None:
     dataset = data.load()
     model = Classifier()
     opt = optimiser(options.optimiser, options.learning_rate, options.quantize)
+    if options.layout == "zero1":
+        opt = adamx.place(opt, NamedSharding(mesh, PartitionSpec("data")), min_size=1024)
 
     def create(key: jax.Array) -> TrainState:
         params = model.init(key, dataset.train_images[:1])

@@ -383,6 +383,33 @@ def test_a_placed_optimiser_can_be_written():
 
 
 @needs_eight_devices
+@pytest.mark.parametrize("kind", MESHES)
+def test_a_state_is_restored_in_another_placement(kind):
+    """From one device to every placement, from parameters and from their shapes, and back."""
+    saved = jax.device_get(stepped(adamx.adam(RATE), LARGE, adamx.adam(RATE).init(LARGE))[1][-1])
+    opt = nearest(adamx.adam(RATE))
+    encoded, _ = adamx.restore_state(saved, opt, LARGE)
+    with mesh_of(kind) as mesh:
+        whole = NamedSharding(mesh, P())
+        params = jax.device_put(LARGE, whole)
+        for like in (params, jax.tree.map(lambda x: shaped(x, whole), LARGE)):
+            for where in ("z", "host"):
+                placed = adamx.place(opt, where, min_size=64)
+                state, _ = adamx.restore_state(saved, placed, like)
+                made = placed.init(params)
+                for x, y, z in zip(*map(jax.tree.leaves, (state, made, encoded)), strict=True):
+                    assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+                    assert x.sharding.memory_kind == y.sharding.memory_kind
+                    np.testing.assert_array_equal(np.asarray(x), np.asarray(z))
+                back, _ = adamx.restore_state(state, opt, LARGE)
+                jax.tree.map(np.testing.assert_array_equal, back, encoded)
+
+
+def shaped(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+@needs_eight_devices
 def test_matrices_are_divided_over_the_mesh_and_no_product_needs_a_collective():
     params = {f"w{i}": jnp.asarray(RANDOM.normal(size=(16, 16)), jnp.float32) for i in range(12)}
     opt = adamx.muon(RATE)

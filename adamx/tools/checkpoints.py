@@ -18,6 +18,7 @@ from adamx.links.link import Link
 from adamx.links.naming import names
 from adamx.links.observer import Observer
 from adamx.links.stage import Stage
+from adamx.numerics.meshes import bare
 from adamx.numerics.types import PyTree, State
 from adamx.states.reading import copied, the_state
 from adamx.trees.arrays import kind
@@ -562,7 +563,7 @@ def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[C
         if (same := _alike(own, kept)) is not None:
             return same
         assert isinstance(link, Stage)
-        wanted = jax.eval_shape(lambda x: unpacked(x, {**link.forms, **forms}), own)
+        wanted = jax.eval_shape(lambda x: unpacked(x, {**link.forms, **forms}), bare(own))
         values = unpacked(kept, forms) if is_packed(kept) else jnp.asarray(kept)
         _check_shape(values, wanted)
         return link.packed(place[0], values)
