@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -176,6 +177,35 @@ def test_a_shard_below_min_size_is_quantized_as_the_whole_array_is():
     in_shards(step, (specs, of_state, specs), specs)(PARAMS, opt.init(PARAMS), GRADS[0])
 
 
+@needs_eight_devices
+def test_without_parameters_slots_tell_what_is_divided_or_it_is_an_error():
+    def first(opt):
+        return lambda params, grads: opt.update(grads, opt.init(params))[0]
+
+    opt = adamx.chain(adamx.adam(RATE), adamx.clip_by_global_norm(1e-3))
+    expected = jax.jit(first(opt))(PARAMS, GRADS[0])
+    assert_close(in_shards(first(opt), (ROWS, ROWS), ROWS)(PARAMS, GRADS[0]), expected)
+    opt = adamx.chain(adamx.clip_by_global_norm(0.1), adamx.sgd(1.0))
+    with pytest.raises(adamx.StageError, match="called without parameters, and no slot tells"):
+        in_shards(first(opt), (ROWS, ROWS), ROWS).lower(PARAMS, GRADS[0])
+
+
+@needs_eight_devices
+def test_an_ensemble_on_several_devices_is_not_one_array():
+    opt = adamx.across((), adamx.lamb(RATE))
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *GRADS, GRADS[0])
+    each = in_shards(jax.vmap(training(opt)), (P("x"), P("x")), P("x"))(stack, stack)
+    assert_close(each, jax.vmap(training(opt))(stack, stack))
+
+
+def test_vmap_over_shards_with_a_name():
+    opt = adamx.across("x", adamx.lamb(RATE))
+    params, grads = ({"w": x["w"]} for x in (PARAMS, GRADS[0]))
+    halves = [{"w": jnp.stack(jnp.split(x["w"], 2))} for x in (params, grads)]
+    found = jax.vmap(training(opt), axis_name="x")(*halves)
+    assert_close(found["w"].reshape(8, 16), training(adamx.lamb(RATE))(params, grads)["w"])
+
+
 # Meshes outside shard_map
 
 MESHES = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
@@ -276,6 +306,54 @@ def test_no_block_is_gathered(kind, spec, codec, row):
     assert not re.search("all-gather|all-to-all|collective-permute", compiled.as_text())
 
 
+@needs_eight_devices
+@pytest.mark.parametrize("name", ["muon", "int8", "adamw"])
+def test_the_mesh_of_explicit_types_needs_not_be_set(name):
+    opt = ON_MESHES[name](RATE)
+    expected = alone(opt)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    params = over(mesh, LARGE, {"w": P("x"), "v": P(None, "y"), "b": P()})
+    assert_close(stepped(opt, params, opt.init(params))[0], expected, tol=1e-3)
+    placed = adamx.place(opt, NamedSharding(mesh, P("y")), min_size=64)
+    params = jax.device_put(LARGE, NamedSharding(mesh, P()))
+    state = placed.init(params)
+    assert adamx.memory_usage(state).device_bytes < 0.8 * adamx.memory_usage(state).bytes
+    assert_close(stepped(placed, params, state)[0], expected, tol=1e-3)
+
+
+@needs_eight_devices
+def test_shard_map_over_one_axis_of_an_explicit_mesh():
+    opt = adamx.lamb(RATE)
+    with mesh_of("explicit", (2, 4), ("x", "y")):
+        params, grads = (jax.device_put(x, P()) for x in (PARAMS, GRADS[0]))
+        run = jax.shard_map(training(opt), in_specs=P(), out_specs=P(), axis_names={"x"})
+        found = jax.jit(run)(params, grads)
+    assert_close(found, training(opt)(PARAMS, GRADS[0]))
+
+
+def test_init_of_captured_parameters_inside_jit():
+    params = jax.device_put({"w": jnp.ones(4)}, jax.devices()[0])
+    state = jax.jit(lambda rate: adamx.adam(rate).init(params))(0.1)
+    jax.tree.map(np.testing.assert_array_equal, state, adamx.adam(0.1).init(params))
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("kind", MESHES)
+def test_nnx_trains_quantized_on_a_mesh(kind):
+    with mesh_of(kind, (8,), ("x",)):
+        model = nnx.Linear(64, 64, rngs=nnx.Rngs(0))
+        opt = adamx.place(nearest(adamx.adamw(RATE)), "x", min_size=64)
+        optimizer = nnx.Optimizer(model, opt, wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model, optimizer):
+            grads = nnx.grad(lambda model: jnp.mean(model(jnp.ones((4, 64))) ** 2))(model)
+            optimizer.update(model, grads)
+
+        step(model, optimizer)
+        assert adamx.memory_usage(optimizer).device_bytes < adamx.memory_usage(optimizer).bytes
+
+
 # Placements
 
 PLACED = {
@@ -350,7 +428,7 @@ def test_what_can_not_be_placed():
         with pytest.raises(adamx.StageError, match="'data', but the mesh has the axes 'x'"):
             adamx.place(adamx.adam(RATE), "data", min_size=2).init(LARGE)
         divided = jax.device_put(LARGE["w"], NamedSharding(mesh, P("x")))
-        assert opt.init(divided)["scale_by_rms"]["nu"].sharding.spec == P("x", None)
+        assert opt.init(divided)["scale_by_rms"]["nu"].sharding.spec[0] == "x"
     with mesh_of("automatic") as mesh:
         divided = jax.device_put(LARGE["w"], NamedSharding(mesh, P("y")))
         with pytest.raises(adamx.StageError, match="divided there along 'y' already"):
@@ -365,8 +443,19 @@ def test_what_can_not_be_placed():
     bad = adamx.place(adamx.adam(RATE), lambda path, shape: 3, min_size=2)
     with pytest.raises(adamx.StageError, match=r"function of place.* returned 3"):
         bad.init(LARGE)
-    for where in (None, 3, ("x", 1)):
-        with pytest.raises(TypeError, match="place\\(\\) takes the name of a mesh axis"):
+    with pytest.raises(adamx.StageError, match="each entry is the name of a mesh axis"):
+        adamx.place(adamx.adam(RATE), lambda path, shape: P(3), min_size=2).init(LARGE)
+    with mesh_of("automatic", (8,), ("x",)) as mesh:
+        divided = jax.device_put(LARGE["w"], NamedSharding(mesh, P(None, "x")))
+        assert opt.init(divided)["scale_by_rms"]["nu"].sharding.spec == P(None, "x")
+        by_rows = adamx.place(adamx.adam(RATE), lambda path, shape: P("x", None), min_size=2)
+        with pytest.raises(adamx.StageError, match="along which axis 1 of the parameter is"):
+            by_rows.init(divided)
+    with pytest.raises(ValueError, match="min_size must be a whole number"):
+        adamx.place(adamx.adam(RATE), "x", min_size=0)
+    on_host = NamedSharding(mesh, P("x"), memory_kind="pinned_host")
+    for where in (None, 3, ("x", 1), ("x", "x"), mesh, dict, on_host):
+        with pytest.raises(TypeError, match=r"place\(\) takes "):
             adamx.place(adamx.adam(RATE), where)
 
 
@@ -403,6 +492,17 @@ def test_a_state_is_restored_in_another_placement(kind):
                     np.testing.assert_array_equal(np.asarray(x), np.asarray(z))
                 back, _ = adamx.restore_state(state, opt, LARGE)
                 jax.tree.map(np.testing.assert_array_equal, back, encoded)
+
+
+def test_what_is_on_the_host_is_read():
+    opt = adamx.place(adamx.schedule_free_adamw(RATE), "host", min_size=2)
+    state = opt.init(LARGE)
+    jax.tree.map(
+        np.testing.assert_array_equal, adamx.schedule_free_eval_params(state, LARGE), LARGE
+    )
+    opt = adamx.place(nearest(adamx.adamw(RATE)), "host", min_size=2)
+    for read in (adamx.dequantize, jax.jit(adamx.dequantize, static_argnums=1)):
+        assert jax.tree.leaves(read(opt.init(LARGE), "nu"))[0].sharding.memory_kind == "device"
 
 
 def shaped(x, sharding):

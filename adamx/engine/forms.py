@@ -84,7 +84,7 @@ class Form:
         start = self.start(shape, dtype, shards)
         if start is _UNKNOWN or _form(start) == _form(kept):
             return
-        self._check_packing(start, kept)
+        self._check_packing(start, kept, shards)
         if not _is_plain(kept) and jax.tree.structure(start) != jax.tree.structure(kept):
             raise ValueError  # not a slot of this parameter, but a tree of several
         others = [
@@ -114,7 +114,7 @@ class Form:
         same = jax.tree.structure(start) == jax.tree.structure(kept)
         if same and _shapes(start) == _shapes(kept):
             return
-        self._check_packing(start, kept)
+        self._check_packing(start, kept, shards)
         if same:
             self._fail(
                 f"is {kinds(kept)} in the state, where init() makes {kinds(start)}. {_REMEDY}"
@@ -131,7 +131,7 @@ class Form:
                 "adamx.restore_state(state, opt, params)"
             )
 
-    def _check_packing(self, start: PyTree, kept: PyTree) -> None:
+    def _check_packing(self, start: PyTree, kept: PyTree, shards: tuple[str, ...]) -> None:
         """Check that two slots that differ are not packed; the error names the difference."""
         if not forms_of(start) | forms_of(kept):
             return
@@ -143,6 +143,12 @@ class Form:
             self._fail(
                 f"is kept {held} in the state, but {wanted} by this chain. Convert the state with "
                 "adamx.restore_state(state, opt, params)"
+            )
+        if shards:
+            self._fail(
+                f"is {kinds(kept)} in the state, and for a shard {Slot.of(self.first).form} makes "
+                f"{kinds(start)}: a row that is divided into short parts has blocks of its own. "
+                "Make the state inside shard_map, too, or divide another axis"
             )
         self._fail(
             f"is {kinds(kept)} in the state, where {Slot.of(self.first).form or 'init()'} makes "

@@ -77,9 +77,17 @@ def rules_of(stages: Sequence[Stage]) -> list[Rule]:
 
 
 def shards_of(axes: frozenset[str], links: Iterable[Link]) -> tuple[str, ...]:
-    """The mesh axes along which a parameter is divided: those of its type, and those named."""
-    named = {axis for link in links for x in link.around for axis in x.shards}
-    return tuple(sorted(axes.union(bound(named)) if named else axes))
+    """The mesh axes along which a parameter is divided: those that a wrapper names, or its type."""
+    named = [x.shards for link in links for x in link.around if x.shards is not None]
+    if not named:
+        return tuple(sorted(axes))
+    return bound(axis for own in named for axis in own)
+
+
+def _is_wide(stage: Stage) -> bool:
+    """Whether a stage uses more than the elements at the same place."""
+    rule = stage.at(np.int32(0)).rule(hyper.clock_dtype())
+    return rule.reach != "element" or rule.global_sum is not None
 
 
 class _Waiting(NamedTuple):
@@ -138,6 +146,8 @@ class Row:
         # Inside shard_map, the mesh axes along which each parameter differs between devices.
         known = self.gradients if self.params is None else self.params
         self.axes = [frozenset[str]() if is_missing(x) else axes_of(x) for x in known]
+        if self.params is None and any(self.axes):
+            self.axes = [x & y for x, y in zip(self.axes, self.axes_of_slots(), strict=True)]
         # The shapes of the signals at the place of the next stage, from which its slots start.
         self.wholes: list[Any] = list(self.gradients if self.params is None else self.params)
         self.places = self.wholes
@@ -168,6 +178,23 @@ class Row:
                 rule = link.at(self.state["count"]).rule(hyper.clock_dtype())
                 found += [kept[slot] for slot in rule.slots if slot in kept]
         return found
+
+    def axes_of_slots(self) -> list[frozenset[str]]:
+        """Inside shard_map, without parameters: the mesh axes of each parameter's slots."""
+        try:
+            columns = [self.tree.flatten_up_to(slot) for slot in self.slots()]
+        except (ValueError, TypeError):  # slots of other parameters; an error where they are used
+            return [frozenset()] * len(self.gradients)
+        wide = any(not isinstance(x, Stage) or _is_wide(x) for x in self.named.values())
+        for i, axes in enumerate(self.axes):
+            alike = (x for column in columns for x in jax.tree.leaves(column[i]))
+            if axes and wide and not any(np.ndim(x) for x in alike):
+                raise StageError(
+                    "inside shard_map, update() was called without parameters, and no slot tells "
+                    "whether this parameter is divided over devices; call "
+                    "update(grads, state, params)"
+                ).within(parameter=path_of(self.tree, i))
+        return [axes_of([column[i] for column in columns]) for i in range(len(self.gradients))]
 
     def links(self) -> Iterator[tuple[str, Link, list[bool] | None]]:
         """Every link's name, the link, and which parameters it applies to."""
@@ -227,8 +254,7 @@ class Row:
 
     def shards(self, i: int, links: Iterable[Link], slots: list[Slots]) -> tuple[str, ...]:
         """The mesh axes along which a parameter is divided, of which this device has a shard."""
-        axes = axes_of(slots) if self.params is None and self.axes[i] else self.axes[i]
-        return shards_of(axes, links)
+        return shards_of(self.axes[i], links)
 
     def own(self, name: str, i: int, rule: Rule) -> Any:
         """The numbers of one parameter for a rule."""

@@ -168,15 +168,23 @@ def stacked(
     done: list[Any] = [None] * len(leaves)
     most = _MOST * parts_along(axes)
     for places in itertools.chain.from_iterable(_stacks(x, leaves, most) for x in alike.values()):
-        some = [leaves[i] for i in places]
-        if len(some) == 1 and not axes:
-            done[places[0]] = each(block, some, locate)[0]
-            continue
-        for i, made in zip(
-            places, locate(some[0].number, _on_stack, block, some, axes), strict=True
-        ):
-            done[i] = made
+        some, own = [leaves[i] for i in places], _filling(axes, len(places))
+        if len(some) == 1 or not (own or stacking_pays()):
+            made = each(block, some, locate)
+        else:
+            made = locate(some[0].number, _on_stack, block, some, own)
+        for i, of_one in zip(places, made, strict=True):
+            done[i] = of_one
     return done
+
+
+def _filling(axes: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Those of the axes along which a stack of this length is divided without idle devices."""
+    chosen: tuple[str, ...] = ()
+    for axis in axes:
+        if parts_along((*chosen, axis)) <= count:
+            chosen = (*chosen, axis)
+    return chosen
 
 
 def _on_stack(block: Block, some: Sequence[Entering], axes: tuple[str, ...]) -> list[Any]:
@@ -202,7 +210,8 @@ def _on_stack(block: Block, some: Sequence[Entering], axes: tuple[str, ...]) -> 
     short = -count % parts_along(axes)
     if axes:
         stack, numbers = jax.tree.map(lambda x: _filled(x, short), (stack, numbers))
-        stack = jax.tree.map(lambda x: divided_along(x, axes), stack)
+        # In two steps: dividing the stack while it is made would exchange parts of each array.
+        stack = jax.tree.map(lambda x: divided_along(gathered(x), axes), stack)
     made = jax.vmap(of_one, axis_size=count + short)(stack, numbers)
     if axes:
         made = jax.tree.map(gathered, made)

@@ -18,7 +18,7 @@ from adamx.links.naming import names
 from adamx.links.observer import nothing
 from adamx.links.order import check_order
 from adamx.links.stage import Stage, joined
-from adamx.numerics.meshes import placed, with_every_axis
+from adamx.numerics.meshes import is_explicit, placed, with_every_axis
 from adamx.numerics.shards import axes_of, divided, varying
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned
@@ -43,7 +43,8 @@ def init(links: Sequence[Link], params: PyTree) -> State:
         after = jax.eval_shape(functools.partial(_glance, links, tree), leaves, blank)
         seen = {name: after[name] for name in beginning.observers}
         beginning.state |= jax.tree.map(lambda x: beginning.put(nothing(x.shape, x.dtype)), seen)
-    return jax.tree.map(with_every_axis, _varying(links, tree, leaves, beginning.state))
+    state = _varying(links, tree, leaves, beginning.state)
+    return jax.tree.map(with_every_axis, state) if any(map(is_explicit, leaves)) else state
 
 
 class Beginning:

@@ -66,7 +66,8 @@ class Around(ByValue):
             of all wrappers that do not, so that packed slots are moved.
         per_parameter: whether it differs between parameters (:meth:`of_parameter`).
         label: if it selects, the name of the group: links are called ``stage@label``.
-        shards: inside ``shard_map``, the mesh axes along which parameters inside are divided.
+        shards: inside ``shard_map``, the mesh axes along which parameters inside are divided; None
+            if their types tell.
     """
 
     axes: ClassVar[dict[str, type[Around]]] = {}
@@ -79,7 +80,7 @@ class Around(ByValue):
     places: ClassVar[bool] = False
     per_parameter: ClassVar[bool] = False
     label: str = ""
-    shards: tuple[str, ...] = ()
+    shards: tuple[str, ...] | None = None
 
     def __init_subclass__(cls, axis: str = "", **kwargs: Any):
         super().__init_subclass__(**kwargs)

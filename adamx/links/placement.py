@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from adamx.errors import StageError
-from adamx.numerics.meshes import current_mesh, is_explicit, spec_of
+from adamx.numerics.meshes import current_mesh, free_axes, is_explicit, spec_of
 from adamx.numerics.types import Array
 
 __all__ = ["PLACE", "Entry", "Placement"]
@@ -80,16 +80,42 @@ class Placement:
     def put(self, x: Any) -> Any:
         """The array, divided further; as it is where it can't be."""
         entries = self.of_shape(np.shape(x)) if np.ndim(x) else None
-        if entries is None:
+        if entries is None or self.is_done(x, entries):
             return x
-        if is_explicit(x):
-            return jax.sharding.reshard(x, PartitionSpec(*_both(spec_of(x), entries)))
+        names = {name for entry in entries for name in _names(entry)}
+        if is_explicit(x) and not names & {*free_axes()}:
+            mesh = jax.typeof(x).sharding.mesh if isinstance(x, Tracer) else x.sharding.mesh
+            spec = PartitionSpec(*_both(spec_of(x), entries))
+            return jax.sharding.reshard(x, NamedSharding(mesh, spec))
         if isinstance(x, Tracer):
             return self._constrained(x, [_FREE if e is None else e for e in entries])
         own = x.sharding if isinstance(x.sharding, NamedSharding) else None
         mesh = own.mesh if own else self.mesh or jax.sharding.get_mesh()
         spec = _both(own.spec if own else (), entries)
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def is_done(self, x: Any, entries: tuple[Entry, ...]) -> bool:
+        """Whether the array is divided along these mesh axes already, which its type may tell.
+
+        Raises:
+            StageError: if it is, but along another axis of the array than a function says.
+        """
+        sharding = jax.typeof(x).sharding if is_explicit(x) else getattr(x, "sharding", None)
+        spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
+        if isinstance(x, Tracer) and not is_explicit(x):
+            return False
+        used = {name: axis for axis, entry in enumerate(spec) for name in _names(entry)}
+        for axis, entry in enumerate(entries):
+            for name in _names(entry):
+                if name in used and self.bound and used[name] != axis:
+                    raise StageError(
+                        f"place() would divide axis {axis} along the mesh axis {name!r}, along "
+                        f"which axis {used[name]} of the parameter is divided already; return None "
+                        "for this parameter, or the name of another mesh axis"
+                    )
+                if name in used:
+                    return True
+        return False
 
     def back(self, x: Array) -> Array:
         """An array of the shape of the parameter, divided as the parameter is."""
@@ -101,7 +127,7 @@ class Placement:
     def _constrained(self, x: Array, spec: list[Any]) -> Array:
         sharding: PartitionSpec | Sharding = PartitionSpec(*spec)
         if current_mesh() is None:
-            sharding = NamedSharding(self.mesh, sharding)
+            sharding = NamedSharding(Mesh(self.mesh.devices, self.mesh.axis_names), sharding)
         return jax.lax.with_sharding_constraint(x, sharding)
 
 
@@ -123,7 +149,7 @@ def _both(spec: Any, entries: tuple[Entry, ...]) -> list[Any]:
         if before is not None and entry is not None and _names(before) != _names(entry):
             raise StageError(
                 f"place() would divide axis {axis} along {entry!r}, and the parameter is divided "
-                f"there along {before!r} already; choose another axis by a function: "
-                f"place(opt, lambda path, shape: PartitionSpec(None, {entry!r}))"
+                f"there along {before!r} already; choose another axis of the array by a function "
+                "that returns a PartitionSpec, such as PartitionSpec(None, 'data')"
             )
     return [y if y is not None else x for x, y in zip(own, entries, strict=True)]

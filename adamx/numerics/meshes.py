@@ -8,8 +8,9 @@ and of the old state.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -40,20 +41,23 @@ __all__ = [
 
 
 def placed(array: Any, sharding: Any) -> Any:
-    """The array on these devices; each of several processes gives its own part of it.
+    """A copy of the array on these devices; each of several processes gives its own part of it.
 
     ``jax.device_put`` would compare the arrays of all processes, in which NaN differs from NaN.
     """
-    local = not isinstance(array, jax.Array) or array.is_fully_addressable
+    is_known = isinstance(array, jax.Array) and not isinstance(array, Tracer)
+    local = not isinstance(array, jax.Array) or (is_known and array.is_fully_addressable)
     if sharding.is_fully_addressable or not local:
-        return jax.device_put(array, sharding)
+        return jax.device_put(array, sharding, may_alias=False if is_known else None)
     own = np.asarray(array)
     return jax.make_array_from_callback(own.shape, sharding, lambda index: own[index])
 
 
 def is_on_host(x: Any) -> bool:
     """Whether an array is in the host's memory, where its device has one of its own."""
-    sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    if isinstance(x, Tracer):
+        return hasattr(jax, "memory") and jax.typeof(x).memory_space == jax.memory.Space.Host
+    sharding = getattr(x, "sharding", None)
     if not isinstance(sharding, Sharding):
         return False
     usual = next(iter(sharding.device_set)).default_memory().kind
@@ -153,21 +157,38 @@ def automatic(function: Callable[..., Any], given: tuple[Any, ...], specs: PyTre
         function: a function of pytrees.
         given: its arguments.
         specs: a function without arguments that gives the ``PartitionSpec`` of every result, as
-            a tree like the results.
+            a tree with the leaves of the results.
     """
     leaves, tree = jax.tree.flatten(given)
     places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
-    if not any(is_explicit(leaves[i]) for i in places):
+    explicit = [leaves[i] for i in places if is_explicit(leaves[i])]
+    if not explicit or not hasattr(jax.sharding, "auto_axes"):  # JAX 0.6 has none
         return function(*given)
+    made: list[Any] = []
 
-    def inside(*arrays: jax.Array) -> Any:
+    def inside(*arrays: jax.Array) -> list[Any]:
         filled = list(leaves)
         for i, x in zip(places, arrays, strict=True):
             filled[i] = x
-        return function(*tree.unflatten(filled))
+        found, structure = jax.tree.flatten(function(*tree.unflatten(filled)))
+        made.append(structure)
+        return found
 
-    arrays = [leaves[i] for i in places]
-    return jax.sharding.auto_axes(inside, out_sharding=specs())(*arrays)
+    with _within(jax.typeof(explicit[0]).sharding.mesh):
+        axes = _explicit_axes(current_mesh())
+        run = jax.sharding.auto_axes(inside, axes=axes, out_sharding=jax.tree.leaves(specs()))
+        found: Any = run(*(leaves[i] for i in places))
+    return jax.tree.unflatten(made[-1], found)
+
+
+@contextlib.contextmanager
+def _within(mesh: Any) -> Iterator[None]:
+    """The mesh of the types of arrays, as the current one, if none is set."""
+    if current_mesh() is not None:
+        yield
+        return
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield
 
 
 def divided_like(x: Any, shape: tuple[int, ...]) -> PartitionSpec:

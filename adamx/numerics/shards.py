@@ -177,10 +177,16 @@ def over_shards(tree: PyTree, axes: tuple[str, ...]) -> PyTree:
     for i, x in enumerate(leaves):
         alike.setdefault((jnp.shape(x), jnp.result_type(x)), []).append(i)
     for places in alike.values():
-        stacked = jnp.stack([varying(jnp.asarray(leaves[i]), axes) for i in places])
+        stacked = jnp.stack([varying(jnp.asarray(leaves[i]), _of_mesh(axes)) for i in places])
         for i, x in zip(places, jax.lax.psum(stacked, axes), strict=True):
             leaves[i] = x
     return structure.unflatten(leaves)
+
+
+def _of_mesh(axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the axes that belong to a mesh, and not to ``vmap`` or ``pmap``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in axes if axis in getattr(mesh, "manual_axes", axes))
 
 
 def number_of_shard(axes: tuple[str, ...]) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.errors import StageError, described
-from adamx.numerics.meshes import placed
+from adamx.numerics.meshes import on_device, placed
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.packed import is_packed
 from adamx.trees.paths import place_of, plain
@@ -254,7 +254,7 @@ def stages_named(tree: PyTree, name: str, keys: Iterable[str], made_by: str) -> 
                 f"{full!r} in the state was not made by {made_by}, which keeps "
                 f"{' and '.join(keys)}; it holds {held}"
             )
-        kept[full] = Kept(dict(entry), np.ndim(x.state["count"]))
+        kept[full] = Kept(jax.tree.map(on_device, dict(entry)), np.ndim(x.state["count"]))
     return kept
 
 
@@ -313,8 +313,6 @@ def copied(array: Any, like: Any = None) -> Array:
     """
     sharding = getattr(like, "sharding", None)
     committed = sharding is not None and getattr(like, "committed", True)
-    if isinstance(array, jax.Array) or not committed:
-        array = jnp.array(array, copy=True)
-    else:
-        array = np.array(array)
-    return placed(array, sharding) if committed else array
+    if not committed:
+        return jnp.array(array, copy=True)
+    return placed(array if isinstance(array, jax.Array) else np.array(array), sharding)

@@ -558,6 +558,7 @@ def _listed(names: Iterable[str], most: int = 8) -> str:
 
 def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[Codec, ...]) -> Any:
     """The saved value in the format of the chain."""
+    kept = _within_reach(kept, own)
     forms = {codec.name: codec.unpack for codec in codecs}
     if is_packed(own):
         if (same := _alike(own, kept)) is not None:
@@ -581,6 +582,22 @@ def _value(own: Any, kept: Any, link: Link | None, place: Place, codecs: tuple[C
             "saved array"
         )
     return kept
+
+
+def _within_reach(kept: Any, own: Any) -> Any:
+    """The saved arrays, in NumPy if they are on other devices than those of the chain."""
+    here = {frozenset(x.device_set) for x in map(_sharding, jax.tree.leaves(own)) if x is not None}
+
+    def of_one(x: Any) -> Any:
+        there = _sharding(x)
+        is_far = there is not None and here and frozenset(there.device_set) not in here
+        return np.asarray(x) if is_far and x.is_fully_addressable else x
+
+    return jax.tree.map(of_one, kept)
+
+
+def _sharding(x: Any) -> Any:
+    return x.sharding if isinstance(x, jax.Array) else None
 
 
 def _alike(own: Any, kept: Any) -> Any:

@@ -26,12 +26,17 @@ def across(
     sums of an array are then summed over its shards, sums over all parameters too, and the shards
     get different random bits. A shard's type names the mesh axes along which it is divided, so
     ``across`` is not needed. It is with ``shard_map(…, check_vma=False)`` and in ``pmap``, where
-    types do not tell, and every parameter would be taken for a whole one.
+    types do not tell, and every parameter would be taken for a whole one. Put it around the whole
+    chain, clipping included.
 
-    Outside of ``shard_map`` and ``pmap``, it changes nothing.
+    It also says the opposite: ``across((), opt)`` takes parameters for whole ones whose types vary
+    because each device trains its own (an ensemble, or local steps between averages).
+
+    What it says of a parameter counts, not the type. Outside of ``shard_map`` and ``pmap``, it
+    changes nothing.
 
     Args:
-        axes: the name of a mesh axis, or several.
+        axes: the name of a mesh axis, or several; ``()`` for parameters that are not divided.
         opt: a chain or a recipe, for these and all other parameters.
         selector: the divided parameters, see :func:`adamx.where`.
 
@@ -50,7 +55,7 @@ def across(
     Array([-0.354, -0.354], dtype=float32)
     """
     names = (axes,) if isinstance(axes, str) else axes
-    if not isinstance(names, tuple) or not names or not all(isinstance(x, str) for x in names):
+    if not isinstance(names, tuple) or not all(isinstance(x, str) for x in names):
         raise TypeError(
             f"across(): axes must be the name of a mesh axis or a tuple of names, got "
             f"{as_given(axes)}"

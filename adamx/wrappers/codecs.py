@@ -344,9 +344,8 @@ def _row_major(x: Array) -> Array:
     XLA would choose another layout for blocks of 64, which are shorter than the 128 lanes of a
     TPU, and transpose parameters, gradients and codes (``examples/benchmarks/tpu.py``).
     """
-    if not hasattr(layout, "Layout"):  # JAX before 0.7
-        return x
-    order = layout.Layout(major_to_minor=tuple(range(x.ndim)))
+    kind = getattr(layout, "DeviceLocalLayout", layout.Layout)  # its name in JAX 0.6
+    order = kind(major_to_minor=tuple(range(x.ndim)))
     return jax.lax.platform_dependent(
         x, tpu=lambda x: layout.with_layout_constraint(x, order), default=lambda x: x
     )

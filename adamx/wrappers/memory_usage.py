@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 
 from adamx.errors import described
-from adamx.numerics.meshes import bare, is_on_host
+from adamx.numerics.meshes import bare, is_on_host, on_device
 from adamx.numerics.types import PyTree
 from adamx.states.reading import filled, find, merged
 from adamx.trees.packed import form_of, is_packed, unpacked
@@ -210,7 +210,9 @@ def dequantize(
         raise ValueError(f"several stages have a slot {slot!r}; name one of {', '.join(named)}")
 
     def of_one(x: Any) -> Any:
-        return unpacked(x, {codec.name: codec.unpack for codec in codecs}) if is_packed(x) else x
+        if is_packed(x):
+            return unpacked(x, {codec.name: codec.unpack for codec in codecs})
+        return on_device(x)
 
     values = merged(
         {label: jax.tree.map(of_one, kept, is_leaf=is_packed) for label, kept in named.items()}

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation
 from adamx.core.transformation import links_of
@@ -48,8 +48,9 @@ def place(
     state shows how many bytes a device has.
 
     Args:
-        opt: a chain or a recipe. The state of an Optax transformation inside it can't be placed; if
-            it holds arrays of ``min_size`` elements, ``init`` raises an error.
+        opt: a chain or a recipe; a placed one too: ``place(place(opt, "data"), "host")``. The
+            state of an Optax transformation inside it can't be placed; if it holds arrays of
+            ``min_size`` elements, ``init`` raises an error.
         where: one of
 
             * the name of a mesh axis, or a tuple of names, of the current mesh
@@ -81,8 +82,6 @@ def place(
     >>> tuple(state["scale_by_rms"]["nu"].sharding.spec)
     ('data', None)
     """
-    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
-        raise ValueError(f"min_size must be a whole number ≥ 1, got {as_given(min_size)}")
     around = Placed(_checked(where), min_size)
     links = links_of(opt, "place")
     return Transformation(tuple(link.within(around) for link in links))
@@ -90,11 +89,19 @@ def place(
 
 def _checked(where: Any) -> Any:
     """What place() was given, checked."""
+    if isinstance(where, NamedSharding) and "host" in str(where.memory_kind):
+        raise TypeError(
+            f"place() takes no memory kind in a NamedSharding, got {where.memory_kind!r}; "
+            'place(place(opt, sharding), "host") divides slots and keeps them on the host'
+        )
     if isinstance(where, (str, NamedSharding)):
         return where
-    if isinstance(where, (tuple, list)) and where and all(isinstance(x, str) for x in where):
+    if isinstance(where, PartitionSpec):
+        where = tuple(where)  # the first axis that can be divided, along all of these
+    is_tuple = isinstance(where, (tuple, list)) and where
+    if is_tuple and all(isinstance(x, str) for x in where) and len({*where}) == len(where):
         return tuple(where)
-    if callable(where):
+    if callable(where) and not isinstance(where, (type, Mesh)):
         check_call(where, "where", "(path, shape) -> sharding", "", None)
         return where
     raise TypeError(
@@ -113,6 +120,8 @@ class Placed(Around, axis="place"):
     value: tuple[Any, int]
 
     def __init__(self, where: Any, min_size: int = 4096):
+        if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
+            raise ValueError(f"min_size must be a whole number ≥ 1, got {as_given(min_size)}")
         super().__init__((where, min_size))
 
     def of_parameter(self, path: str, shape: jax.ShapeDtypeStruct) -> Around | None:
@@ -134,6 +143,12 @@ class Placed(Around, axis="place"):
                     f"the function of place() returned {as_given(where)}, where the name of a mesh "
                     "axis, 'host', a PartitionSpec, a NamedSharding or None is needed"
                 ).within(parameter=path)
+        spec = where.spec if isinstance(where, NamedSharding) else where
+        if isinstance(spec, PartitionSpec) and not all(map(_is_entry, spec)):
+            raise StageError(
+                f"the function of place() returned {spec}; each entry is the name of a mesh axis, "
+                "a tuple of names, or None"
+            ).within(parameter=path)
         return _At("host" if where == "host" else _placement(where), min_size)
 
     def admit(self, name: str, kept: Any) -> None:
@@ -169,6 +184,11 @@ class Placed(Around, axis="place"):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.value
+
+
+def _is_entry(entry: Any) -> bool:
+    names = entry if isinstance(entry, tuple) else (entry,)
+    return entry is None or all(isinstance(name, str) for name in names)
 
 
 class _At(Around):
