@@ -268,7 +268,7 @@ def compiled(what: str, row: Row, where: str, placement: Placement) -> Needs:
     params, state = on_chips(params), on_chips(jax.eval_shape(opt.init, params))
     kept = jax.tree.map(lambda x: x.sharding, (params, state))
     jax.clear_caches()
-    with as_on_tpu():
+    with as_on_tpu(), jax.set_mesh(placement.mesh):
         began = time.perf_counter()
         made = jax.jit(step, donate_argnums=(0, 1), out_shardings=kept)
         program = made.lower(params, state, params).compile()
