@@ -422,8 +422,9 @@ def test_a_placed_step_gathers_the_update_once_and_no_state(kind):
 @needs_eight_devices
 def test_what_can_not_be_placed():
     opt = adamx.place(adamx.adam(RATE), "x", min_size=2)
-    with pytest.raises(adamx.StageError, match="no mesh is set"):
-        opt.init(LARGE)
+    for small in (opt, adamx.place(adamx.adam(RATE), "x")):  # none of the slots is placed
+        with pytest.raises(adamx.StageError, match="no mesh is set"):
+            small.init(LARGE)
     with mesh_of("automatic", (8,), ("x",)) as mesh:
         with pytest.raises(adamx.StageError, match="'data', but the mesh has the axes 'x'"):
             adamx.place(adamx.adam(RATE), "data", min_size=2).init(LARGE)
@@ -464,6 +465,7 @@ def test_a_placed_optimiser_can_be_written():
         opt = adamx.place(adamx.adam(RATE), where, min_size=5)
         assert adamx.from_config(adamx.to_config(opt)) == opt
         assert eval(repr(opt), vars(adamx)) == opt
+    assert repr(adamx.describe_partition(opt, LARGE)["v"]) == repr(opt)
     mesh = Mesh(np.array(jax.devices()[:1]), ("x",))
     made = [adamx.place(adamx.adam(RATE), NamedSharding(mesh, P("x"))) for _ in range(2)]
     assert made[0] == made[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, TypeAlias
 
 import jax
@@ -12,7 +11,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from adamx.errors import StageError
-from adamx.numerics.meshes import current_mesh, free_axes, is_explicit, spec_of
+from adamx.numerics.meshes import current_mesh, free_axes, is_explicit, names_of, parts_of, spec_of
 from adamx.numerics.types import Array
 
 __all__ = ["PLACE", "Entry", "Placement"]
@@ -44,25 +43,28 @@ class Placement:
 
     def of_shape(self, shape: tuple[int, ...]) -> tuple[Entry, ...] | None:
         """The entries for an array; None if it can't be divided."""
-        sizes = self.sizes
+        sizes = self.check()
         if self.bound:
             own = (*self.entries, *(None for _ in shape[len(self.entries) :]))
             fits = len(own) == len(shape) and all(
-                n and n % _parts(entry, sizes) == 0 for n, entry in zip(shape, own, strict=True)
+                n and n % parts_of(entry, sizes) == 0 for n, entry in zip(shape, own, strict=True)
             )
             return own if fits else None
         (entry,) = self.entries
         for axis, n in enumerate(shape):
-            if n and n % _parts(entry, sizes) == 0:
+            if n and n % parts_of(entry, sizes) == 0:
                 return (*(None for _ in range(axis)), entry, *(None for _ in shape[axis + 1 :]))
         return None
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The lengths of the mesh's axes, checked to hold those of the entries."""
+    def check(self) -> dict[str, int]:
+        """The lengths of the mesh's axes, if they are those of the entries.
+
+        Raises:
+            StageError: if no mesh is known, if it has no such axis, or inside of a shard_map.
+        """
         mesh = self.mesh if self.mesh is not None else current_mesh()
         sizes = dict(mesh.shape) if mesh is not None else {}
-        names = [name for entry in self.entries for name in _names(entry)]
+        names = [name for entry in self.entries for name in names_of(entry)]
         if unknown := [name for name in names if name not in sizes]:
             why = f"the mesh has the axes {', '.join(map(repr, sizes))}"
             if not sizes:
@@ -82,7 +84,7 @@ class Placement:
         entries = self.of_shape(np.shape(x)) if np.ndim(x) else None
         if entries is None or self.is_done(x, entries):
             return x
-        names = {name for entry in entries for name in _names(entry)}
+        names = {name for entry in entries for name in names_of(entry)}
         if is_explicit(x) and not names & {*free_axes()}:
             mesh = jax.typeof(x).sharding.mesh if isinstance(x, Tracer) else x.sharding.mesh
             spec = PartitionSpec(*_both(spec_of(x), entries))
@@ -104,9 +106,9 @@ class Placement:
         spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
         if isinstance(x, Tracer) and not is_explicit(x):
             return False
-        used = {name: axis for axis, entry in enumerate(spec) for name in _names(entry)}
+        used = {name: axis for axis, entry in enumerate(spec) for name in names_of(entry)}
         for axis, entry in enumerate(entries):
-            for name in _names(entry):
+            for name in names_of(entry):
                 if name in used and self.bound and used[name] != axis:
                     raise StageError(
                         f"place() would divide axis {axis} along the mesh axis {name!r}, along "
@@ -134,19 +136,11 @@ class Placement:
 jax.tree_util.register_static(Placement)
 
 
-def _names(entry: Entry) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else entry
-
-
-def _parts(entry: Entry, sizes: dict[str, int]) -> int:
-    return math.prod(sizes[name] for name in _names(entry))
-
-
 def _both(spec: Any, entries: tuple[Entry, ...]) -> list[Any]:
     """A parameter's spec with further axes."""
     own = (*spec, *(None for _ in entries[len(spec) :]))
     for axis, (before, entry) in enumerate(zip(own, entries, strict=True)):
-        if before is not None and entry is not None and _names(before) != _names(entry):
+        if before is not None and entry is not None and names_of(before) != names_of(entry):
             raise StageError(
                 f"place() would divide axis {axis} along {entry!r}, and the parameter is divided "
                 f"there along {before!r} already; choose another axis of the array by a function "

@@ -30,8 +30,10 @@ __all__ = [
     "gathered",
     "is_explicit",
     "is_on_host",
+    "names_of",
     "on_device",
     "parts_along",
+    "parts_of",
     "placed",
     "spec_of",
     "to_device",
@@ -202,12 +204,17 @@ def divided_like(x: Any, shape: tuple[int, ...]) -> PartitionSpec:
     sizes = jax.typeof(x).sharding.mesh.shape
     return PartitionSpec(
         *(
-            entry if n % _parts(entry, sizes) == 0 else None
+            entry if n % parts_of(entry, sizes) == 0 else None
             for n, entry in zip(shape, spec, strict=True)
         )
     )
 
 
-def _parts(entry: Any, sizes: Any) -> int:
-    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    return int(np.prod([sizes[name] for name in names], dtype=np.int64))
+def names_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of an entry of a spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def parts_of(entry: Any, sizes: Any) -> int:
+    """Into how many parts an entry of a spec divides an axis, on a mesh of these sizes."""
+    return math.prod(sizes[name] for name in names_of(entry))

@@ -149,7 +149,7 @@ class Placed(Around, axis="place"):
                 f"the function of place() returned {spec}; each entry is the name of a mesh axis, "
                 "a tuple of names, or None"
             ).within(parameter=path)
-        return _At("host" if where == "host" else _placement(where), min_size)
+        return _At(where, min_size)
 
     def admit(self, name: str, kept: Any) -> None:
         for x in jax.tree.leaves(kept):
@@ -161,10 +161,7 @@ class Placed(Around, axis="place"):
                 )
 
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:
-        ((_, links),) = inside
-        where, min_size = self.value
-        size = f", min_size={min_size}" if min_size != 4096 else ""
-        return f"place({links}, {where!r}{size})"
+        return _written(inside, *self.value)
 
     def to_json(self, write: Callable[[Any, str], Any]) -> dict[str, Any]:
         where, min_size = self.value
@@ -191,18 +188,27 @@ def _is_entry(entry: Any) -> bool:
     return entry is None or all(isinstance(name, str) for name in names)
 
 
+def _written(inside: Sequence[tuple[Any, str]], where: Any, min_size: int) -> str:
+    ((_, links),) = inside
+    size = f", min_size={min_size}" if min_size != 4096 else ""
+    return f"place({links}, {where!r}{size})"
+
+
 class _At(Around):
     """The placement of one parameter's slots."""
 
     places = True
-    value: tuple[Placement | str, int]
+    value: tuple[Any, int]
 
-    def __init__(self, where: Placement | str, min_size: int):
+    def __init__(self, where: Any, min_size: int):
         super().__init__((where, min_size))
+
+    def written(self, inside: Sequence[tuple[Any, str]]) -> str:
+        return _written(inside, *self.value)
 
     def surround(self, rule: Rule) -> Rule:
         where, min_size = self.value
-        moved = _Moved(rule, where, min_size)
+        moved = _Moved(rule, where if where == "host" else _placement(where), min_size)
         return dataclasses.replace(
             rule,
             update=moved.update,
@@ -238,6 +244,8 @@ class _Moved:
 
     def out(self, slots: Any) -> Any:
         """Slots on their way out of the rule."""
+        if isinstance(self.where, Placement):
+            self.where.check()  # also if no slot is large enough
         return jax.tree.map(lambda x: self.one(x, to_host), slots, is_leaf=is_packed)
 
     def into(self, slots: Any) -> Any:
