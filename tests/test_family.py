@@ -13,6 +13,8 @@ DO_NOT_APPLY = {
     "it has no slots",
     "its reach is the whole array",
     "its random bits depend on the position of an element",
+    "its random bits differ between shards",
+    "it depends on more than a shard",
 }
 
 
