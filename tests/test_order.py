@@ -92,7 +92,10 @@ def test_a_wrong_order_of_overlapping_selections_is_refused_when_the_parameters_
     ("make", "message"),
     [
         (lambda: stage(place="directon"), r"place must be one of 'anywhere', .* got 'directon'"),
-        (lambda: stage(reach="rows"), r"reach must be one of 'element', 'row', 'array', got"),
+        (
+            lambda: stage(reach="rows"),
+            r"reach must be one of 'element', 'row', 'sums', 'array', got",
+        ),
         (lambda: Slot(zeros, holds="positive"), r"a slot holds one of 'signed', .* got 'positive'"),
     ],
 )

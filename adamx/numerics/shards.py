@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from adamx.errors import StageError
-from adamx.numerics.types import PyTree, Values
+from adamx.numerics.types import Array, Inexact, PyTree, Values
 
 __all__ = [
     "axes_of",
@@ -112,7 +112,7 @@ def divided(axes: tuple[str, ...], *, sums_later: bool = False) -> Iterator[None
 
 def total(
     x: Values, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
-) -> Values:
+) -> Inexact[Array, "*sums"]:
     """The sum over the whole array, of which ``x`` may be a shard, or along some axes.
 
     Raises:
