@@ -1,8 +1,8 @@
 """Benchmarks: `python -m examples.benchmarks.accuracy`, `.cost`, `.sweep`, `.watch`.
 
 `.storage` (bytes and time), `.faithfulness` and `.quality` measure quantized states. `.parameters`
-measures bfloat16 parameters. `.matrices` compares how many steps optimisers of matrices need, and
-`.stacks` measures the time of Muon's.
+measures bfloat16 parameters. `.matrices` compares how many steps optimisers of matrices need,
+`.matrix_costs` their time, and `.stacks` that of Muon's. `.tpu` compiles steps for TPUs.
 """
 
 import importlib.metadata
