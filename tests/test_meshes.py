@@ -441,6 +441,9 @@ def test_what_can_not_be_placed():
     optax_inside = adamx.chain(optax.adam(RATE))
     with pytest.raises(adamx.StageError, match="can't move the state of"):
         adamx.place(optax_inside, "host", min_size=2).init(LARGE)
+    named = pytest.raises(adamx.StageError, match="but a mesh axis has this name, too")
+    with mesh_of("automatic", (8,), ("host",)), named:
+        adamx.place(adamx.adam(RATE), "host", min_size=2).init(LARGE)
     bad = adamx.place(adamx.adam(RATE), lambda path, shape: 3, min_size=2)
     with pytest.raises(adamx.StageError, match=r"function of place.* returned 3"):
         bad.init(LARGE)

@@ -17,7 +17,7 @@ from adamx.errors import as_given
 from adamx.links.link import Around
 from adamx.links.placement import PLACE, Placement
 from adamx.links.slots import Slots
-from adamx.numerics.meshes import to_device, to_host
+from adamx.numerics.meshes import current_mesh, to_device, to_host
 from adamx.numerics.types import Array
 from adamx.trees.arrays import kinds
 from adamx.trees.packed import is_packed
@@ -143,6 +143,11 @@ class Placed(Around, axis="place"):
                     f"the function of place() returned {as_given(where)}, where the name of a mesh "
                     "axis, 'host', a PartitionSpec, a NamedSharding or None is needed"
                 ).within(parameter=path)
+        if where == "host" and "host" in getattr(current_mesh(), "axis_names", ()):
+            raise StageError(
+                "place() got 'host', the memory of the host, but a mesh axis has this name, too; "
+                "pass ('host',) for the mesh axis, or give the axis another name"
+            ).within(parameter=path)
         spec = where.spec if isinstance(where, NamedSharding) else where
         if isinstance(spec, PartitionSpec) and not all(map(_is_entry, spec)):
             raise StageError(
