@@ -227,7 +227,7 @@ class Row:
             self.advance()
             ready = _ready(name, stages, rules, step)
             summed = [
-                (ready[i], Entering(i, signal, [x], [own[i]], self.shards(i, [stages[i]], [x])))
+                (ready[i], Entering(i, signal, [x], [own[i]], shards_of(self.axes[i], [stages[i]])))
                 for i, (signal, x) in enumerate(zip(self.signals, slots, strict=True))
                 if x is not None
             ]
@@ -251,10 +251,6 @@ class Row:
         ready = _ready(name, stages, rules, step)
         self.waiting.append(_Waiting(name, ready, own, kept, slots, self.places))
         self.places = reshaped_places(self.places, self.wholes, rules, here)
-
-    def shards(self, i: int, links: Iterable[Link], slots: list[Slots]) -> tuple[str, ...]:
-        """The mesh axes along which a parameter is divided, of which this device has a shard."""
-        return shards_of(self.axes[i], links)
 
     def own(self, name: str, i: int, rule: Rule) -> Any:
         """The numbers of one parameter for a rule."""
@@ -293,7 +289,7 @@ class Row:
             params=None if self.params is None else [self.params[i] for i in chosen],
             hyperparams=hyperparams,
             scheduled=frozenset(scheduled),
-            shards=[self.shards(i, [own[i]], []) for i in chosen],
+            shards=[shards_of(self.axes[i], [own[i]]) for i in chosen],
         )
 
     def kept(self, name: str) -> Any:
@@ -358,7 +354,7 @@ class Row:
                         continue
                     else:
                         check = form.check_shape if self.params is None else form.check
-                        shards = self.shards(i, [stages[i]], [x])
+                        shards = shards_of(self.axes[i], [stages[i]])
                         self.at_leaf(i, check, self.places[i], x, shards)
             except StageError:
                 raise
@@ -399,9 +395,9 @@ class Row:
                 Entering(
                     i,
                     self.entering(i, mine),
-                    slots := self.slots_of(i, mine),
+                    self.slots_of(i, mine),
                     [self.waiting[k].own[i] for k in mine],
-                    self.shards(i, stages, slots),
+                    shards_of(self.axes[i], stages),
                 )
                 for i in places
             ]

@@ -168,11 +168,11 @@ def stacked(
     done: list[Any] = [None] * len(leaves)
     most = _MOST * parts_along(axes)
     for places in itertools.chain.from_iterable(_stacks(x, leaves, most) for x in alike.values()):
-        some, own = [leaves[i] for i in places], _filling(axes, len(places))
-        if len(some) == 1 or not (own or stacking_pays()):
+        some, along = [leaves[i] for i in places], _filling(axes, len(places))
+        if len(some) == 1 or not (along or stacking_pays()):
             made = each(block, some, locate)
         else:
-            made = locate(some[0].number, _on_stack, block, some, own)
+            made = locate(some[0].number, _on_stack, block, some, along)
         for i, of_one in zip(places, made, strict=True):
             done[i] = of_one
     return done
