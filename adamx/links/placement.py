@@ -102,10 +102,10 @@ class Placement:
         Raises:
             StageError: if it is, but along another axis of the array than a function says.
         """
-        sharding = jax.typeof(x).sharding if is_explicit(x) else getattr(x, "sharding", None)
-        spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
         if isinstance(x, Tracer) and not is_explicit(x):
             return False
+        sharding = jax.typeof(x).sharding if is_explicit(x) else x.sharding
+        spec = sharding.spec if isinstance(sharding, NamedSharding) else ()
         used = {name: axis for axis, entry in enumerate(spec) for name in names_of(entry)}
         for axis, entry in enumerate(entries):
             for name in names_of(entry):
