@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import nnx, serialization
 from flax.training.train_state import TrainState
+from jax.sharding import Mesh
 
 import adamx
 from adamx.tools.config import from_config, to_config
@@ -148,6 +149,60 @@ def test_checkpoint_of_a_float_is_restored_under_a_schedule():
     assert_same(updates, expected)
 
 
+# Parameters that name their mesh axes
+
+BOXED = {
+    name: getattr(adamx, name)
+    for name in ("adamw", "adafactor", "adam_mini", "novograd", "lamb", "soap")
+}
+
+
+def named_perceptron():
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("data", "model"))
+    return nn.Dense(8, kernel_init=init)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("name", BOXED)
+def test_names_of_mesh_axes_are_on_slots_that_have_these_axes(name, stored):
+    opt = BOXED[name](1e-2)
+    opt = adamx.quantize_state(opt, min_size=16) if stored else opt
+    params = named_perceptron().init(jax.random.key(0), jnp.ones((1, 16)))["params"]
+    state = opt.init(params)
+    specs = nn.get_partition_spec(state)  # a spec holds for all arrays of one slot
+    specs = jax.tree.map(lambda spec, x: [(spec, x)] * len(jax.tree.leaves(x)), specs, state)
+    pairs = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, tuple))
+    for spec, slot in pairs:
+        assert all(len(spec) <= jnp.ndim(x) for x in jax.tree.leaves(slot))
+    if name != "novograd":
+        assert any(tuple(spec) == ("data", "model") for spec, _ in pairs)
+    # A step keeps the tree, and is the step without names.
+    updates, after = opt.update(params, state, params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    plain = nn.unbox(params)
+    expected, bare = opt.update(plain, opt.init(plain), plain)
+    assert_same(nn.unbox(updates), expected)
+    assert_same(jax.tree.leaves(after), jax.tree.leaves(bare))
+
+
+def test_a_state_with_names_of_mesh_axes_is_restored_and_a_gradient_may_be_missing():
+    opt = adamx.chain(adamx.adafactor(1e-2), adamx.watch())
+    params = named_perceptron().init(jax.random.key(0), jnp.ones((1, 16)))["params"]
+    _, state = opt.update(params, opt.init(params), params)
+    target = adamx.quantize_state(opt, min_size=16)
+    restored, _ = adamx.restore_state(state, target, params)
+    assert jax.tree.structure(restored) == jax.tree.structure(target.init(params))
+    expected, _ = adamx.restore_state(state, target, nn.unbox(params))
+    assert_same(jax.tree.leaves(restored), jax.tree.leaves(expected))
+    missing = {"bias": params["bias"], "kernel": None}
+    _, after = opt.update(missing, state, params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert_same(
+        after["scale_by_factored_rms"]["nu"]["kernel"],
+        state["scale_by_factored_rms"]["nu"]["kernel"],
+    )
+
+
 # nnx -------------------------------------------------------------------------------------------
 
 
@@ -239,3 +294,18 @@ def test_nnx_optimizer_hands_extra_arguments_on():
         value, grads = nnx.value_and_grad(nnx_loss)(model)
         optimizer.update(model, grads, value=value)
     assert nnx.state(optimizer)["opt_state"]["reduce_on_plateau"].scale[...] < 1
+
+
+@needs_current_nnx
+def test_nnx_variables_name_mesh_axes_of_slots_that_have_them():
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    init = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("data", "model"))
+    with jax.set_mesh(mesh):
+        model = nnx.Linear(16, 8, kernel_init=init, rngs=nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, adamx.adafactor(1e-2), wrt=nnx.Param)
+        grads = nnx.grad(lambda model: jnp.mean(model(jnp.ones((1, 16))) ** 2))(model)
+        optimizer.update(model, grads)
+    state = nnx.state(optimizer)
+    specs = nnx.to_flat_state(nnx.get_partition_spec(state))
+    for (path, slot), (_, spec) in zip(nnx.to_flat_state(state), specs, strict=True):
+        assert len(spec.get_value()) <= jnp.ndim(slot.get_value()), path

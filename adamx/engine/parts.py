@@ -17,6 +17,7 @@ import jax
 from adamx.errors import StageError
 from adamx.numerics.types import Array, State
 from adamx.trees.align import Aligned
+from adamx.trees.columns import column_of, tree_of
 
 __all__ = ["MANY", "step_in_parts"]
 
@@ -53,7 +54,7 @@ def step_in_parts(
         return None
     try:
         before = {
-            name: {slot: tree.flatten_up_to(state[name][slot]) for slot in kept}
+            name: {slot: column_of(tree, state[name][slot]) for slot in kept}
             for name, kept in slots.items()
         }
         thetas = [None] * len(gradients) if params is None else params.own
@@ -83,7 +84,7 @@ def step_in_parts(
     except (StageError, KeyError, TypeError, ValueError):
         return None
     whole = {
-        name: {slot: tree.unflatten(column) for slot, column in columns.items()}
+        name: {slot: tree_of(tree, column, gradients) for slot, column in columns.items()}
         for name, columns in after.items()
     }
     return updates, {k: {**x, **whole[k]} if k in whole else x for k, x in scalars.items()}

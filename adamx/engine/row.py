@@ -34,6 +34,7 @@ from adamx.numerics.shards import axes_of, bound
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
 from adamx.trees.arrays import kind
+from adamx.trees.columns import column_of, tree_of
 from adamx.trees.differences import mismatch, remedy_for
 from adamx.trees.paths import Leaf, path_of, paths_of, plain
 
@@ -182,7 +183,7 @@ class Row:
     def axes_of_slots(self) -> list[frozenset[str]]:
         """Inside shard_map, without parameters: the mesh axes of each parameter's slots."""
         try:
-            columns = [self.tree.flatten_up_to(slot) for slot in self.slots()]
+            columns = [column_of(self.tree, slot) for slot in self.slots()]
         except (ValueError, TypeError):  # slots of other parameters; an error where they are used
             return [frozenset()] * len(self.gradients)
         wide = any(not isinstance(x, Stage) or _is_wide(x) for x in self.named.values())
@@ -345,7 +346,7 @@ class Row:
         for slot in rule.slots:
             forms = {id(x): Form(name, slot, x.slots[slot]) for x in rules}
             try:
-                columns[slot] = [plain(x) for x in self.tree.flatten_up_to(entry[slot])]
+                columns[slot] = [plain(x) for x in column_of(self.tree, entry[slot])]
                 for i, (x, gradient) in enumerate(zip(columns[slot], self.gradients, strict=True)):
                     form = forms[id(rules[i])]
                     if not mine[i]:
@@ -411,7 +412,7 @@ class Row:
                     kept if after is None else after[slot]
                     for kept, after in zip(column, slots, strict=True)
                 ]
-                self.after[waiting.name][slot] = self.tree.unflatten(new)
+                self.after[waiting.name][slot] = tree_of(self.tree, new, self.wholes)
         self.waiting = []
 
     def slots_of(self, i: int, mine: tuple[int, ...]) -> list[Slots]:

@@ -17,12 +17,14 @@ from adamx.links.link import Link, choose, variants
 from adamx.links.naming import names
 from adamx.links.observer import nothing
 from adamx.links.order import check_order
+from adamx.links.rule import Rule
 from adamx.links.stage import Stage, joined
 from adamx.numerics.meshes import is_explicit, placed, with_every_axis
 from adamx.numerics.shards import axes_of, divided, varying
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned
 from adamx.trees.arrays import as_parameter, kind
+from adamx.trees.columns import tree_of
 from adamx.trees.paths import Leaf, path_of, paths_of
 
 __all__ = ["Beginning", "init"]
@@ -72,10 +74,7 @@ class Beginning:
         stages = variants(stage, len(self.leaves), here, lambda: self.paths)
         rule, *rules = rules_of([stage, *stages])
         kept = {
-            slot: self.tree.unflatten(
-                None if place is None else self.started(name, stages[i], rules[i].slots[slot], i)
-                for i, place in enumerate(only(here, self.places))
-            )
+            slot: tree_of(self.tree, self.column(name, slot, stages, rules, here), self.leaves)
             for slot in rule.slots
         }
         for i, own in enumerate(x.own for x in rules):
@@ -85,6 +84,20 @@ class Beginning:
         if kept:
             self.state[name] = kept
         self.places = reshaped_places(self.places, self.leaves, rules, here)
+
+    def column(
+        self,
+        name: str,
+        slot: str,
+        stages: Sequence[Stage],
+        rules: Sequence[Rule],
+        here: list[bool] | None,
+    ) -> list[Any]:
+        """A slot's first value for each parameter."""
+        return [
+            None if place is None else self.started(name, stages[i], rules[i].slots[slot], i)
+            for i, place in enumerate(only(here, self.places))
+        ]
 
     @functools.cached_property
     def paths(self) -> list[Leaf]:

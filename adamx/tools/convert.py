@@ -26,6 +26,7 @@ from adamx.links.stage import Stage, joined
 from adamx.numerics.types import PyTree, State
 from adamx.states.reading import beside, copied, the_state, unwrapped
 from adamx.trees.arrays import kind
+from adamx.trees.columns import column_of, tree_of
 from adamx.trees.differences import mismatch
 from adamx.trees.packed import is_packed, unpacked
 from adamx.trees.paths import path_of, place_of
@@ -360,7 +361,7 @@ class _Slots:
     def __init__(self, links: Mapping[str, Link], params: Any, state: Mapping[str, Any]):
         self.links, self.state = links, dict(state)
         leaves, self.tree = jax.tree.flatten(jax.eval_shape(lambda p: p, params))
-        self.shapes = [leaf.shape for leaf in leaves]
+        self.params = leaves
         self.paths = [path_of(self.tree, i) for i in range(len(leaves))]
         numbered = self.tree.unflatten(range(len(leaves)))
         self.names = [
@@ -368,7 +369,7 @@ class _Slots:
             for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]
         ]
         self.columns = {
-            _Place(index, name, slot, f"{link.name}.{slot}"): self.tree.flatten_up_to(kept)
+            _Place(index, name, slot, f"{link.name}.{slot}"): column_of(self.tree, kept)
             for index, (name, link) in enumerate(links.items())
             if isinstance(link, Stage)
             for slot in _rule(link).slots
@@ -422,11 +423,12 @@ class _Slots:
     def write(self, place: _Place, i: int, value: np.ndarray) -> None:
         """Write values into a slot, encoded if the slot is quantized."""
         start = self.columns[place][i]
-        if value.shape != self.shapes[i]:
-            turned = value.T.shape == self.shapes[i]
+        if value.shape != self.params[i].shape:
+            wanted = self.params[i].shape
+            turned = value.T.shape == wanted
             hint = "; transpose it with transform=lambda path, x: x.T" if turned else ""
             raise StageError(
-                f"slot {place.slot!r} has the shape {list(self.shapes[i])}, but the converted "
+                f"slot {place.slot!r} has the shape {list(wanted)}, but the converted "
                 f"array has {list(value.shape)}{hint}"
             ).within(stage=place.stage, parameter=self.paths[i])
         if is_packed(start):
@@ -446,7 +448,8 @@ class _Slots:
         """The state, with the values of its clocks after this many steps."""
         state = self.state
         for place, column in self.columns.items():
-            state[place.stage] = {**state[place.stage], place.slot: self.tree.unflatten(column)}
+            kept = tree_of(self.tree, column, self.params)
+            state[place.stage] = {**state[place.stage], place.slot: kept}
         for name, clocks in _ticked(self.links, state, steps).items():
             state[name] = {**state[name], **clocks}
         return {**state, "count": state["count"] + np.int32(steps)}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.numerics.types import PyTree
+from adamx.trees.columns import column_of
 from adamx.trees.differences import mismatch
 from adamx.trees.packed import is_packed
 from adamx.trees.paths import plain
@@ -73,7 +74,7 @@ def complete(
     if len(places) == len(gradients):
         return tree, gradients, own
     try:
-        columns = [wide.flatten_up_to(slot) for slot in slots()]
+        columns = [column_of(wide, slot) for slot in slots()]
     except (ValueError, TypeError):  # slots of other parameters; an error where they are used
         return tree, gradients, own
     given = iter(() if own is None else own)
