@@ -157,9 +157,15 @@ BOXED = {
 }
 
 
-def named_perceptron():
+def named_parameters():
     init = nn.with_partitioning(nn.initializers.lecun_normal(), ("data", "model"))
-    return nn.Dense(8, kernel_init=init)
+    return nn.Dense(128, kernel_init=init).init(jax.random.key(0), jnp.ones((1, 128)))["params"]
+
+
+def fits(spec, x):
+    """Whether an array can be divided by a mesh of 2 × 2."""
+    named = zip(spec, jnp.shape(x), strict=False)
+    return len(spec) <= jnp.ndim(x) and all(n % 2 == 0 for axis, n in named if axis)
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -167,14 +173,14 @@ def named_perceptron():
 def test_names_of_mesh_axes_are_on_slots_that_have_these_axes(name, stored):
     opt = BOXED[name](1e-2)
     opt = adamx.quantize_state(opt, min_size=16) if stored else opt
-    params = named_perceptron().init(jax.random.key(0), jnp.ones((1, 16)))["params"]
+    params = named_parameters()
     state = opt.init(params)
     specs = nn.get_partition_spec(state)  # a spec holds for all arrays of one slot
     specs = jax.tree.map(lambda spec, x: [(spec, x)] * len(jax.tree.leaves(x)), specs, state)
     pairs = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, tuple))
     for spec, slot in pairs:
-        assert all(len(spec) <= jnp.ndim(x) for x in jax.tree.leaves(slot))
-    if name != "novograd":
+        assert all(fits(spec, x) for x in jax.tree.leaves(slot))
+    if name not in ("adafactor", "novograd"):
         assert any(tuple(spec) == ("data", "model") for spec, _ in pairs)
     # A step keeps the tree, and is the step without names.
     updates, after = opt.update(params, state, params)
@@ -187,7 +193,7 @@ def test_names_of_mesh_axes_are_on_slots_that_have_these_axes(name, stored):
 
 def test_a_state_with_names_of_mesh_axes_is_restored_and_a_gradient_may_be_missing():
     opt = adamx.chain(adamx.adafactor(1e-2), adamx.watch())
-    params = named_perceptron().init(jax.random.key(0), jnp.ones((1, 16)))["params"]
+    params = named_parameters()
     _, state = opt.update(params, opt.init(params), params)
     target = adamx.quantize_state(opt, min_size=16)
     restored, _ = adamx.restore_state(state, target, params)
@@ -301,11 +307,11 @@ def test_nnx_variables_name_mesh_axes_of_slots_that_have_them():
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     init = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("data", "model"))
     with jax.set_mesh(mesh):
-        model = nnx.Linear(16, 8, kernel_init=init, rngs=nnx.Rngs(0))
+        model = nnx.Linear(128, 128, kernel_init=init, rngs=nnx.Rngs(0))
         optimizer = nnx.Optimizer(model, adamx.adafactor(1e-2), wrt=nnx.Param)
-        grads = nnx.grad(lambda model: jnp.mean(model(jnp.ones((1, 16))) ** 2))(model)
+        grads = nnx.grad(lambda model: jnp.mean(model(jnp.ones((1, 128))) ** 2))(model)
         optimizer.update(model, grads)
     state = nnx.state(optimizer)
     specs = nnx.to_flat_state(nnx.get_partition_spec(state))
     for (path, slot), (_, spec) in zip(nnx.to_flat_state(state), specs, strict=True):
-        assert len(spec.get_value()) <= jnp.ndim(slot.get_value()), path
+        assert fits(spec.get_value(), slot.get_value()), path
