@@ -53,6 +53,7 @@ class Watch(Observer):
                 None if signal is None else _sums(signal, param)
                 for signal, param in zip(view.signals, params, strict=True)
             ]
+            _count_nonfinite(sums, [None if x is None else x.gradient for x in view.signals])
             groups = self.members(view).items()
             seen = {
                 "all": _readings(sums, view.shards),
@@ -153,26 +154,41 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
         wide = x.astype(wider(statistics_dtype(x.dtype), clock_dtype()))
         return Squares.of(wide), float(x.size)
 
-    def nonfinite(x: Values) -> Scalar:
-        return jnp.sum(~jnp.isfinite(x), dtype=clock_dtype())
-
-    def none(x: Values) -> Scalar:
-        return varying(jnp.zeros((), clock_dtype()), axes_of(x))
-
-    grad, bias = signal.gradient, signal.bias
-    if "correction" in signal.notes:
-        bias = signal.notes["correction"]
-    of_grad = squares(grad)
-    # If the sum is finite, all its terms are; otherwise count those that are not.
-    finite = jnp.isfinite(of_grad[0].plain)
+    bias = signal.notes.get("correction", signal.bias)
     return {
-        "grad_rms": of_grad,
+        "grad_rms": squares(signal.gradient),
         "update_rms": squares(signal.update),
         "param_rms": None if param is None else squares(param),
         "snr": squares(signal.notes["direction"]) if "direction" in signal.notes else None,
         "bias": None if bias is None else bias.astype(clock_dtype()),
-        "nonfinite": jax.lax.cond(finite, none, nonfinite, grad),
     }
+
+
+def _count_nonfinite(sums: Sequence[dict[str, Any] | None], gradients: Sequence[Any]) -> None:
+    """Add to each array's terms the number of elements that are NaN or infinite.
+
+    If a sum of squares is finite, all its terms are. So they are counted only if a sum is not, and
+    in one ``cond``, whose condition needs the sums of all devices: one collective.
+    """
+    alike: dict[frozenset[str], list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        if gradient is not None:
+            alike.setdefault(axes_of(gradient), []).append(i)
+    for axes, places in alike.items():
+        of_these = [sums[i] or {} for i in places]
+        plain = jnp.stack([x["grad_rms"][0].plain for x in of_these])
+
+        def counted(arrays: list[Values]) -> list[Scalar]:
+            return [jnp.sum(~jnp.isfinite(x), dtype=clock_dtype()) for x in arrays]
+
+        def none(arrays: list[Values], axes: frozenset[str] = axes) -> list[Scalar]:
+            return [varying(jnp.zeros((), clock_dtype()), axes) for _ in arrays]
+
+        finite, arrays = jnp.isfinite(plain).all(), [gradients[i] for i in places]
+        for of_one, count in zip(
+            of_these, jax.lax.cond(finite, none, counted, arrays), strict=True
+        ):
+            of_one["nonfinite"] = count
 
 
 def _readings(
