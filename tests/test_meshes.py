@@ -541,6 +541,53 @@ def test_matrices_are_divided_over_the_mesh_and_no_product_needs_a_collective():
             assert compiled.cost_analysis()["flops"] < 0.25 * alone.cost_analysis()["flops"]
 
 
+def far_from_singular(shape):
+    """Random matrices whose singular values lie apart, so that all their vectors are determined."""
+    u, _, v = np.linalg.svd(RANDOM.normal(size=shape))
+    return jnp.asarray(u * np.linspace(1, 2, shape[-1]) @ v, jnp.float32)
+
+
+DECOMPOSED = {
+    "soap": lambda: adamx.soap(RATE, every=2),
+    "shampoo": lambda: adamx.shampoo(RATE, every=2),
+    "galore": lambda: adamx.galore(RATE, rank=4, every=2),
+    "int8": lambda: nearest(adamx.soap(RATE, every=2)),
+    "placed": lambda: adamx.place(adamx.soap(RATE, every=2), "x", min_size=2),
+    "layers": lambda: adamx.per_layer("*", adamx.soap(RATE, every=2)),
+}
+
+
+@needs_eight_devices
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "automatic") for name in DECOMPOSED), ("soap", "explicit")]
+)
+def test_decompositions_are_divided_over_the_mesh(name, kind):
+    shape, count = ((4, 16, 16), 4) if name == "layers" else ((16, 16), 16)
+    params = {f"w{i}": far_from_singular(shape) for i in range(count)}
+    grads = [{k: far_from_singular(shape) for k in params} for _ in range(4)]
+
+    def run(opt, params, grads):
+        state = jax.jit(opt.init)(params)
+        places = jax.tree.map(lambda x: x.sharding, (params, state))
+        step = jax.jit(opt.update, out_shardings=places).lower(params, state, params).compile()
+        for grad in grads:
+            updates, state = step(grad, state, params)
+        return updates, step.as_text()
+
+    expected, _ = run(DECOMPOSED["soap" if name == "placed" else name](), params, grads)
+    spec = {"placed": P(), "layers": P(None, "x")}.get(name, P("x"))
+    with mesh_of(kind, (8,), ("x",)) as mesh:
+        own = jax.device_put((params, grads), NamedSharding(mesh, spec))
+        found, program = run(DECOMPOSED[name](), *own)
+    tol = 2e-2 if name == "int8" else 1e-3  # a value between two codes may get another one
+    for key, x in expected.items():
+        np.testing.assert_allclose(found[key], x, rtol=1e-5, atol=tol * abs(x).max())
+    # Half of the matrices are due in a step: each device decomposes one of them for each side.
+    called = re.findall(r"f32\[(.*?)\]\S* [^\n]*lapack_s(?:geqrf|gesdd|syevd)", program)
+    assert {*called} == {"1,16,16"}
+    assert len(called) == {"shampoo": 4, "galore": 2}.get(name, 8)  # SOAP has two kinds of them
+
+
 @needs_eight_devices
 def test_the_page_runs_on_eight_devices(monkeypatch):
     run_all(DOCS / "devices.md", {}, monkeypatch)

@@ -47,7 +47,7 @@ from adamx.arguments.hyper import (
 from adamx.core.transformation import Transformation, chain, stage
 from adamx.errors import StageError
 from adamx.links.averages import DecayingAverage, decay_clock, decay_weight, decaying_average
-from adamx.links.rule import Clock, Rule, Step
+from adamx.links.rule import Clock, Refresh, Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import (
     Slot,
@@ -87,6 +87,7 @@ __all__ = [
     "Norm",
     "Positive",
     "Real",
+    "Refresh",
     "Rule",
     "Same",
     "Schedule",

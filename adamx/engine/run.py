@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,14 @@ from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.links.stage import Stage
 from adamx.numerics import random
-from adamx.numerics.meshes import divided_along, free_axes, gathered, parts_along
+from adamx.numerics.meshes import (
+    divided_along,
+    free_axes,
+    gathered,
+    on_shares,
+    parts_along,
+    whole,
+)
 from adamx.numerics.shards import divided, number_of_shard, over_shards, refusal
 from adamx.trees.arrays import kind, kinds
 
@@ -56,6 +64,8 @@ class Block(NamedTuple):
     """The widest reach of its stages."""
     numbered: bool
     """Whether a clock's reading depends on the parameter's number, as random bits do."""
+    refreshes: bool
+    """Whether a stage has a costly computation of some steps."""
 
     @classmethod
     def of(cls, ready: Sequence[Ready], *, is_last: bool) -> Block:
@@ -70,12 +80,16 @@ class Block(NamedTuple):
             [x.step for x in ready],
             widest(x.rule.reach for x in ready),
             any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
+            any(x.rule.refresh is not None for x in ready),
         )
 
     def divided(self) -> list[Block]:
-        """Blocks of the stages that stack arrays, and of the others between them."""
-        kinds = itertools.groupby(self.ready, lambda x: x.stage.definition.stacks)
-        rows = [tuple(row) for _, row in kinds]
+        """Blocks of the stages that stack arrays or refresh, and of the others between them."""
+
+        def kind_of(x: Ready) -> Any:
+            return x.stage.definition.stacks, None if x.rule.refresh is None else id(x)
+
+        rows = [tuple(row) for _, row in itertools.groupby(self.ready, kind_of)]
         if len(rows) == 1:
             return [self]
         return [Block.of(x, is_last=self.is_last and x is rows[-1]) for x in rows]
@@ -99,6 +113,8 @@ class Entering(NamedTuple):
     own: list[Any]
     shards: tuple[str, ...] = ()
     """The mesh axes along which it is divided."""
+    refreshed: tuple[Any, ...] = ()
+    """For each stage, the results of its refresh; empty if they are not known yet."""
 
 
 Locate = Callable[..., Any]
@@ -107,8 +123,8 @@ Locate = Callable[..., Any]
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """Run the block on each array; for each, its output and the new slots of its stages."""
-    axes = free_axes() if block.stacks else ()
-    if not block.stacks or not (axes or (len(leaves) > 1 and stacking_pays())):
+    axes = free_axes() if block.stacks or block.refreshes else ()
+    if not axes and not (block.stacks and len(leaves) > 1 and stacking_pays()):
         return each(block, leaves, locate)
     signals: list[Any] = [leaf.signal for leaf in leaves]
     done: list[list[Slots]] = [[] for _ in leaves]
@@ -118,6 +134,8 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[
             leaf._replace(signal=signal, slots=leaf.slots[these], own=leaf.own[these])
             for leaf, signal in zip(leaves, signals, strict=True)
         ]
+        if part.refreshes and axes:
+            entering = refreshed(part, entering, locate, axes)
         if part.stacks:
             found = stacked(part, entering, locate, axes)
         else:
@@ -133,7 +151,7 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     return [
         locate(
             leaf.number,
-            *(_advance, *_fixed(block, leaf), leaf.signal, leaf.slots, leaf.own),
+            *(_advance, *_fixed(block, leaf), leaf.signal, leaf.slots, leaf.own, leaf.refreshed),
             np.uint32(leaf.number) if block.numbered else None,
         )
         for leaf in leaves
@@ -163,7 +181,7 @@ def stacked(
     """
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own))
+        arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own, leaf.refreshed))
         alike.setdefault((tree, tuple(map(kind, arrays)), leaf.shards), []).append(i)
     done: list[Any] = [None] * len(leaves)
     most = _MOST * parts_along(axes)
@@ -192,7 +210,7 @@ def _on_stack(block: Block, some: Sequence[Entering], axes: tuple[str, ...]) -> 
 
     What a stage only hands on does not pass through the stack.
     """
-    entering = [(x.signal, x.slots, x.own) for x in some]
+    entering = [(x.signal, x.slots, x.own, x.refreshed) for x in some]
     handed: list[int | None] = []
     tree: Any = None
 
@@ -249,6 +267,7 @@ def _through(
     signal: Any,
     slots: list[Slots],
     own: list[Any],
+    refreshed: tuple[Any, ...],
     index: Any,
 ) -> tuple[Any, list[Slots]]:
     """Run stages on one array; ``index`` is its number, or None if no stage uses it."""
@@ -256,16 +275,13 @@ def _through(
         signal = Signal.enter(*signal)
     done = []
     with _promotion(signal), divided(shards):
-        for name, stage, step, before, numbers_of in zip(
-            names, static.join(numbers), steps, slots, own, strict=True
+        for name, stage, step, before, numbers_of, known in zip(
+            *(names, static.join(numbers), steps, slots, own),
+            refreshed or [None] * len(names),
+            strict=True,
         ):
             rule, step = _at_precision(stage, step._replace(own=numbers_of), signal)
-            readings = {
-                k: _of_shard(clock.of_parameter(step.clock[k], index, name), clock, shards)
-                for k, clock in rule.clocks.items()
-                if clock.of_parameter
-            }
-            step = step._replace(clock={**step.clock, **readings})
+            step = _of_parameter(rule, step, index, name, shards)._replace(refreshed=known)
             shape = signal.update.shape
             shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
             try:
@@ -340,6 +356,118 @@ def _summand(
             f"its global_sum raised {type(error).__name__}: {error} (its gradient is "
             f"{kind(signal.gradient)})"
         ).within(stage=name) from error
+
+
+def refreshed(
+    block: Block, leaves: Sequence[Entering], locate: Locate, axes: tuple[str, ...]
+) -> list[Entering]:
+    """The leaves of a block of one stage, with the results of its refresh.
+
+    Arrays of one kind that are due in the same steps are computed as one stack, of which each
+    device gets a share.
+    """
+    (ready,) = block.ready
+    assert ready.rule.refresh is not None
+    given = [
+        locate(
+            *(leaf.number, _given, block.stages, ready.name, leaf.shards, block.numbers),
+            *(ready.step, leaf.signal, leaf.slots[0], leaf.own[0], np.uint32(leaf.number)),
+        )
+        for leaf in leaves
+    ]
+    alike: dict[Any, list[int]] = {}
+    for i, (leaf, arrays) in enumerate(zip(leaves, given, strict=True)):
+        own, tree = jax.tree.flatten(arrays)
+        if own:
+            phase = _phase(ready.rule, leaf.number)
+            alike.setdefault((tree, tuple(map(kind, own)), leaf.shards, phase), []).append(i)
+    found = list(leaves)
+    for places in alike.values():
+        first = leaves[places[0]]
+        signal = first.signal if isinstance(first.signal, Signal) else Signal.enter(*first.signal)
+        rule, step = _at_precision(ready.stage, ready.step, signal)
+        step = _of_parameter(rule, step, np.uint32(first.number), ready.name, first.shards)
+        refresh = rule.refresh
+        assert refresh is not None
+        with _promotion(signal):
+            results = jax.lax.cond(
+                refresh.due(step),
+                functools.partial(shared, refresh.compute, step=step, axes=axes),
+                lambda arrays, refresh=refresh: [refresh.otherwise(x) for x in arrays],
+                [given[i] for i in places],
+            )
+        for i, of_one in zip(places, results, strict=True):
+            found[i] = leaves[i]._replace(refreshed=(of_one,))
+    return found
+
+
+def _phase(rule: Rule, number: int) -> int:
+    """A number that is equal for parameters of which the refresh is due in the same steps."""
+    assert rule.refresh is not None
+    if rule.refresh.phase is not None:
+        return rule.refresh.phase(number)
+    return number if any(clock.of_parameter for clock in rule.clocks.values()) else 0
+
+
+def shared(
+    compute: Callable[[Any, Any], Any], arrays: Sequence[Any], step: Any, axes: tuple[str, ...]
+) -> list[Any]:
+    """A function of each of some trees of matrices, of which each device computes a share.
+
+    Args:
+        compute: ``(tree, step) -> tree``, for matrices with any number of leading axes.
+        arrays: trees of one kind, whose matrices have the same leading axes.
+        step: what all of them share.
+        axes: the axes of the mesh.
+    """
+    lead = jax.tree.leaves(arrays[0])[0].shape[:-2]
+    each, count = math.prod(lead), math.prod(lead) * len(arrays)
+    along = _filling(axes, count)
+    short = -count % parts_along(along)
+
+    def stack(*x: Any) -> Any:
+        rows = jnp.concatenate([y.reshape(-1, *y.shape[-2:]) for y in x])
+        return divided_along(whole(_filled(rows, short)), along)
+
+    stacked = jax.tree.map(stack, *arrays)
+    made = jax.tree.map(whole, on_shares(compute, stacked, step, along))
+    return [
+        jax.tree.map(lambda x, k=k: x[k * each : (k + 1) * each].reshape(*lead, *x.shape[1:]), made)
+        for k in range(len(arrays))
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _given(
+    static: Static,
+    name: str,
+    shards: tuple[str, ...],
+    numbers: list[Any],
+    step: Step,
+    signal: Any,
+    slots: Slots,
+    own: Any,
+    index: Any,
+) -> Any:
+    """What one array gives to the refresh of a stage."""
+    if not isinstance(signal, Signal):
+        signal = Signal.enter(*signal)
+    (stage,) = static.join(numbers)
+    rule, step = _at_precision(stage, step._replace(own=own), signal)
+    assert rule.refresh is not None
+    with _promotion(signal), divided(shards):
+        step = _of_parameter(rule, step, index, name, shards)
+        return rule.refresh.given(_seen(signal, rule), slots, step)
+
+
+def _of_parameter(rule: Rule, step: Step, index: Any, name: str, shards: tuple[str, ...]) -> Step:
+    """The step with the clocks' readings for one parameter, or one of its shards."""
+    readings = {
+        k: _of_shard(clock.of_parameter(step.clock[k], index, name), clock, shards)
+        for k, clock in rule.clocks.items()
+        if clock.of_parameter
+    }
+    return step._replace(clock={**step.clock, **readings})
 
 
 def _of_shard(reading: Any, clock: Clock, shards: tuple[str, ...]) -> Any:

@@ -14,7 +14,7 @@ from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.trees.arrays import kinds
 
-__all__ = ["KEY", "Clock", "Reach", "Rule", "Step", "keep", "widest"]
+__all__ = ["KEY", "Clock", "Reach", "Refresh", "Rule", "Step", "keep", "widest"]
 
 
 class Clock(NamedTuple):
@@ -62,11 +62,74 @@ class Step(NamedTuple):
         total: the result of the rule's ``global_sum``, summed over all parameters (None without
             one).
         own: the numbers of this array alone, from the rule's ``own`` (None without one).
+        refreshed: the results of the rule's ``refresh``, if they are known already.
     """
 
     clock: dict[str, Any]
     total: Any = None
     own: Any = None
+    refreshed: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Refresh:
+    """A costly computation of some steps only, such as the decomposition of a matrix.
+
+    A rule takes its results from :meth:`results`. On a mesh, arrays of one shape that are due in
+    the same steps are stacked, and each device computes the results for its share of them.
+
+    Attributes:
+        due: ``step -> whether it is due``, from clocks only.
+        given: ``(signal, slots, step) -> arrays``, from which it is computed: a pytree of matrices,
+            all with the same leading axes.
+        compute: ``(arrays, step) -> results``, in steps in which it is due: a pytree of arrays with
+            these leading axes.
+        otherwise: ``arrays -> results``, in all other steps.
+        phase: ``number -> phase`` of a parameter's number in its tree: parameters of equal phases
+            are due in the same steps. None if ``due`` does not depend on the number; with a clock
+            that has ``of_parameter``, every parameter then is a phase of its own.
+
+    >>> @adamx.stage
+    ... def first_directions(every: int = 10):
+    ...     refresh = adamx.core.Refresh(
+    ...         due=lambda step: step.clock["count"] % every == 1,
+    ...         given=lambda signal, slots, step: (signal.gradient, slots["basis"]),
+    ...         compute=lambda arrays, step: jnp.linalg.qr(arrays[0])[0],
+    ...         otherwise=lambda arrays: arrays[1],
+    ...     )
+    ...
+    ...     def update(signal, slots, step):
+    ...         basis = refresh.results((signal.gradient, slots["basis"]), step)
+    ...         return signal.with_update(basis), {"basis": basis}
+    ...
+    ...     count = adamx.core.Clock(lambda: jnp.zeros((), jnp.int32), lambda n: n + 1, lambda n: n)
+    ...     return adamx.core.Rule(
+    ...         update, slots={"basis": adamx.core.zeros}, clocks={"count": count}, refresh=refresh
+    ...     )
+    >>> opt = first_directions()
+    >>> state = opt.init(jnp.eye(2))
+    >>> for g in (jnp.diag(jnp.array([-2.0, 3.0])), jnp.ones((2, 2))):
+    ...     u, state = opt.update(g, state)
+    ...     print(u.round(3))
+    [[ 1.  0.]
+     [-0.  1.]]
+    [[ 1.  0.]
+     [-0.  1.]]
+    """
+
+    due: Callable[[Step], Any]
+    given: Callable[[Signal, Slots, Step], Any]
+    compute: Callable[[Any, Step], Any]
+    otherwise: Callable[[Any], Any]
+    phase: Callable[[int], int] | None = None
+
+    def results(self, arrays: Any, step: Step) -> Any:
+        """The results of this step for one array, from what it has given."""
+        if step.refreshed is not None:
+            return step.refreshed
+        return jax.lax.cond(
+            self.due(step), lambda: self.compute(arrays, step), lambda: self.otherwise(arrays)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +143,7 @@ class Rule:
         clocks: the scalars kept per step, by name. No slot has the same name.
         global_sum: ``(signal, slots, step) -> numbers`` of one array (a pytree of scalars), summed
             over all parameters before ``update`` runs. It is the only way to use other arrays.
+        refresh: a costly computation of some steps, which devices of a mesh share.
         own: ``(path, shape, extra) -> numbers`` of one parameter (a pytree), from its path, the
             parameter's shape as a ``jax.ShapeDtypeStruct``, and the extra arguments of ``update``
             that the stage ``takes``. The rule gets them as ``step.own``.
@@ -102,6 +166,7 @@ class Rule:
     slots: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     clocks: Mapping[str, Clock] = dataclasses.field(default_factory=dict)
     global_sum: Callable[[Signal, Slots, Step], Any] | None = None
+    refresh: Refresh | None = None
     own: Callable[[str, jax.ShapeDtypeStruct, Mapping[str, Any]], Any] | None = None
     seed: int | None = None
     without_gradient: bool = False
@@ -122,6 +187,23 @@ class Rule:
                 f"{KEY!r} is the name of the clock from which Rule(seed=…) draws random bits; "
                 "give this one another name"
             )
+
+    def reads(
+        self, enter: Callable[[Signal, Slots, Step], tuple[Signal, Slots, Step]]
+    ) -> dict[str, Any]:
+        """The fields that read signal and slots, for a wrapper that changes them on the way in.
+
+        ``dataclasses.replace(rule, update=…, **rule.reads(enter))``.
+        """
+
+        def through(function: Callable[[Signal, Slots, Step], Any]) -> Callable[..., Any]:
+            return lambda signal, slots, step: function(*enter(signal, slots, step))
+
+        return {
+            "global_sum": self.global_sum and through(self.global_sum),
+            "refresh": self.refresh
+            and dataclasses.replace(self.refresh, given=through(self.refresh.given)),
+        }
 
     def gated(self, after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
         """The clocks' new values; the old ones where a gate is closed."""

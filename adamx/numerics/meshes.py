@@ -32,12 +32,14 @@ __all__ = [
     "is_on_host",
     "names_of",
     "on_device",
+    "on_shares",
     "parts_along",
     "parts_of",
     "placed",
     "spec_of",
     "to_device",
     "to_host",
+    "whole",
     "with_every_axis",
 ]
 
@@ -146,6 +148,30 @@ def gathered(x: jax.Array) -> jax.Array:
     """The array, whole along its first axis, and divided along the others as XLA likes."""
     free = (PartitionSpec.UNCONSTRAINED for _ in range(x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *free))
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """The array, whole on every device."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def on_shares(
+    function: Callable[[PyTree, Any], PyTree], arrays: PyTree, also: Any, axes: tuple[str, ...]
+) -> PyTree:
+    """``function(arrays, also)``, where each device sees its share of the arrays' first axis.
+
+    Nothing that the function does needs another device.
+    """
+    if not axes:
+        return function(arrays, also)
+    divided = PartitionSpec(axes)
+    run: Any = jax.shard_map(
+        function,
+        in_specs=(divided, PartitionSpec()),
+        out_specs=divided,
+        axis_names={*axes},
+    )
+    return run(arrays, also)
 
 
 def _explicit_axes(mesh: Any) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from adamx.core import (
     Decay,
     NonNegative,
     Positive,
+    Refresh,
     Rule,
     Signal,
     Slot,
@@ -200,30 +201,32 @@ def _eigenbasis(
     def square(side: int, fill: Callable[..., Array]) -> Callable[[Any], Any]:
         return squares_of_side(axes, side, lambda shape: turns(shape)[side], fill)
 
+    def given(signal: Signal, slots: Slots, step: Step) -> tuple[Moments, Moments]:
+        """The averages before this step, and the basis."""
+        kept = (slots["left"], slots["right"]), (slots["left_basis"], slots["right_basis"])
+        # In shard_map, all branches give arrays that vary along the same axes.
+        return varying(kept, axes_of(kept))
+
+    def refreshed(arrays: tuple[Moments, Moments], step: Step) -> Any:
+        count, _ = step.clock["steps"]
+        return [_refreshed(x, q, exact or count == 2) for x, q in zip(*arrays, strict=True)]
+
+    def kept(arrays: tuple[Moments, Moments]) -> Any:
+        return [(q, None if q is None else _places(q)) for q in arrays[1]]
+
+    refresh = refresh_every(given, refreshed, kept, every, spread, first=2)
+
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.whole)
         if view is None:
             return enter_space(signal), slots
         seen = multipliable(view.matrices(signal.gradient))
-        before = slots["left"], slots["right"]
-        basis = slots["left_basis"], slots["right_basis"]
-        # In shard_map, both branches below give arrays that vary along the same axes.
-        before, basis = varying((before, basis), axes_of((before, basis)))
-        count, _ = step.clock["steps"]
-        is_due = due(step, every, spread, first=2)
-
-        def refreshed() -> Any:
-            is_exact = exact or count == 2
-            return [_refreshed(x, q, is_exact) for x, q in zip(before, basis, strict=True)]
-
-        now = jax.lax.cond(
-            is_due, refreshed, lambda: [(q, None if q is None else _places(q)) for q in basis]
-        )
-        (left, rows), (right, columns) = now
+        before, basis = given(signal, slots, step)
+        (left, rows), (right, columns) = refresh.results((before, basis), step)
         sums = squares(seen, before, (left, right), mean.weight(step))
         new = [None if x is None else mean(x, y) for x, y in zip(before, sums, strict=True)]
         kept = {"left": new[0], "right": new[1], "left_basis": left, "right_basis": right}
-        turn = Turn(is_due, basis[0], basis[1], (rows, columns))
+        turn = Turn(refresh.due(step), basis[0], basis[1], (rows, columns))
         return enter_space(signal, left, right, turn=turn, view=view), kept
 
     return Rule(
@@ -235,6 +238,7 @@ def _eigenbasis(
             "right_basis": Slot(square(1, jnp.eye), holds="exact"),
         },
         clocks={mean.name: weight_before, "steps": steps_clock()},
+        refresh=refresh,
         reshape=lambda shape, whole: view.shape if (view := matrix_view(axes, whole)) else whole,
         prepares=True,
     )
@@ -314,14 +318,29 @@ def steps_clock() -> Clock:
     )
 
 
-def due(step: Step, every: int, spread: bool, *, first: int) -> Bool[Array, ""]:
-    """Whether something is computed in this step: in the first one, and every so many steps.
+def refresh_every(
+    given: Callable[[Signal, Slots, Step], Any],
+    compute: Callable[[Any, Step], Any],
+    otherwise: Callable[[Any], Any],
+    every: int,
+    spread: bool,
+    *,
+    first: int,
+) -> Refresh:
+    """A computation in the step ``first``, and then every so many steps of :func:`steps_clock`.
 
-    With ``spread``, the later ones are not the same for all parameters.
+    With ``spread``, the later steps are not the same for all parameters.
     """
-    count, number = step.clock["steps"]
-    late = number % every if spread else 0
-    return (count == first) | ((count > first) & ((count - first + late) % every == 0))
+
+    def phase(number: Any) -> Any:
+        return number % every if spread else 0
+
+    def due(step: Step) -> Bool[Array, ""]:
+        count, number = step.clock["steps"]
+        is_later = (count - first + phase(number)) % every == 0
+        return (count == first) | ((count > first) & is_later)
+
+    return Refresh(due, given, compute, otherwise, phase)
 
 
 def _places(basis: Array) -> Array:
@@ -406,30 +425,35 @@ def low_rank(
         size = min(view.shape[-2:])
         return filled(view, param, jnp.eye(size, min(rank, size)))
 
+    def given(signal: Signal, slots: Slots, step: Step) -> Any:
+        view = matrix_view(axes, signal.whole)
+        return None if view is None else (view.matrices(signal.gradient), slots["projection"])
+
+    def projected(arrays: tuple[Array, Array], step: Step) -> Array:
+        seen, before = arrays
+        u, _, v = jnp.linalg.svd(seen, full_matrices=False)
+        found = (u if seen.shape[-2] <= seen.shape[-1] else adjoint(v))[..., : before.shape[-1]]
+        # Of the two signs of a vector, the one that is nearer to the vector before.
+        turned = jnp.sum((jnp.conj(before) * found).real, -2, keepdims=True) < 0
+        found = jnp.where(turned, -found, found)
+        return jnp.where(_is_finite(found), found, before)
+
+    refresh = refresh_every(given, projected, lambda arrays: arrays[1], every, spread, first=1)
+
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.whole)
         if view is None:
             return enter_space(signal), slots
-        seen = view.matrices(signal.gradient)
-        is_left = seen.shape[-2] <= seen.shape[-1]
-        before = slots["projection"]
-
-        def projected() -> Array:
-            u, _, v = jnp.linalg.svd(seen, full_matrices=False)
-            found = (u if is_left else adjoint(v))[..., : before.shape[-1]]
-            # Of the two signs of a vector, the one that is nearer to the vector before.
-            turned = jnp.sum((jnp.conj(before) * found).real, -2, keepdims=True) < 0
-            found = jnp.where(turned, -found, found)
-            return jnp.where(_is_finite(found), found, before)
-
-        now = jax.lax.cond(due(step, every, spread, first=1), projected, lambda: before)
-        left, right = (now, None) if is_left else (None, now)
+        now = refresh.results(given(signal, slots, step), step)
+        rows, columns = view.shape[-2:]
+        left, right = (now, None) if rows <= columns else (None, now)
         return enter_space(signal, left, right, view=view), {"projection": now}
 
     return Rule(
         update,
         slots={"projection": Slot(start, holds="exact")},
         clocks={"steps": steps_clock()},
+        refresh=refresh,
         reshape=lambda shape, whole: _projected(whole, rank, axes),
         prepares=True,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from adamx.core import (
@@ -27,9 +26,22 @@ from adamx.core import (
 from adamx.errors import check_whole
 from adamx.links.slots import Slots
 from adamx.numerics.arithmetic import power
-from adamx.numerics.matrices import MatrixAxes, adjoint, kernel_axes, matrix_view, product
+from adamx.numerics.matrices import (
+    MatrixAxes,
+    MatrixView,
+    adjoint,
+    kernel_axes,
+    matrix_view,
+    product,
+)
 from adamx.numerics.types import Array
-from adamx.stages.bases import blank_square, due, multipliable, squares_of_side, steps_clock
+from adamx.stages.bases import (
+    blank_square,
+    multipliable,
+    refresh_every,
+    squares_of_side,
+    steps_clock,
+)
 
 __all__ = ["graft_to_rms", "scale_by_kronecker_roots"]
 
@@ -87,21 +99,30 @@ def scale_by_kronecker_roots(
     def square(side: int, fill: Any) -> Any:
         return squares_of_side(axes, side, lambda shape: shape[side - 2] <= max_size, fill)
 
+    def averages(view: MatrixView, signal: Signal, slots: Slots) -> list[Array | None]:
+        seen = multipliable(view.matrices(signal.gradient))
+        sums = product(seen, adjoint(seen)), product(adjoint(seen), seen)
+        before = slots["left"], slots["right"]
+        return [None if x is None else mean(x, y) for x, y in zip(before, sums, strict=True)]
+
+    def given(signal: Signal, slots: Slots, step: Step) -> Any:
+        """The averages of this step, and the roots before it."""
+        view = matrix_view(axes, signal.update.shape)
+        return view and (averages(view, signal, slots), [slots["left_root"], slots["right_root"]])
+
+    def rooted(arrays: Any, step: Step) -> list[Array | None]:
+        weight = mean.weight(step)
+        return [None if x is None else _root(x / weight, eps, exponent) for x in arrays[0]]
+
+    refresh = refresh_every(given, rooted, lambda arrays: arrays[1], every, spread, first=1)
+
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.update.shape)
         if view is None:
             return signal.with_statistic(signal.update), slots
-        seen, u = multipliable(view.matrices(signal.gradient)), view.matrices(signal.update)
-        sums = product(seen, adjoint(seen)), product(adjoint(seen), seen)
-        before = slots["left"], slots["right"]
-        left, right = (None if x is None else mean(x, y) for x, y in zip(before, sums, strict=True))
-        weight = mean.weight(step)
-
-        def computed() -> list[Array | None]:
-            return [None if x is None else _root(x / weight, eps, exponent) for x in (left, right)]
-
+        u, (left, right) = view.matrices(signal.update), averages(view, signal, slots)
         roots = [slots["left_root"], slots["right_root"]]
-        roots = jax.lax.cond(due(step, every, spread, first=1), computed, lambda: roots)
+        roots = refresh.results(((left, right), roots), step)
         u = u if roots[0] is None else product(roots[0], u)
         u = u if roots[1] is None else product(u, roots[1])
         kept = {"left": left, "right": right, "left_root": roots[0], "right_root": roots[1]}
@@ -116,6 +137,7 @@ def scale_by_kronecker_roots(
             "right_root": Slot(square(1, jnp.eye), holds="exact"),
         },
         clocks={**mean.clocks, "steps": steps_clock()},
+        refresh=refresh,
     )
 
 

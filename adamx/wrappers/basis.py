@@ -97,7 +97,7 @@ class InBasis(Around, axis="in_basis"):
             rule,
             update=turned.update,
             reach="array",  # a slot's element is turned into all others of its row and column
-            global_sum=turned.global_sum if rule.global_sum is not None else None,
+            **rule.reads(lambda signal, slots, step: (signal, turned.slots(signal, slots), step)),
         )
 
     @property
@@ -141,10 +141,6 @@ class _Turned:
 
     def update(self, signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         return self.rule.update(signal, self.slots(signal, slots), step)
-
-    def global_sum(self, signal: Signal, slots: Slots, step: Step) -> Any:
-        assert self.rule.global_sum is not None
-        return self.rule.global_sum(signal, self.slots(signal, slots), step)
 
     def slots(self, signal: Signal, slots: Slots) -> Slots:
         space, shape = space_of(signal), signal.update.shape

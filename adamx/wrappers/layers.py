@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation
+from adamx.core import Refresh, Rule, Signal, Slot, StageError, Step, Transformation
 from adamx.core.transformation import links_of
 from adamx.errors import as_given
 from adamx.links.link import Around
@@ -94,6 +94,7 @@ class Layers(Around, axis="per_layer"):
             update=mapped.update,
             slots={name: mapped.start(Slot.of(slot)) for name, slot in rule.slots.items()},
             global_sum=mapped.global_sum if rule.global_sum else None,
+            refresh=mapped.refresh if rule.refresh else None,
             reshape=mapped.reshape if rule.reshape else None,
             own=mapped.own if rule.own else None,
             # A shard may hold some of the layers, or a part of each.
@@ -182,6 +183,16 @@ class _Mapped:
         assert self.rule.global_sum is not None
         of_each = self.on_layers(self.rule.global_sum, signal, slots, step, 0)
         return jax.tree.map(lambda x: jnp.sum(x, 0), of_each)
+
+    @property
+    def refresh(self) -> Refresh:
+        """The rule's computation for all layers, which are the first of the leading axes."""
+        assert self.rule.refresh is not None
+        given = self.rule.refresh.given
+        return dataclasses.replace(
+            self.rule.refresh,
+            given=lambda signal, slots, step: self.on_layers(given, signal, slots, step, 0),
+        )
 
     def update(self, signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         """The rule's update on all layers.
@@ -278,7 +289,9 @@ class _Mapped:
         notes = {name: layered(note) for name, note in signal.notes.items()}
         bare = dataclasses.replace(signal, notes={})
 
-        def of_one(signal: Signal, notes: Any, slots: Slots, own: Any, layer: Any) -> Any:
+        def of_one(
+            signal: Signal, notes: Any, slots: Slots, own: Any, refreshed: Any, layer: Any
+        ) -> Any:
             left = {
                 name: jax.tree.unflatten(note.tree, note.arrays) for name, note in notes.items()
             }
@@ -288,7 +301,7 @@ class _Mapped:
                 for name, clock in self.rule.clocks.items()
                 if clock.of_parameter is random.of_parameter
             }
-            return function(signal, slots, Step({**step.clock, **keys}, step.total, own))
+            return function(signal, slots, Step({**step.clock, **keys}, step.total, own, refreshed))
 
         in_axes = (
             jax.tree.map(axis_of, bare),
@@ -296,9 +309,12 @@ class _Mapped:
             self.slot_axes(shape),
             jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, step.own),
             0,
+            0,
         )
         layers = jnp.arange(count, dtype=jnp.uint32)
-        return jax.vmap(of_one, in_axes, out_axes)(bare, notes, slots, step.own, layers)
+        return jax.vmap(of_one, in_axes, out_axes)(
+            bare, notes, slots, step.own, step.refreshed, layers
+        )
 
     def of_one(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one layer of a stack."""

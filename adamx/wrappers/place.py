@@ -218,7 +218,9 @@ class _At(Around):
             rule,
             update=moved.update,
             slots={name: moved.start(Slot.of(slot)) for name, slot in rule.slots.items()},
-            global_sum=moved.global_sum if rule.global_sum is not None else None,
+            **rule.reads(
+                lambda signal, slots, step: (moved.signal(signal), moved.into(slots), step)
+            ),
         )
 
 
@@ -236,10 +238,6 @@ class _Moved:
     def update(self, signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         signal, after = self.rule.update(self.signal(signal), self.into(slots), step)
         return signal, self.out(after)
-
-    def global_sum(self, signal: Signal, slots: Slots, step: Step) -> Any:
-        assert self.rule.global_sum is not None
-        return self.rule.global_sum(self.signal(signal), self.into(slots), step)
 
     def signal(self, signal: Signal) -> Signal:
         """The part of the signal that belongs to the part of the slots."""

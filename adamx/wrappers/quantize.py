@@ -156,7 +156,7 @@ class Quantized(Around, axis="quantize_state"):
             rule,
             update=encoded.update,
             slots={slot: encoded.start(slot) if slot in codecs else x for slot, x in slots},
-            global_sum=encoded.global_sum if rule.global_sum is not None else None,
+            **rule.reads(lambda signal, slots, step: (signal, encoded.decode(signal, slots), step)),
             seed=seed if draws and rule.seed is None else rule.seed,
         )
 
@@ -218,10 +218,6 @@ class _Encoded:
         signal, after = self.rule.update(signal, self.decode(signal, slots), step)
         kept = {slot: self.keep(slot, after[slot], slots[slot], step) for slot in self.codecs}
         return signal, {**after, **kept}
-
-    def global_sum(self, signal: Signal, slots: dict[str, Any], step: Step) -> Any:
-        assert self.rule.global_sum is not None
-        return self.rule.global_sum(signal, self.decode(signal, slots), step)
 
     def start(self, slot: str) -> Slot:
         def first(param: Any) -> PyTree:
