@@ -172,7 +172,7 @@ def fits(spec, x):
 @pytest.mark.parametrize("name", BOXED)
 def test_names_of_mesh_axes_are_on_slots_that_have_these_axes(name, stored):
     opt = BOXED[name](1e-2)
-    opt = adamx.quantize_state(opt, min_size=16) if stored else opt
+    opt = adamx.quantize_state(opt, "int8", min_size=16) if stored else opt
     params = named_parameters()
     state = opt.init(params)
     specs = nn.get_partition_spec(state)  # a spec holds for all arrays of one slot
@@ -195,7 +195,7 @@ def test_a_state_with_names_of_mesh_axes_is_restored_and_a_gradient_may_be_missi
     opt = adamx.chain(adamx.adafactor(1e-2), adamx.watch())
     params = named_parameters()
     _, state = opt.update(params, opt.init(params), params)
-    target = adamx.quantize_state(opt, min_size=16)
+    target = adamx.quantize_state(opt, "int8", min_size=16)
     restored, _ = adamx.restore_state(state, target, params)
     assert jax.tree.structure(restored) == jax.tree.structure(target.init(params))
     expected, _ = adamx.restore_state(state, target, nn.unbox(params))

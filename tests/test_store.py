@@ -228,8 +228,9 @@ def test_small_arrays_stay_float32():
     assert nu["scalar"].dtype == jnp.float32 and set(nu["small"]) == {"@int8"}
 
 
-def test_without_a_codec_nothing_changes():
-    assert_identical(train(adamx.quantize_state(adamx.adam(1e-2))), train(adamx.adam(1e-2)))
+def test_slots_without_a_codec_do_not_change():
+    opt = adamx.quantize_state(adamx.adam(1e-2), mu=None, nu=None)
+    assert_identical(train(opt), train(adamx.adam(1e-2)))
 
 
 def test_what_is_stored_inside_stays_as_it_is():
@@ -588,6 +589,8 @@ def test_what_it_is_given_is_checked():
             adamx.quantize_state(opt, given)
         with pytest.raises(ValueError, match=rf"no codec {given!r}"):
             adamx.quantize_state(opt, nu=given)
+    with pytest.raises(ValueError, match=r"got no codec, and would change nothing; pass .int8."):
+        adamx.quantize_state(opt)
     with pytest.raises(TypeError, match=r"a codec is called: int8\(\), not int8"):
         adamx.quantize_state(opt, adamx.int8)
     for min_size in (0, -1, 1.5, True):

@@ -60,7 +60,8 @@ def quantize_state(
         opt: a chain or a recipe. The state of an Optax transformation inside it can't be quantized;
             if it holds arrays of ``min_size`` elements, ``init`` raises an error.
         codec: for all slots: ``"bf16"``, ``"fp8"``, ``"int8"``, or a codec made by :func:`bf16`,
-            :func:`fp8`, :func:`int8` or :class:`Codec`; None leaves them unchanged.
+            :func:`fp8`, :func:`int8` or :class:`Codec`; None, beside codecs of single slots, leaves
+            all others unchanged.
         min_size: arrays of fewer elements are not quantized (inside ``shard_map``, whole arrays of
             fewer elements).
         seed: the seed of the key.
@@ -68,7 +69,7 @@ def quantize_state(
 
     Raises:
         TypeError: if ``opt`` is not a transformation.
-        ValueError: for an unknown codec, for a slot that no stage of the chain has or that can't be
+        ValueError: without any codec, for an unknown codec, for a slot that no stage of the chain has or that can't be
             quantized, and for a ``min_size`` below 1.
         StageError: from ``init``, for complex slots; from ``update``, for a state that was
             quantized with another codec, and for derivatives through a quantized slot.
@@ -91,6 +92,11 @@ def quantize_state(
         scale_by_learning_rate(learning_rate=0.001),
     ), mu='bf16', nu=int8(block_size=32))
     """
+    if codec is None and not slots:
+        raise ValueError(
+            'quantize_state() got no codec, and would change nothing; pass "int8", "fp8" or "bf16", '
+            'or a codec for single slots, nu="int8"'
+        )
     quantized = Quantized.of(codec, slots, min_size=min_size, seed=seed)
     links = links_of(opt, "quantize_state")
     quantized.check([link for link in links if isinstance(link, Stage)])
