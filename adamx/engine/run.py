@@ -27,6 +27,7 @@ from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.links.stage import Stage
 from adamx.numerics import random
+from adamx.numerics.arithmetic import sum_of_numbers
 from adamx.numerics.meshes import (
     divided_along,
     free_axes,
@@ -324,7 +325,7 @@ def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:
 
 
 def _sum(terms: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *terms or [None])
+    return jax.tree.map(lambda *x: sum_of_numbers(x), *terms or [None])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from adamx.numerics.formats import largest_square, limited, limited_to
 from adamx.numerics.named import named
 from adamx.numerics.shards import elements, of_whole, refuse_root, total
-from adamx.numerics.types import Array, Float, Reals, Values
+from adamx.numerics.types import Array, Float, Reals, Scalar, Values
 
 _TINY = 2.0**-100
 _HUGE = 2.0**100
@@ -97,6 +97,17 @@ def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax
     return y, tangents[0] * jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
 
 
+def sum_of_numbers(numbers: Sequence[Scalar]) -> Scalar:
+    """The sum of scalars, computed once.
+
+    XLA would turn the sum of a stack of n numbers into n additions, and repeat them in every loop
+    that uses the sum: n² operations for n arrays, which takes minutes to compile. The barrier keeps
+    it from seeing that the stack is made of numbers.
+    """
+    stack = jnp.stack(numbers)
+    return jnp.sum(jax.lax.optimization_barrier(stack) if len(numbers) > 1 else stack)
+
+
 _UNITS = 2.0**80, 2.0**560  # units of norms whose squares overflow float32, and float64
 
 
@@ -122,7 +133,7 @@ class Squares(NamedTuple):
     @classmethod
     def total(cls, parts: Iterable[Squares]) -> Squares:
         """The squares of several arrays together."""
-        return cls(*(jnp.sum(jnp.stack(x)) for x in zip(*parts, strict=True)))
+        return cls(*(sum_of_numbers(x) for x in zip(*parts, strict=True)))
 
     def norm(self) -> Norm:
         """√(Σ|x|²)."""

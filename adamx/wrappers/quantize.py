@@ -69,8 +69,8 @@ def quantize_state(
 
     Raises:
         TypeError: if ``opt`` is not a transformation.
-        ValueError: without any codec, for an unknown codec, for a slot that no stage of the chain has or that can't be
-            quantized, and for a ``min_size`` below 1.
+        ValueError: without any codec, for an unknown codec, for a slot that no stage of the chain
+            has or that can't be quantized, and for a ``min_size`` below 1.
         StageError: from ``init``, for complex slots; from ``update``, for a state that was
             quantized with another codec, and for derivatives through a quantized slot.
 
@@ -94,8 +94,8 @@ def quantize_state(
     """
     if codec is None and not slots:
         raise ValueError(
-            'quantize_state() got no codec, and would change nothing; pass "int8", "fp8" or "bf16", '
-            'or a codec for single slots, nu="int8"'
+            'quantize_state() got no codec, and would change nothing; pass "int8", "fp8" or '
+            '"bf16", or a codec for single slots, nu="int8"'
         )
     quantized = Quantized.of(codec, slots, min_size=min_size, seed=seed)
     links = links_of(opt, "quantize_state")

@@ -16,6 +16,7 @@ from adamx.core import Signal, Squares, StageError, Transformation
 from adamx.errors import as_given
 from adamx.identity import ByValue
 from adamx.links.observer import Observer, View, nothing
+from adamx.numerics.arithmetic import sum_of_numbers
 from adamx.numerics.formats import statistics_dtype, wider
 from adamx.numerics.shards import axes_of, over_shards, varying
 from adamx.numerics.types import Array, Int32, PyTree, Scalar, Values
@@ -239,7 +240,7 @@ def _sum(terms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = [name for name in terms[0] if name != "bias"]
     found = {name: [x[name] for x in terms if x[name] is not None] for name in names}
     return {
-        name: jax.tree.map(lambda *x: jnp.sum(jnp.stack(x)), *rows) if rows else None
+        name: jax.tree.map(lambda *x: sum_of_numbers(x), *rows) if rows else None
         for name, rows in found.items()
     }
 
