@@ -34,6 +34,7 @@ from adamx.numerics.meshes import (
     gathered,
     on_shares,
     parts_along,
+    platform,
     whole,
 )
 from adamx.numerics.shards import divided, number_of_shard, over_shards, refusal
@@ -165,7 +166,7 @@ def stacking_pays() -> bool:
     It is on accelerators. XLA compiles a stack more slowly, and on CPU it multiplies matrices of
     128 × 128 and more faster one by one (``examples/benchmarks/stacks.py``).
     """
-    return jax.default_backend() != "cpu"
+    return platform() != "cpu"
 
 
 _MOST = 2**24

@@ -36,6 +36,7 @@ __all__ = [
     "parts_along",
     "parts_of",
     "placed",
+    "platform",
     "spec_of",
     "to_device",
     "to_host",
@@ -122,6 +123,22 @@ def current_mesh() -> Any:
     """The mesh of ``jax.set_mesh``, or of the types of arrays; None without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh is None or mesh.empty else mesh
+
+
+def platform() -> str:
+    """The platform for which a program is traced, such as "cpu" or "tpu".
+
+    It is that of the current mesh, which may be the description of a machine elsewhere, or else
+    that of JAX's default device.
+    """
+    mesh = current_mesh()
+    known = getattr(getattr(mesh, "abstract_device", None), "platform", None)
+    if known is not None:
+        return known
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
 
 
 def free_axes() -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from adamx.errors import as_given, check_whole
 from adamx.numerics.arithmetic import mean, summable_squares
 from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.matrices import MatrixAxes, MatrixView, adjoint, kernel_axes, matrix_view
+from adamx.numerics.meshes import platform
 from adamx.numerics.named import named
 from adamx.numerics.types import Array
 
@@ -139,7 +140,7 @@ def orthogonalize(
 
     def shape(signal):
         view, own = _matrices(axes, signal.update.shape), signal.update.dtype
-        fast = dtype is None and own == jnp.float32 and jax.default_backend() != "cpu"
+        fast = dtype is None and own == jnp.float32 and platform() != "cpu"
         products = "bfloat16" if fast else dtype
         if products is None or jnp.issubdtype(own, jnp.complexfloating):
             products = own

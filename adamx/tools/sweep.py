@@ -23,6 +23,7 @@ from adamx.core import Transformation
 from adamx.errors import as_given
 from adamx.identity import fingerprint
 from adamx.links.naming import labels, names
+from adamx.numerics.meshes import platform
 from adamx.tools.labels import counted, described, named_leaves
 from adamx.tools.sweep_result import Sweep
 
@@ -424,7 +425,7 @@ def _at_a_time(runs: int) -> int:
 
     On CPU batching gains nothing, and batched matrix products round differently.
     """
-    return 1 if jax.default_backend() == "cpu" else runs
+    return 1 if platform() == "cpu" else runs
 
 
 def _checked(output: Any) -> Any:

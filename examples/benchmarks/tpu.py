@@ -19,7 +19,6 @@ states of a large model on each chip, and the bytes that a step moves between ch
 """
 
 import argparse
-import contextlib
 import fnmatch
 import importlib.metadata
 import inspect
@@ -191,17 +190,6 @@ def chips_of(topology: str) -> Sequence[Any]:
         ) from error
 
 
-@contextlib.contextmanager
-def as_on_tpu() -> Iterator[None]:
-    """Let adamx decide as it does on a TPU: it asks for JAX's backend, which here is the CPU."""
-    before = jax.default_backend
-    jax.default_backend = lambda: "tpu"
-    try:
-        yield
-    finally:
-        jax.default_backend = before
-
-
 # What a compiled step needs.
 
 
@@ -268,7 +256,7 @@ def compiled(what: str, row: Row, where: str, placement: Placement) -> Needs:
     params, state = on_chips(params), on_chips(jax.eval_shape(opt.init, params))
     kept = jax.tree.map(lambda x: x.sharding, (params, state))
     jax.clear_caches()
-    with as_on_tpu(), jax.set_mesh(placement.mesh):
+    with jax.set_mesh(placement.mesh):
         began = time.perf_counter()
         made = jax.jit(step, donate_argnums=(0, 1), out_shardings=kept)
         program = made.lower(params, state, params).compile()
