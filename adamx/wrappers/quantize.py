@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ __all__ = ["quantize_state"]
 
 def quantize_state(
     opt: optax.GradientTransformation,
-    codec: Codec | str | None = None,
+    codec: Codec | str | EllipsisType | None = ...,
     /,
     *,
     min_size: int = 4096,
@@ -60,8 +61,8 @@ def quantize_state(
         opt: a chain or a recipe. The state of an Optax transformation inside it can't be quantized;
             if it holds arrays of ``min_size`` elements, ``init`` raises an error.
         codec: for all slots: ``"bf16"``, ``"fp8"``, ``"int8"``, or a codec made by :func:`bf16`,
-            :func:`fp8`, :func:`int8` or :class:`Codec`; None, beside codecs of single slots, leaves
-            all others unchanged.
+            :func:`fp8`, :func:`int8` or :class:`Codec`; None leaves them unchanged. It may be left
+            out beside codecs of single slots.
         min_size: arrays of fewer elements are not quantized (inside ``shard_map``, whole arrays of
             fewer elements).
         seed: the seed of the key.
@@ -92,12 +93,12 @@ def quantize_state(
         scale_by_learning_rate(learning_rate=0.001),
     ), mu='bf16', nu=int8(block_size=32))
     """
-    if codec is None and not slots:
+    if codec is ... and not slots:
         raise ValueError(
             'quantize_state() got no codec, and would change nothing; pass "int8", "fp8" or '
             '"bf16", or a codec for single slots, nu="int8"'
         )
-    quantized = Quantized.of(codec, slots, min_size=min_size, seed=seed)
+    quantized = Quantized.of(None if codec is ... else codec, slots, min_size=min_size, seed=seed)
     links = links_of(opt, "quantize_state")
     quantized.check([link for link in links if isinstance(link, Stage)])
     return Transformation(tuple(link.within(quantized) for link in links))
