@@ -595,6 +595,33 @@ def test_the_page_runs_on_eight_devices(monkeypatch):
 
 # Sizes
 
+SUMMED = {
+    "clipped": lambda: adamx.chain(adamx.clip_by_global_norm(1.0), adamx.sgd(RATE)),
+    "lamb": lambda: adamx.lamb(RATE),
+    "watched": lambda: adamx.chain(adamx.sgd(RATE), adamx.watch()),
+}
+
+
+def program_of(opt, count, sharding=None):
+    params = {f"w{i}": shaped(jnp.zeros((32, 8 + i)), sharding) for i in range(count)}
+    state = jax.eval_shape(opt.init, params)
+    return jax.jit(opt.update).lower(params, state, params).compile().as_text()
+
+
+def test_a_program_grows_with_the_number_of_arrays_and_not_with_its_square():
+    few, many = (program_of(SUMMED["clipped"](), n).count(" = ") for n in (24, 96))
+    assert many < 7 * few
+
+
+@needs_eight_devices
+@pytest.mark.parametrize("name", SUMMED)
+def test_the_number_of_collectives_does_not_depend_on_the_number_of_arrays(name):
+    with mesh_of("automatic", (8,), ("x",)) as mesh:
+        rows = NamedSharding(mesh, P("x"))
+        found = [program_of(SUMMED[name](), count, rows) for count in (4, 12)]
+    few, many = (len(re.findall(r" all-reduce(?:-start)?\(", program)) for program in found)
+    assert few == many <= 5
+
 
 HUGE = [(2**31,), (2**17, 2**17), (3, 2**33)]
 
