@@ -191,6 +191,15 @@ def test_names_of_mesh_axes_are_on_slots_that_have_these_axes(name, stored):
     assert_same(jax.tree.leaves(after), jax.tree.leaves(bare))
 
 
+def test_a_box_of_several_arrays_stays_as_it_is():
+    box = nn.Partitioned({"a": jnp.ones((4, 4)), "b": jnp.ones(4)}, names=("data",))
+    opt, params = adamx.adam(0.1), {"box": box, "alone": jnp.ones(2)}
+    state = opt.init(params)
+    assert isinstance(state["scale_by_rms"]["nu"]["box"], nn.Partitioned)
+    _, after = opt.update(params, state, params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
 def test_a_state_with_names_of_mesh_axes_is_restored_and_a_gradient_may_be_missing():
     opt = adamx.chain(adamx.adafactor(1e-2), adamx.watch())
     params = named_parameters()

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adamx
+from adamx.engine import run as engine
 from adamx.numerics import random
 from catalog import OPTIMISERS
 from test_docs import DOCS, run_all
@@ -586,6 +587,25 @@ def test_decompositions_are_divided_over_the_mesh(name, kind):
     called = re.findall(r"f32\[(.*?)\]\S* [^\n]*lapack_s(?:geqrf|gesdd|syevd)", program)
     assert {*called} == {"1,16,16"}
     assert len(called) == {"shampoo": 4, "galore": 2}.get(name, 8)  # SOAP has two kinds of them
+
+
+@needs_eight_devices
+def test_matrices_without_elements_are_decomposed_on_a_mesh():
+    params = {"empty": jnp.zeros((3, 0)), "square": far_from_singular((16, 16))}
+    with mesh_of("automatic", (8,), ("x",)):
+        opt = adamx.shampoo(RATE)
+        updates, _ = jax.jit(opt.update)(params, opt.init(params), params)
+    assert updates["empty"].shape == (3, 0) and jnp.isfinite(updates["square"]).all()
+
+
+def test_on_accelerators_quantized_arrays_take_turns(monkeypatch):
+    """Otherwise XLA decodes the slots of all arrays before it encodes the first ones again."""
+    opt, state = nearest(adamx.adamw(RATE)), nearest(adamx.adamw(RATE)).init(LARGE)
+    expected = jax.jit(opt.update)(SLOPES[0], state, LARGE)
+    monkeypatch.setattr(engine, "platform", lambda: "tpu")
+    step = jax.jit(lambda *given: opt.update(*given))
+    assert step.lower(SLOPES[0], state, LARGE).as_text().count("optimization_barrier") == 2
+    jax.tree.map(np.testing.assert_array_equal, step(SLOPES[0], state, LARGE), expected)
 
 
 @needs_eight_devices

@@ -229,7 +229,9 @@ def test_small_arrays_stay_float32():
 
 
 def test_without_a_codec_nothing_changes():
-    assert_identical(train(adamx.quantize_state(adamx.adam(1e-2), None)), train(adamx.adam(1e-2)))
+    opt = adamx.quantize_state(adamx.adam(1e-2), None)
+    assert eval(repr(opt), vars(adamx)) == opt
+    assert_identical(train(opt), train(adamx.adam(1e-2)))
 
 
 def test_what_is_stored_inside_stays_as_it_is():

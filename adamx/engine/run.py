@@ -97,6 +97,11 @@ class Block(NamedTuple):
         return [Block.of(x, is_last=self.is_last and x is rows[-1]) for x in rows]
 
     @property
+    def packs(self) -> bool:
+        """Whether a wrapper packs slots of its stages between steps."""
+        return any(around.packs for x in self.ready for around in x.stage.around)
+
+    @property
     def stacks(self) -> bool:
         """Whether its stages stack arrays of equal shape."""
         return any(x.stage.definition.stacks for x in self.ready)
@@ -150,14 +155,28 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[
 
 def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """One array at a time; arrays of one shape and dtype share one trace."""
-    return [
-        locate(
+    takes_turns = block.packs and platform() != "cpu"
+    done: list[tuple[Any, list[Slots]]] = []
+    for leaf in leaves:
+        if takes_turns and done:
+            leaf = _after(leaf, done[-1][1])
+        made = locate(
             leaf.number,
             *(_advance, *_fixed(block, leaf), leaf.signal, leaf.slots, leaf.own, leaf.refreshed),
             np.uint32(leaf.number) if block.numbered else None,
         )
-        for leaf in leaves
-    ]
+        done.append(made)
+    return done
+
+
+def _after(leaf: Entering, before: list[Slots]) -> Entering:
+    """An input that is available when another array's new slots are.
+
+    Accelerators would decode the slots of many arrays at a time, and need memory for all of them.
+    """
+    given = leaf.signal, leaf.slots
+    (signal, slots), _ = jax.lax.optimization_barrier((given, before))
+    return leaf._replace(signal=signal, slots=slots)
 
 
 def stacking_pays() -> bool:
@@ -187,7 +206,8 @@ def stacked(
         alike.setdefault((tree, tuple(map(kind, arrays)), leaf.shards), []).append(i)
     done: list[Any] = [None] * len(leaves)
     most = _MOST * parts_along(axes)
-    for places in itertools.chain.from_iterable(_stacks(x, leaves, most) for x in alike.values()):
+    signals = [leaf.signal for leaf in leaves]
+    for places in itertools.chain.from_iterable(_stacks(x, signals, most) for x in alike.values()):
         some, along = [leaves[i] for i in places], _filling(axes, len(places))
         if len(some) == 1 or not (along or stacking_pays()):
             made = each(block, some, locate)
@@ -247,10 +267,9 @@ def _filled(x: Any, short: int) -> Any:
     return jnp.concatenate([x, *[x[-1:]] * short]) if short else x
 
 
-def _stacks(places: list[int], leaves: Sequence[Entering], most: int) -> list[list[int]]:
-    """The places of equal arrays, divided so that no stack is too large."""
-    arrays = jax.tree.leaves(leaves[places[0]].signal)
-    count = max(1, most // max(1, *(np.size(x) for x in arrays)))
+def _stacks(places: list[int], trees: Sequence[Any], most: int) -> list[list[int]]:
+    """The places of equal trees of arrays, divided so that no stack is too large."""
+    count = max(1, most // max(1, *(np.size(x) for x in jax.tree.leaves(trees[places[0]]))))
     return [places[i : i + count] for i in range(0, len(places), count)]
 
 
@@ -383,8 +402,8 @@ def refreshed(
         if own:
             phase = _phase(ready.rule, leaf.number)
             alike.setdefault((tree, tuple(map(kind, own)), leaf.shards, phase), []).append(i)
-    found = list(leaves)
-    for places in alike.values():
+    found, most = list(leaves), _MOST * parts_along(axes)
+    for places in itertools.chain.from_iterable(_stacks(x, given, most) for x in alike.values()):
         first = leaves[places[0]]
         signal = first.signal if isinstance(first.signal, Signal) else Signal.enter(*first.signal)
         rule, step = _at_precision(ready.stage, ready.step, signal)
@@ -428,11 +447,11 @@ def shared(
     short = -count % parts_along(along)
 
     def stack(*x: Any) -> Any:
-        rows = jnp.concatenate([y.reshape(-1, *y.shape[-2:]) for y in x])
-        return divided_along(whole(_filled(rows, short)), along)
+        rows = _filled(jnp.concatenate([y.reshape(each, *y.shape[-2:]) for y in x]), short)
+        return divided_along(gathered(rows), along) if along else whole(rows)
 
     stacked = jax.tree.map(stack, *arrays)
-    made = jax.tree.map(whole, on_shares(compute, stacked, step, along))
+    made = jax.tree.map(gathered, on_shares(compute, stacked, step, along))
     return [
         jax.tree.map(lambda x, k=k: x[k * each : (k + 1) * each].reshape(*lead, *x.shape[1:]), made)
         for k in range(len(arrays))

@@ -33,10 +33,11 @@ def tree_of(tree: Any, column: Sequence[Any], params: Sequence[Any]) -> PyTree:
 
     def of_one(place: Any) -> Any:
         (i,) = jax.tree.leaves(place)
-        is_alike = _is_box(place) and _is_alike(column[i], params[i])
+        is_alike = _is_box_of_one(place) and _is_alike(column[i], params[i])
         return _inside(place)[1].unflatten([column[i]]) if is_alike else column[i]
 
-    return jax.tree.map(of_one, tree.unflatten(range(tree.num_leaves)), is_leaf=_is_box)
+    places = tree.unflatten(range(tree.num_leaves))
+    return jax.tree.map(of_one, places, is_leaf=_is_box_of_one)
 
 
 def column_of(tree: Any, slot: PyTree) -> list[Any]:
@@ -55,15 +56,17 @@ def column_of(tree: Any, slot: PyTree) -> list[Any]:
 def _opened(tree: Any) -> Any:
     """The structure with boxes as leaves; None if there are no boxes."""
     places = tree.unflatten(range(tree.num_leaves))
-    leaves, opened = jax.tree.flatten(places, is_leaf=_is_box)
+    leaves, opened = jax.tree.flatten(places, is_leaf=_is_box_of_one)
     return opened if any(map(_is_box, leaves)) else None
 
 
-def _is_box(x: Any) -> bool:
-    """Whether this is one array with the names of mesh axes.
+def _is_box_of_one(x: Any) -> bool:
+    """Whether this is one array in a box; the names of a box of several arrays are left alone."""
+    return _is_box(x) and len(jax.tree.leaves(x)) == 1
 
-    It is Flax's ``AxisMetadata``, or a variable of NNX with such names.
-    """
+
+def _is_box(x: Any) -> bool:
+    """Whether this is Flax's ``AxisMetadata``, or a variable of NNX that names mesh axes."""
     kind = type(x)
     if hasattr(kind, "replace_boxed"):
         return len(_inside(x)[0]) == 1

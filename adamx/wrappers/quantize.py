@@ -186,7 +186,7 @@ class Quantized(Around, axis="quantize_state"):
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:
         default, single, min_size, seed = self.value
         rows = [links for _, links in inside]
-        rows += [repr(default)] if default is not None else []
+        rows += [repr(default)] if default is not None or not single else []
         rows += [f"{slot}={codec!r}" for slot, codec in single]
         rows += [f"min_size={min_size}"] if min_size != 4096 else []
         rows += [f"seed={seed}"] if seed != 0 else []
