@@ -19,8 +19,9 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adamx.arguments import hyper
+from adamx.engine.block import Block, Entering, Ready, global_sum, reshaped
 from adamx.engine.forms import Form, check_clock, check_count, check_scalars
-from adamx.engine.run import Block, Entering, Ready, global_sum, reshaped, run
+from adamx.engine.run import run
 from adamx.errors import StageError
 from adamx.links.foreign import ABSENT, Foreign
 from adamx.links.link import Link, choose, variants

@@ -1,0 +1,351 @@
+"""A block: consecutive stages as one function of one array."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.arguments import hyper
+from adamx.errors import StageError, described
+from adamx.identity import Static
+from adamx.links.rule import Clock, Reach, Refresh, Rule, Step, keep, widest
+from adamx.links.signal import Signal
+from adamx.links.slots import Slot, Slots
+from adamx.links.stage import Stage
+from adamx.numerics import random
+from adamx.numerics.arithmetic import sum_of_numbers
+from adamx.numerics.shards import divided, number_of_shard, over_shards, refusal
+from adamx.trees.arrays import kind, kinds
+
+__all__ = [
+    "Block",
+    "Entering",
+    "Locate",
+    "Ready",
+    "advance",
+    "fixed",
+    "given_by",
+    "given_with",
+    "global_sum",
+    "phase_of",
+    "promotion",
+    "refresh_of",
+    "reshaped",
+    "through",
+]
+
+
+class Ready(NamedTuple):
+    """A stage whose clocks have ticked."""
+
+    name: str
+    stage: Stage
+    step: Step
+    rule: Rule
+    """The rule in the precision of clocks."""
+
+
+class Block(NamedTuple):
+    """Consecutive stages, as one function of one array."""
+
+    ready: tuple[Ready, ...]
+    stages: Static
+    names: tuple[str, ...]
+    is_last: bool
+    numbers: list[Any]
+    steps: list[Step]
+    reach: Reach
+    """The widest reach of its stages."""
+    numbered: bool
+    """Whether a clock's reading depends on the parameter's number, as random bits do."""
+    refreshes: bool
+    """Whether a stage has a costly computation of some steps."""
+
+    @classmethod
+    def of(cls, ready: Sequence[Ready], *, is_last: bool) -> Block:
+        """The block of these stages; if it is the last one, it returns updates, not signals."""
+        static, numbers = Static.split([x.stage for x in ready])
+        return cls(
+            tuple(ready),
+            static,
+            tuple(x.name for x in ready),
+            is_last,
+            numbers,
+            [x.step for x in ready],
+            widest(x.rule.reach for x in ready),
+            any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
+            any(x.rule.refresh is not None for x in ready),
+        )
+
+    def divided(self) -> list[Block]:
+        """Blocks of the stages that stack arrays or refresh, and of the others between them."""
+
+        def kind_of(x: Ready) -> Any:
+            return x.stage.definition.stacks, None if x.rule.refresh is None else id(x)
+
+        rows = [tuple(row) for _, row in itertools.groupby(self.ready, kind_of)]
+        if len(rows) == 1:
+            return [self]
+        return [Block.of(x, is_last=self.is_last and x is rows[-1]) for x in rows]
+
+    @property
+    def packs(self) -> bool:
+        """Whether a wrapper packs slots of its stages between steps."""
+        return any(around.packs for x in self.ready for around in x.stage.around)
+
+    @property
+    def stacks(self) -> bool:
+        """Whether its stages stack arrays of equal shape."""
+        return any(x.stage.definition.stacks for x in self.ready)
+
+
+class Entering(NamedTuple):
+    """A block's input for one parameter: signal, or gradient and parameter; and, for each stage,
+    its slots and the parameter's own numbers.
+
+    Inside ``shard_map``, the arrays may be one of the shards into which the parameter is divided.
+    """
+
+    number: int
+    signal: Any
+    slots: list[Slots]
+    own: list[Any]
+    shards: tuple[str, ...] = ()
+    """The mesh axes along which it is divided."""
+    refreshed: tuple[Any, ...] = ()
+    """For each stage, the results of its refresh; empty if they are not known yet."""
+
+    @property
+    def traced_number(self) -> np.uint32:
+        """The number of the parameter, as data."""
+        return np.uint32(self.number)
+
+
+Locate = Callable[..., Any]
+"""``(index, function, *args)``: calls the function, and adds the parameter's path to errors."""
+
+
+def fixed(block: Block, leaf: Entering) -> tuple[Any, ...]:
+    """The arguments of :func:`through` that are the same for all arrays of this kind."""
+    return block.stages, block.names, block.is_last, leaf.shards, block.numbers, block.steps
+
+
+def through(
+    static: Static,
+    names: tuple[str, ...],
+    is_last: bool,
+    shards: tuple[str, ...],
+    numbers: list[Any],
+    steps: list[Step],
+    signal: Any,
+    slots: list[Slots],
+    own: list[Any],
+    refreshed: tuple[Any, ...],
+    index: Any,
+) -> tuple[Any, list[Slots]]:
+    """Run stages on one array; ``index`` is its number, or None if no stage uses it."""
+    if not isinstance(signal, Signal):
+        signal = Signal.enter(*signal)
+    done = []
+    with promotion(signal.update), divided(shards):
+        for name, stage, step, before, numbers_of, known in zip(
+            *(names, static.join(numbers), steps, slots, own),
+            refreshed or [None] * len(names),
+            strict=True,
+        ):
+            rule, step = _at_precision(stage, step._replace(own=numbers_of), signal)
+            step = _of_parameter(rule, step, index, name, shards)._replace(refreshed=known)
+            shape = signal.update.shape
+            shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
+            try:
+                if shards and rule.reach in ("row", "array"):
+                    raise StageError(f"its reach is a whole {rule.reach}, {refusal(shards)}")
+                made, after = rule.update(_seen(signal, rule), before, step)
+                signal = _checked(made, shape, signal.update.dtype)
+                done.append(keep(before, after))
+            except StageError as error:
+                raise error.within(stage=name) from None
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                kept = ", ".join(f"{slot} {kinds(array)}" for slot, array in before.items())
+                raise StageError(
+                    f"its update raised {type(error).__name__}: {error} (its gradient is "
+                    f"{kind(signal.gradient)}, its slots are {kept or 'none'})"
+                ).within(stage=name) from error
+        return signal.output if is_last else signal, done
+
+
+advance = jax.jit(through, static_argnums=(0, 1, 2, 3))
+
+
+def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:
+    """A stage's sum over all parameters, in the precision of clocks.
+
+    Shards are summed after the parameters, in one collective for each set of mesh axes.
+    """
+    of_each: dict[tuple[str, ...], list[Any]] = {}
+    for ready, leaf in leaves:
+        static, numbers = Static.split(ready.stage)
+        step = ready.step._replace(own=leaf.own[0])
+        numbers_of = locate(
+            *(leaf.number, _summand, static, ready.name, leaf.shards, numbers),
+            *(step, leaf.signal, leaf.slots[0]),
+        )
+        wide = hyper.cast(numbers_of, hyper.clock_dtype())
+        of_each.setdefault(leaf.shards, []).append(wide)
+    parts = [over_shards(_sum(terms), shards) for shards, terms in of_each.items()]
+    return parts[0] if len(parts) == 1 else _sum(parts)
+
+
+def _sum(terms: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: sum_of_numbers(x), *terms or [None])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _summand(
+    static: Static,
+    name: str,
+    shards: tuple[str, ...],
+    numbers: list[Any],
+    step: Step,
+    signal: Signal,
+    slots: Slots,
+) -> Any:
+    """One array's term in a stage's sum over all parameters."""
+    rule, step = _at_precision(static.join(numbers), step, signal)
+    assert rule.global_sum is not None
+    try:
+        with promotion(signal.update), divided(shards, sums_later=True):
+            numbers = rule.global_sum(_seen(signal, rule), slots, step)
+        if any(jnp.ndim(x) for x in jax.tree.leaves(numbers)):
+            raise StageError(
+                f"its global_sum gave {kinds(numbers)} for an array {kind(signal.update)}; it must "
+                "return numbers, which are summed over all parameters"
+            )
+        return numbers
+    except StageError as error:
+        raise error.within(stage=name) from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StageError(
+            f"its global_sum raised {type(error).__name__}: {error} (its gradient is "
+            f"{kind(signal.gradient)})"
+        ).within(stage=name) from error
+
+
+def given_with(block: Block, leaf: Entering) -> tuple[Any, ...]:
+    """The arguments of :func:`given_by` for an array and a block of one stage."""
+    (ready,), (slots,), (own,) = block.ready, leaf.slots, leaf.own
+    fixed = block.stages, ready.name, leaf.shards, block.numbers, ready.step
+    return *fixed, leaf.signal, slots, own, leaf.traced_number
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def given_by(
+    static: Static,
+    name: str,
+    shards: tuple[str, ...],
+    numbers: list[Any],
+    step: Step,
+    signal: Any,
+    slots: Slots,
+    own: Any,
+    index: Any,
+) -> Any:
+    """What one array gives to the refresh of a stage."""
+    if not isinstance(signal, Signal):
+        signal = Signal.enter(*signal)
+    (stage,) = static.join(numbers)
+    rule, step = _at_precision(stage, step._replace(own=own), signal)
+    assert rule.refresh is not None
+    with promotion(signal.update), divided(shards):
+        step = _of_parameter(rule, step, index, name, shards)
+        return rule.refresh.given(_seen(signal, rule), slots, step)
+
+
+def refresh_of(ready: Ready, leaf: Entering) -> tuple[Refresh, Step]:
+    """The refresh of a stage for an array, and the readings of the clocks that it gets."""
+    signal = leaf.signal if isinstance(leaf.signal, Signal) else Signal.enter(*leaf.signal)
+    rule, step = _at_precision(ready.stage, ready.step, signal)
+    assert rule.refresh is not None
+    return rule.refresh, _of_parameter(rule, step, leaf.traced_number, ready.name, leaf.shards)
+
+
+def phase_of(rule: Rule, number: int) -> int:
+    """A number that is equal for parameters of which the refresh is due in the same steps."""
+    assert rule.refresh is not None
+    if rule.refresh.phase is not None:
+        return rule.refresh.phase(number)
+    return number if any(clock.of_parameter for clock in rule.clocks.values()) else 0
+
+
+def _of_parameter(rule: Rule, step: Step, index: Any, name: str, shards: tuple[str, ...]) -> Step:
+    """The step with the clocks' readings for one parameter, or one of its shards."""
+    readings = {
+        k: _of_shard(clock.of_parameter(step.clock[k], index, name), clock, shards)
+        for k, clock in rule.clocks.items()
+        if clock.of_parameter
+    }
+    return step._replace(clock={**step.clock, **readings})
+
+
+def _of_shard(reading: Any, clock: Clock, shards: tuple[str, ...]) -> Any:
+    """The reading of a parameter's clock for one of its shards: another key for each of them."""
+    if not shards or clock.of_parameter is not random.of_parameter:
+        return reading
+    return random.of_parameter(reading, number_of_shard(shards), "shard")
+
+
+def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Rule, Step]:
+    """The rule and the step's scalars in the precision of one array."""
+    dtype = jnp.finfo(signal.update.dtype).dtype
+    return stage.rule(dtype), hyper.cast(step, dtype)
+
+
+def _seen(signal: Signal, rule: Rule) -> Signal:
+    """The signal for a rule: limited, so that squares are finite, if it computes statistics.
+
+    Exact slots hold parameters and their rounding errors, and no statistics.
+    """
+    takes_statistics = any(Slot.of(slot).holds != "exact" for slot in rule.slots.values())
+    return signal.limited() if takes_statistics else signal
+
+
+def _checked(signal: Any, shape: tuple[int, ...], dtype: Any) -> Signal:
+    """The signal that a stage has made, with arrays of this shape and dtype."""
+    if not isinstance(signal, Signal):
+        raise StageError(
+            f"it returned {described(signal)}, which is no signal; return signal.with_update(…)"
+        )
+    arrays = {"gradient": signal.gradient, "update": signal.update}
+    for name, array in arrays.items():
+        if jnp.shape(array) != shape:
+            raise reshaped(shape, jnp.shape(array))
+        if jnp.iscomplexobj(array) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            raise StageError(
+                f"it turned a real {name} into a complex one, {kind(array)}; take its real part"
+            )
+    if all(isinstance(x, jax.Array) and x.dtype == dtype for x in arrays.values()):
+        return signal
+    return dataclasses.replace(signal, **{k: jnp.asarray(x, dtype) for k, x in arrays.items()})
+
+
+def promotion(tree: Any) -> Any:
+    """Allow products of real and complex arrays: norms of complex arrays are real."""
+    if any(map(jnp.iscomplexobj, jax.tree.leaves(tree))):
+        return jax.numpy_dtype_promotion("standard")
+    return contextlib.nullcontext()
+
+
+def reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> StageError:
+    """The error for a stage that changed the shape of the gradient or of the update."""
+    return StageError(
+        f"it turned an array of shape {before} into one of {after}; a stage must return a gradient "
+        "and an update of the shape that it got"
+    )
