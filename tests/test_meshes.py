@@ -598,6 +598,31 @@ def test_matrices_without_elements_are_decomposed_on_a_mesh():
     assert updates["empty"].shape == (3, 0) and jnp.isfinite(updates["square"]).all()
 
 
+@needs_eight_devices
+@pytest.mark.parametrize("fails", ["given", "compute"])
+def test_an_error_in_a_refresh_names_the_stage(fails):
+    def fail(*given):
+        raise TypeError("no matrix")
+
+    @adamx.stage
+    def decomposed():
+        refresh = adamx.core.Refresh(
+            **{
+                "due": lambda step: True,
+                "given": lambda signal, slots, step: signal.gradient,
+                "compute": lambda arrays, step: arrays,
+                "otherwise": lambda arrays: arrays,
+                fails: fail,
+            }
+        )
+        return adamx.core.Rule(lambda signal, slots, step: (signal, slots), refresh=refresh)
+
+    opt = decomposed()
+    told = pytest.raises(adamx.StageError, match=r"decomposed.*refresh raised TypeError: no matrix")
+    with mesh_of("automatic", (8,), ("x",)), told:
+        jax.jit(opt.update)(LARGE, opt.init(LARGE), LARGE)
+
+
 def test_on_accelerators_quantized_arrays_take_turns(monkeypatch):
     """Otherwise XLA decodes the slots of all arrays before it encodes the first ones again."""
     opt, state = nearest(adamx.adamw(RATE)), nearest(adamx.adamw(RATE)).init(LARGE)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,9 +31,8 @@ __all__ = [
     "Locate",
     "Ready",
     "advance",
+    "errors_of",
     "fixed",
-    "given_by",
-    "given_with",
     "global_sum",
     "phase_of",
     "promotion",
@@ -123,11 +122,6 @@ class Entering(NamedTuple):
     refreshed: tuple[Any, ...] = ()
     """For each stage, the results of its refresh; empty if they are not known yet."""
 
-    @property
-    def traced_number(self) -> np.uint32:
-        """The number of the parameter, as data."""
-        return np.uint32(self.number)
-
 
 Locate = Callable[..., Any]
 """``(index, function, *args)``: calls the function, and adds the parameter's path to errors."""
@@ -165,20 +159,12 @@ def through(
             step = _of_parameter(rule, step, index, name, shards)._replace(refreshed=known)
             shape = signal.update.shape
             shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
-            try:
+            with errors_of(name, "update", functools.partial(_arrays, signal, before)):
                 if shards and rule.reach in ("row", "array"):
                     raise StageError(f"its reach is a whole {rule.reach}, {refusal(shards)}")
                 made, after = rule.update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)
                 done.append(keep(before, after))
-            except StageError as error:
-                raise error.within(stage=name) from None
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
-                kept = ", ".join(f"{slot} {kinds(array)}" for slot, array in before.items())
-                raise StageError(
-                    f"its update raised {type(error).__name__}: {error} (its gradient is "
-                    f"{kind(signal.gradient)}, its slots are {kept or 'none'})"
-                ).within(stage=name) from error
         return signal.output if is_last else signal, done
 
 
@@ -221,68 +207,55 @@ def _summand(
     """One array's term in a stage's sum over all parameters."""
     rule, step = _at_precision(static.join(numbers), step, signal)
     assert rule.global_sum is not None
-    try:
-        with promotion(signal.update), divided(shards, sums_later=True):
-            numbers = rule.global_sum(_seen(signal, rule), slots, step)
+    errors = errors_of(name, "global_sum", lambda: f"its gradient is {kind(signal.gradient)}")
+    with errors, promotion(signal.update), divided(shards, sums_later=True):
+        numbers = rule.global_sum(_seen(signal, rule), slots, step)
         if any(jnp.ndim(x) for x in jax.tree.leaves(numbers)):
             raise StageError(
                 f"its global_sum gave {kinds(numbers)} for an array {kind(signal.update)}; it must "
                 "return numbers, which are summed over all parameters"
             )
         return numbers
-    except StageError as error:
-        raise error.within(stage=name) from None
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise StageError(
-            f"its global_sum raised {type(error).__name__}: {error} (its gradient is "
-            f"{kind(signal.gradient)})"
-        ).within(stage=name) from error
 
 
-def given_with(block: Block, leaf: Entering) -> tuple[Any, ...]:
-    """The arguments of :func:`given_by` for an array and a block of one stage."""
+def refresh_of(block: Block, leaf: Entering) -> tuple[Refresh, Step, Any]:
+    """The refresh of a block of one stage for an array, its step, and what it is computed from."""
     (ready,), (slots,), (own,) = block.ready, leaf.slots, leaf.own
-    fixed = block.stages, ready.name, leaf.shards, block.numbers, ready.step
-    return *fixed, leaf.signal, slots, own, leaf.traced_number
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def given_by(
-    static: Static,
-    name: str,
-    shards: tuple[str, ...],
-    numbers: list[Any],
-    step: Step,
-    signal: Any,
-    slots: Slots,
-    own: Any,
-    index: Any,
-) -> Any:
-    """What one array gives to the refresh of a stage."""
-    if not isinstance(signal, Signal):
-        signal = Signal.enter(*signal)
-    (stage,) = static.join(numbers)
-    rule, step = _at_precision(stage, step._replace(own=own), signal)
-    assert rule.refresh is not None
-    with promotion(signal.update), divided(shards):
-        step = _of_parameter(rule, step, index, name, shards)
-        return rule.refresh.given(_seen(signal, rule), slots, step)
-
-
-def refresh_of(ready: Ready, leaf: Entering) -> tuple[Refresh, Step]:
-    """The refresh of a stage for an array, and the readings of the clocks that it gets."""
     signal = leaf.signal if isinstance(leaf.signal, Signal) else Signal.enter(*leaf.signal)
-    rule, step = _at_precision(ready.stage, ready.step, signal)
+    rule, step = _at_precision(ready.stage, ready.step._replace(own=own), signal)
+    step = _of_parameter(rule, step, np.uint32(leaf.number), ready.name, leaf.shards)
     assert rule.refresh is not None
-    return rule.refresh, _of_parameter(rule, step, leaf.traced_number, ready.name, leaf.shards)
+    errors = errors_of(ready.name, "refresh", functools.partial(_arrays, signal, slots))
+    with errors, promotion(signal.update), divided(leaf.shards):
+        return rule.refresh, step, rule.refresh.given(_seen(signal, rule), slots, step)
 
 
 def phase_of(rule: Rule, number: int) -> int:
     """A number that is equal for parameters of which the refresh is due in the same steps."""
     assert rule.refresh is not None
+    if rule.own is not None:
+        return number
     if rule.refresh.phase is not None:
         return rule.refresh.phase(number)
     return number if any(clock.of_parameter for clock in rule.clocks.values()) else 0
+
+
+@contextlib.contextmanager
+def errors_of(name: str, function: str, given: Callable[[], str]) -> Iterator[None]:
+    """Name a stage and its function in the errors of the function, and say what it was given."""
+    try:
+        yield
+    except StageError as error:
+        raise error.within(stage=name) from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StageError(
+            f"its {function} raised {type(error).__name__}: {error} ({given()})"
+        ).within(stage=name) from error
+
+
+def _arrays(signal: Signal, slots: Slots) -> str:
+    kept = ", ".join(f"{slot} {kinds(array)}" for slot, array in slots.items())
+    return f"its gradient is {kind(signal.gradient)}, its slots are {kept or 'none'}"
 
 
 def _of_parameter(rule: Rule, step: Step, index: Any, name: str, shards: tuple[str, ...]) -> Step:

@@ -22,9 +22,8 @@ from adamx.engine.block import (
     Entering,
     Locate,
     advance,
+    errors_of,
     fixed,
-    given_by,
-    given_with,
     phase_of,
     promotion,
     refresh_of,
@@ -40,7 +39,7 @@ from adamx.numerics.meshes import (
     platform,
     whole,
 )
-from adamx.trees.arrays import kind
+from adamx.trees.arrays import kind, kinds
 
 __all__ = ["run"]
 
@@ -80,7 +79,7 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
         made = locate(
             leaf.number,
             *(advance, *fixed(block, leaf), leaf.signal, leaf.slots, leaf.own, leaf.refreshed),
-            leaf.traced_number if block.numbered else None,
+            np.uint32(leaf.number) if block.numbered else None,
         )
         done.append(made)
     return done
@@ -199,7 +198,8 @@ def refreshed(
     device gets a share.
     """
     (ready,) = block.ready
-    given = [locate(leaf.number, given_by, *given_with(block, leaf)) for leaf in leaves]
+    own_refreshes = [locate(leaf.number, refresh_of, block, leaf) for leaf in leaves]
+    given = [arrays for _, _, arrays in own_refreshes]
     alike: dict[Any, list[int]] = {}
     for i, (leaf, arrays) in enumerate(zip(leaves, given, strict=True)):
         own, tree = jax.tree.flatten(arrays)
@@ -208,9 +208,10 @@ def refreshed(
             alike.setdefault((tree, tuple(map(kind, own)), leaf.shards, phase), []).append(i)
     found, most = list(leaves), _MOST * parts_along(axes)
     for places in itertools.chain.from_iterable(_stacks(x, given, most) for x in alike.values()):
-        refresh, step = refresh_of(ready, leaves[places[0]])
+        refresh, step, _ = own_refreshes[places[0]]
         arrays = [given[i] for i in places]
-        with promotion(arrays):
+        told = functools.partial("it was given {}".format, kinds(arrays[0]))
+        with errors_of(ready.name, "refresh", told), promotion(arrays):
             results = jax.lax.cond(
                 refresh.due(step),
                 functools.partial(shared, refresh.compute, step=step, axes=axes),

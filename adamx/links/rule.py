@@ -86,8 +86,10 @@ class Refresh:
             these leading axes.
         otherwise: ``arrays -> results``, in all other steps.
         phase: ``number -> phase`` of a parameter's number in its tree: parameters of equal phases
-            are due in the same steps. None if ``due`` does not depend on the number; with a clock
-            that has ``of_parameter``, every parameter then is a phase of its own.
+            are due in the same steps, and ``compute`` uses no reading of a clock that differs
+            between them. None if ``due`` does not depend on the number; with a clock that has
+            ``of_parameter``, every parameter then is a phase of its own. So it is in a rule with
+            ``own`` numbers.
 
     >>> @adamx.stage
     ... def first_directions(every: int = 10):
@@ -188,16 +190,14 @@ class Rule:
                 "give this one another name"
             )
 
-    def reads(
-        self, enter: Callable[[Signal, Slots, Step], tuple[Signal, Slots, Step]]
-    ) -> dict[str, Any]:
+    def reads(self, enter: Callable[[Signal, Slots], tuple[Signal, Slots]]) -> dict[str, Any]:
         """The fields that read signal and slots, for a wrapper that changes them on the way in.
 
         ``dataclasses.replace(rule, update=…, **rule.reads(enter))``.
         """
 
         def through(function: Callable[[Signal, Slots, Step], Any]) -> Callable[..., Any]:
-            return lambda signal, slots, step: function(*enter(signal, slots, step))
+            return lambda signal, slots, step: function(*enter(signal, slots), step)
 
         return {
             "global_sum": self.global_sum and through(self.global_sum),

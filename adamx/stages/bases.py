@@ -211,10 +211,10 @@ def _eigenbasis(
         count, _ = step.clock["steps"]
         return [_refreshed(x, q, exact or count == 2) for x, q in zip(*arrays, strict=True)]
 
-    def kept(arrays: tuple[Moments, Moments]) -> Any:
+    def unchanged(arrays: tuple[Moments, Moments]) -> Any:
         return [(q, None if q is None else _places(q)) for q in arrays[1]]
 
-    refresh = refresh_every(given, refreshed, kept, every, spread, first=2)
+    refresh = refresh_every(given, refreshed, unchanged, every, spread, first=2)
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         view = matrix_view(axes, signal.whole)

@@ -97,7 +97,7 @@ class InBasis(Around, axis="in_basis"):
             rule,
             update=turned.update,
             reach="array",  # a slot's element is turned into all others of its row and column
-            **rule.reads(lambda signal, slots, step: (signal, turned.slots(signal, slots), step)),
+            **rule.reads(lambda signal, slots: (signal, turned.slots(signal, slots))),
         )
 
     @property

@@ -218,9 +218,7 @@ class _At(Around):
             rule,
             update=moved.update,
             slots={name: moved.start(Slot.of(slot)) for name, slot in rule.slots.items()},
-            **rule.reads(
-                lambda signal, slots, step: (moved.signal(signal), moved.into(slots), step)
-            ),
+            **rule.reads(lambda signal, slots: (moved.signal(signal), moved.into(slots))),
         )
 
 

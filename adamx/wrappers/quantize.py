@@ -163,7 +163,7 @@ class Quantized(Around, axis="quantize_state"):
             rule,
             update=encoded.update,
             slots={slot: encoded.start(slot) if slot in codecs else x for slot, x in slots},
-            **rule.reads(lambda signal, slots, step: (signal, encoded.decode(signal, slots), step)),
+            **rule.reads(lambda signal, slots: (signal, encoded.decode(signal, slots))),
             seed=seed if draws and rule.seed is None else rule.seed,
         )
 

@@ -47,9 +47,7 @@ STEPS: Mapping[str, Make] = {
     "adafactor": lambda: adamx.adafactor(1e-3),
     "prodigy": lambda: adamx.prodigy(),
     **{
-        f"adamw, {codec}": lambda codec=codec: adamx.quantize_state(
-            adamx.adamw(1e-3), codec, min_size=64
-        )
+        f"adamw, {codec}": lambda codec=codec: adamx.quantize_state(adamx.adamw(1e-3), codec)
         for codec in ("bf16", "fp8", "int8")
     },
 }
@@ -123,7 +121,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name in steps:
             rounds[name].append(compiled(STEPS[name], params, mesh))
-    console = Console()
+    console = Console(width=120, highlight=False)
     versions = benchmarks.versions()
     console.print(benchmarks.headline(versions))
     table = Table(box=box.MARKDOWN, title=f"{options.leaves} arrays on {mesh.size} devices")

@@ -55,6 +55,7 @@ RATE = 1e-3
 # Two large matrices: XLA keeps temporaries of up to about 100 MB in the cache of a chip.
 MATRICES = {"up": (4096, 8192), "down": (8192, 4096), "bias": (8192,), "norm": (4096,)}
 SMALL = {"up": (512, 1024), "down": (1024, 512), "bias": (1024,), "norm": (512,)}
+MANY = {f"w{i}": (4096, 4096) for i in range(8)}
 LAYERS = {"blocks": (8, 2048, 2048), "norm": (8, 2048)}
 
 # Their decompositions of matrices compile for minutes, so they are compiled only if asked for.
@@ -100,6 +101,7 @@ def rows() -> dict[str, Row]:
     axes = {
         **{f"adamw, {x}": Row(partial(adamw, x)) for x in ("bf16", "fp8", "int8")},
         "adamw, int8 to nearest": Row(partial(adamw, adamx.int8(rounding="nearest"))),
+        "adamw, int8, 8 matrices": Row(partial(adamw, "int8"), shapes=MANY),
         "lion, int8": Row(lambda: adamx.quantize_state(adamx.lion(RATE), "int8")),
         "adafactor, int8": Row(lambda: adamx.quantize_state(adamx.adafactor(RATE), "int8")),
         "muon, int8": Row(lambda: adamx.quantize_state(recipe("muon"), "int8")),
