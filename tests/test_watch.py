@@ -44,12 +44,17 @@ def rms(tree):
     return np.sqrt(np.mean(every**2))
 
 
+def norm(tree):
+    return np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(tree)))
+
+
 def test_the_readings_are_those_of_the_last_step():
     opt = adamx.chain(adamx.adam(0.1), adamx.watch(groups={"kernels": "kernel"}))
     updates, state, params = after(opt)
     seen = adamx.metrics(state)
     kernel = jax.tree.map(lambda x: x["dense"]["kernel"], (at(2), updates, params), is_leaf=is_tree)
     for front, (g, u, theta) in {"": (at(2), updates, params), "kernels/": kernel}.items():
+        np.testing.assert_allclose(seen[f"{front}grad_norm"], norm(g), rtol=1e-5)
         np.testing.assert_allclose(seen[f"{front}grad_rms"], rms(g), rtol=1e-5)
         np.testing.assert_allclose(seen[f"{front}update_rms"], rms(u), rtol=1e-5)
         np.testing.assert_allclose(seen[f"{front}update_ratio"], rms(u) / rms(theta), rtol=1e-5)
@@ -119,6 +124,75 @@ def test_where_it_stands_is_what_it_sees():
     np.testing.assert_allclose(seen["watch_2/update_rms"] * np.sqrt(9), 0.1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("clip", [adamx.clip_by_global_norm(0.1), optax.clip_by_global_norm(0.1)])
+def test_the_norm_is_that_of_the_gradients_before_clipping(clip):
+    opt = adamx.chain(clip, adamx.adam(0.1), adamx.watch())
+    _, state, _ = after(opt, steps=1)
+    seen = adamx.metrics(state)
+    np.testing.assert_allclose(seen["grad_norm"], norm(at(0)), rtol=1e-5)
+    np.testing.assert_allclose(seen["grad_rms"] * np.sqrt(9), 0.1, rtol=1e-5)
+    assert np.isnan(adamx.metrics(opt.init(PARAMS))["grad_norm"])
+
+
+def test_the_norm_behind_a_clip_costs_no_pass_of_its_own():
+    def reductions(opt):
+        step = jax.jit(opt.update).lower(at(0), opt.init(PARAMS), PARAMS).compile()
+        return step.as_text().count(" reduce(")
+
+    clipped = adamx.chain(adamx.clip_by_global_norm(0.1), adamx.adam(0.1))
+    more = reductions(adamx.chain(clipped, adamx.watch())) - reductions(clipped)
+    unclipped = reductions(adamx.chain(adamx.adam(0.1), adamx.watch()))
+    assert more < unclipped - reductions(adamx.adam(0.1))
+
+
+def test_a_norm_whose_square_overflows_is_read():
+    grads = {"a": jnp.full(4, 1e30)}
+    opt = adamx.chain(adamx.clip_by_global_norm(1.0), adamx.sgd(1.0), adamx.watch())
+    _, state = opt.update(grads, opt.init(grads), jax.tree.map(jnp.ones_like, grads))
+    np.testing.assert_allclose(adamx.metrics(state)["grad_norm"], 2e30, rtol=1e-6)
+
+
+def test_groups_that_agree_on_the_learning_rate_have_one():
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    opt = adamx.chain(
+        adamx.partition({"kernel": adamx.sgd(rate), "*": adamx.adam(rate)}), adamx.watch()
+    )
+    _, state, _ = after(opt, steps=2)
+    seen = adamx.metrics(state)
+    assert seen["learning_rate"] == seen["learning_rate@kernel"] == seen["learning_rate@rest"]
+    np.testing.assert_allclose(seen["learning_rate"], 0.09, rtol=1e-6)
+    inside = jax.jit(adamx.metrics)(state)
+    assert float(inside["learning_rate"]) == seen["learning_rate"]
+    assert inside.keys() == seen.keys()
+
+
+def test_groups_that_differ_have_learning_rates_of_their_own():
+    """The name stays, so that the columns of a log do not depend on the values."""
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    opt = adamx.chain(
+        adamx.partition({"kernel": adamx.sgd(0.1), "*": adamx.adam(rate)}), adamx.watch()
+    )
+    _, state, _ = after(opt, steps=1)
+    assert adamx.metrics(state)["learning_rate"] == np.float32(0.1)
+    _, state, _ = after(opt, steps=2)
+    for seen in (adamx.metrics(state), jax.jit(adamx.metrics)(state)):
+        assert np.isnan(seen["learning_rate"])
+        found = [seen["learning_rate@kernel"], seen["learning_rate@rest"]]
+        np.testing.assert_allclose(found, [0.1, 0.09], rtol=1e-6)
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    assert np.isnan(adamx.metrics(both)["learning_rate"]).tolist() == [True, True]
+
+
+def test_a_state_without_the_norm_keeps_its_form():
+    """One that an older version saved."""
+    opt = adamx.chain(adamx.adam(0.1), adamx.watch())
+    state = opt.init(PARAMS)
+    del state["watch"]["all"]["grad_norm"]
+    _, after = opt.update(at(0), state, PARAMS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    assert "grad_norm" not in adamx.metrics(after)
+
+
 def test_it_can_be_restricted_to_a_group():
     opt = adamx.chain(adamx.sgd(1.0), adamx.where("kernel", adamx.watch()))
     _, state, _ = after(opt, steps=1)
@@ -177,6 +251,7 @@ def test_without_parameters_only_the_ratio_is_missing():
 def test_what_a_chain_has_not_is_not_reported():
     _, state, _ = after(adamx.chain(adamx.sgd(0.1), adamx.watch()))
     assert set(adamx.metrics(state)) == {
+        "grad_norm",
         "grad_rms",
         "update_rms",
         "update_ratio",

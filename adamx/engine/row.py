@@ -287,6 +287,7 @@ class Row:
             count=self.state["count"],
             leaves=[self.leaves[i] for i in chosen],
             idle=self.idle,
+            gradients=[None if is_missing(x := self.gradients[i]) else x for i in chosen],
             signals=[self.signals[i] for i in chosen],
             params=None if self.params is None else [self.params[i] for i in chosen],
             hyperparams=hyperparams,

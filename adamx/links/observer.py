@@ -25,6 +25,7 @@ class View:
         leaves: path and shape of every parameter.
         idle: the paths of parameters that are known to have no gradient in this step; None if
             all have one.
+        gradients: the gradients that ``update`` was called with; None for a parameter without one.
         signals: the signals at the observer's place; None for a parameter without a gradient.
         params: the parameters, or None if ``update`` was called without them.
         hyperparams: every hyperparameter of the chain at this step, by name.
@@ -36,6 +37,7 @@ class View:
     count: Int32[Array, ""]
     leaves: Sequence[Leaf]
     idle: frozenset[str] | None
+    gradients: Sequence[Values | None]
     signals: Sequence[Signal | None]
     params: Sequence[Values | None] | None
     hyperparams: dict[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -51,8 +53,10 @@ class Watch(Observer):
 
         def look() -> Any:
             sums = [
-                None if signal is None else _sums(signal, param)
-                for signal, param in zip(view.signals, params, strict=True)
+                None if signal is None else _sums(signal, param, gradient)
+                for signal, param, gradient in zip(
+                    view.signals, params, view.gradients, strict=True
+                )
             ]
             _count_nonfinite(sums, [None if x is None else x.gradient for x in view.signals])
             groups = self.members(view).items()
@@ -79,7 +83,7 @@ class Watch(Observer):
             if looks and self.every == 1:
                 readings = look()
             elif looks:
-                seen = zip(view.signals, params, view.shards, strict=True)
+                seen = zip(view.signals, params, view.gradients, view.shards, strict=True)
                 axes = axes_of(kept).union(*(axes_of(x) - {*own} for *x, own in seen))
                 readings = jax.lax.cond(
                     due, lambda: varying(look(), axes), lambda: varying(kept, axes)
@@ -146,8 +150,12 @@ jax.tree_util.register_pytree_node(
 
 
 @jax.jit
-def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
-    """One array's terms of the readings: pairs (squares, number of elements), and scalars."""
+def _sums(signal: Signal, param: Values | None, gradient: Any) -> dict[str, Any]:
+    """One array's terms of the readings: pairs (squares, number of elements), and scalars.
+
+    The squares of the given gradient cost no pass of their own behind a stage that clips by a
+    global norm, which needs them, too: XLA computes equal expressions once.
+    """
 
     def squares(x: Any) -> Any:
         x = jnp.asarray(x)
@@ -157,6 +165,7 @@ def _sums(signal: Signal, param: Values | None) -> dict[str, Any]:
 
     bias = signal.notes.get("correction", signal.bias)
     return {
+        "grad_norm": squares(gradient),
         "grad_rms": squares(signal.gradient),
         "update_rms": squares(signal.update),
         "param_rms": None if param is None else squares(param),
@@ -220,6 +229,7 @@ def _readings(
         param = rms("param_rms")
         ratio = jnp.where(param == 0, unseen, update / jnp.where(param == 0, 1, param))
     readings = {
+        "grad_norm": total["grad_norm"][0].norm().value if known("grad_norm") else unseen,
         "grad_rms": rms("grad_rms"),
         "update_rms": update,
         "update_ratio": ratio,
@@ -260,7 +270,8 @@ def _as_kept(seen: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]
         ).within(stage="watch")
 
     def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-        return {**{key: nothing((), x.dtype) for key, x in old.items()}, **new}
+        # A state of an older version keeps its form, without the readings that it does not know.
+        return {key: new.get(key, nothing((), x.dtype)) for key, x in old.items()}
 
     groups = {label: merged(new, kept["groups"][label]) for label, new in seen["groups"].items()}
     return {"all": merged(seen["all"], kept["all"]), "groups": groups}
@@ -273,8 +284,11 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
     the last step from the state:
 
     ==================  ==========================================================================
+    ``grad_norm``       :math:`\sqrt{\sum |g|^2}` of the gradients that ``update`` was called with,
+                        over all arrays: the global norm before clipping, wherever ``watch`` stands
     ``grad_rms``        :math:`\sqrt{\operatorname{mean} |g|^2}` of the gradient from which the
-                        chain computes statistics; with ``chain(watch(), …)``, of the input
+                        chain computes statistics, so after clipping; with ``chain(watch(), …)``,
+                        of the input
     ``update_rms``      the same for the update
     ``update_ratio``    RMS(u) / RMS(θ), the relative change of the parameter in a step; NaN
                         without parameters, or if they are all zero
@@ -285,6 +299,10 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
     ``nonfinite``       the number of elements of the gradient that are NaN or infinite
     ``learning_rate``   its value in this step; so for every hyperparameter with a schedule
     ==================  ==========================================================================
+
+    With :func:`partition`, ``learning_rate@group`` is the learning rate of a group.
+    ``learning_rate`` is there as well: the value of all groups if they have the same in this step,
+    and NaN if they differ.
 
     Args:
         groups: groups of parameters with metrics of their own: a dict from a name to a selector
@@ -387,7 +405,25 @@ def metrics(state: PyTree) -> dict[str, Any]:
         if skipped is not None:
             seen = _gated(seen, skipped & (entry["all"]["nonfinite"] == 0), f"{front}skipped")
         found |= {key: _plain(x) for key, x in seen.items()}
+        if (rate := _common(found, f"{front}learning_rate")) is not None:
+            found[f"{front}learning_rate"] = rate
     return found
+
+
+def _common(found: Mapping[str, Any], name: str) -> Any:
+    """What the groups of a partition agree on, else NaN; None if no groups have values of it.
+
+    The name does not come and go with the values, so that logs keep their columns.
+    """
+    of_groups = [x for key, x in found.items() if key.startswith(f"{name}@")]
+    if not of_groups or name in found:
+        return None
+    with jax.debug_nans(False):  # NaN is intended here
+        agree = functools.reduce(operator.and_, [x == of_groups[0] for x in of_groups])
+        if any(isinstance(x, Tracer) for x in of_groups):
+            return jnp.where(agree, of_groups[0], jnp.nan)
+    values = np.where(agree, of_groups[0], np.nan)
+    return values.item() if values.ndim == 0 else values
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
