@@ -771,6 +771,62 @@ def test_a_rate_at_the_edge_asks_for_a_larger_grid(rates, said):
     assert said in str(find_learning_rate(mean_square, ZERO, BATCHES, adamx.sgd, rates=rates))
 
 
+@pytest.mark.parametrize(
+    ("rates", "edge"),
+    [
+        ((5.0, 4.0, 3.5), {"learning_rate": "lower"}),
+        ((1.0, 2.0, 2.5, 1000.0), {}),  # what diverged is on the grid
+        ((1.0, 2.0, 2.5), {"learning_rate": "upper"}),
+        ((2.0, 3.0), {}),  # of two values each is at an edge
+    ],
+)
+def test_a_sweep_says_that_its_best_is_at_the_edge(rates, edge):
+    result = sweep(squared, [adamx.sgd(rate) for rate in rates])
+    assert result.at_edge == edge
+    said = "The best learning_rate is the"
+    shown = (repr(result), result._repr_markdown_(), result._repr_html_())
+    assert [said in text for text in shown] == [bool(edge)] * 3
+    assert all(edge == {} or f"{word} of the grid: extend" in repr(result) for word in words(edge))
+
+
+def words(edge):
+    return [{"lower": "smallest", "upper": "largest"}[end] for end in edge.values()]
+
+
+def test_every_hyperparameter_at_an_edge_is_named():
+    def train(opt):
+        found = adamx.hyperparams(opt)
+        return found["learning_rate"] - found["b1"] + 0 * jnp.sum(START)
+
+    members = [adamx.adam(a, b1=b) for a in (0.1, 0.2, 0.3) for b in (0.5, 0.6, 0.7)]
+    result = sweep(train, members)
+    assert result.at_edge == {"learning_rate": "lower", "b1": "upper"}
+    assert repr(result).endswith(
+        "\nThe best b1 is the largest of the grid: extend the grid upwards."
+        "\nThe best learning_rate is the smallest of the grid: extend the grid downwards."
+    )
+
+
+def test_the_grid_of_the_best_is_that_of_its_structure():
+    """Other recipes need other learning rates; and nothing is smaller than a decay of 0."""
+    members = [adamx.sgd(rate) for rate in (1.0, 3.0, 5.0)]
+    members += [adamx.lion(rate) for rate in (0.001, 0.002)]
+    assert sweep(squared, members[1:]).at_edge == {}  # two values have this structure
+    assert sweep(squared, members).at_edge == {}
+    lions = [adamx.lion(rate) for rate in (0.1, 0.2, 0.3)]
+    assert sweep(squared, [adamx.sgd(0.01), *lions]).at_edge == {"learning_rate": "upper"}
+    assert sweep(squared, [*lions, adamx.sgd(0.4)]).at_edge == {}
+
+    def decay(opt):
+        return adamx.hyperparams(opt)["weight_decay"] + 0 * jnp.sum(START)
+
+    assert sweep(decay, [adamx.adamw(0.1, weight_decay=x) for x in (0.0, 0.1, 0.2)]).at_edge == {}
+
+
+def test_a_sweep_in_which_all_diverged_has_no_edge():
+    assert sweep(squared, [adamx.sgd(rate) for rate in (101.0, 102.0, 103.0)]).at_edge == {}
+
+
 def test_the_sentence_is_short_where_there_is_nothing_to_warn_of():
     found = find_learning_rate(mean_square, ZERO, BATCHES)
     best = found.sweep.best

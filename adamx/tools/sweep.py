@@ -73,7 +73,8 @@ def sweep(
             several chunks and rich is installed.
 
     Returns:
-        A :class:`Sweep`. It prints as a table and has ``best``, ``scores``, ``coordinates``,
+        A :class:`Sweep`. It prints as a table, which says if the best value of a hyperparameter is
+        at the edge of the grid, and has ``best``, ``at_edge``, ``scores``, ``coordinates``,
         ``outputs``, ``rows()`` and ``plot()``.
 
     Raises:
@@ -98,6 +99,13 @@ def sweep(
                   2  1.351e+18
     >>> result.best.optimiser == adamx.sgd(0.1)
     True
+    >>> sweep(train, [adamx.sgd(rate) for rate in (0.001, 0.01, 0.1)])
+    3 optimisers: the best is learning_rate=0.1, score 0.0002077
+      learning_rate      score
+              0.001  9.267e-01
+               0.01  4.641e-01
+    →           0.1  2.077e-04
+    The best learning_rate is the largest of the grid: extend the grid upwards.
     """
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" or "max", got {mode!r}')

@@ -116,6 +116,29 @@ class Sweep:
         towards = self.scores if self.mode == "min" else -self.scores
         return int(np.argmin(np.where(finite, towards, np.inf))) if finite.any() else None
 
+    @property
+    def at_edge(self) -> dict[str, Literal["lower", "upper"]]:
+        """The hyperparameters whose best value is the smallest or the largest one tried.
+
+        The best value of such a hyperparameter may be outside of the grid. The grid is that of the
+        members with the structure of the best one. Left out are hyperparameters with fewer than
+        three values, of which each is at an edge, and a best value of 0, below which there is none.
+        """
+        best = self.best_index
+        found: dict[str, Literal["lower", "upper"]] = {}
+        if best is None:
+            return found
+        structures = [jax.tree.structure(x) for x in self.optimisers]
+        alike = [self.is_grid or x == structures[best] for x in structures]
+        for name, values in self.coordinates.items():
+            tried = set(values[alike].tolist())
+            if len(tried) > 2 and values[best] != 0:
+                if values[best] == min(tried):
+                    found[name] = "lower"
+                elif values[best] == max(tried):
+                    found[name] = "upper"
+        return found
+
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict per run, with name, coordinates, seed, score and every scalar output.
 
@@ -167,7 +190,7 @@ class Sweep:
             f"{mark} " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
             for mark, row in zip([" ", *marks], [headings, *rows], strict=True)
         ]
-        return "\n".join([self._title(), *(line.rstrip() for line in lines)])
+        return "\n".join([self._title(), *(line.rstrip() for line in lines), *self._advice()])
 
     def _repr_markdown_(self) -> str:
         headings, rows = self._table()
@@ -177,7 +200,9 @@ class Sweep:
             return f"| {' | '.join(f'{mark}{x}{mark}' if x else '' for x in escaped)} |"
 
         body = [line(row, "**" if i == self.best_index else "") for i, row in enumerate(rows)]
-        return "\n".join([self._title(), "", line(headings), "|--:" * len(headings) + "|", *body])
+        advice = [part for x in self._advice() for part in ("", x)]
+        table = [line(headings), "|--:" * len(headings) + "|", *body]
+        return "\n".join([self._title(), "", *table, *advice])
 
     def _repr_html_(self) -> str:
         headings, rows = self._table()
@@ -191,6 +216,7 @@ class Sweep:
         return (
             f"<table><caption>{html.escape(self._title())}</caption>"
             f"<thead>{line(headings, 'th')}</thead><tbody>{''.join(body)}</tbody></table>"
+            + "".join(f"<p>{html.escape(x)}</p>" for x in self._advice())
         )
 
     def _title(self) -> str:
@@ -199,6 +225,14 @@ class Sweep:
         if self.best_index is None:
             return f"{size}: all diverged"
         return f"{size}: the best is {self.best.name}, score {self.best.score:.4g}"
+
+    def _advice(self) -> list[str]:
+        """A sentence for each hyperparameter whose best value is at the edge of the grid."""
+        said = {"lower": ("smallest", "downwards"), "upper": ("largest", "upwards")}
+        return [
+            f"The best {name} is the {said[end][0]} of the grid: extend the grid {said[end][1]}."
+            for name, end in self.at_edge.items()
+        ]
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """The headings and rows of the table as text."""
