@@ -7,7 +7,9 @@ import functools
 import itertools
 import re
 import sys
+import tomllib
 import types
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -22,6 +24,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 TRANSLATED = "quickstart.ko.md"
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HIDDEN = re.compile(r"<!--.*?-->", re.DOTALL)
 
 
 def run(code, name, line, names):
@@ -38,7 +41,11 @@ def run(code, name, line, names):
 
 
 def run_all(page, names, monkeypatch):
-    """Run the blocks of a page in their order."""
+    """Run the blocks of a page in their order.
+
+    What a reader sees must run alone. A block in a comment checks what stands in front of it, and
+    what it defines is unknown to the blocks behind it.
+    """
     text = page.read_text(encoding="utf-8")
     if "nnx.Optimizer(" in text and not hasattr(nnx, "data"):
         pytest.skip("an older Flax, whose nnx.Optimizer has another interface")
@@ -51,14 +58,70 @@ def run_all(page, names, monkeypatch):
             monkeypatch.setattr(jax, "set_mesh", lambda x: after.enter_context(set_mesh(x)))
         after.enter_context(jax.numpy_dtype_promotion("standard"))
         after.enter_context(jax.numpy_rank_promotion("allow"))
+        hidden = [comment.span() for comment in HIDDEN.finditer(text)]
         for block in FENCE.finditer(text):
-            run(block[1], page.name, text[: block.start()].count("\n") + 1, vars(module))
+            known = vars(module)
+            if any(start < block.start() < end for start, end in hidden):
+                assert "assert" in block[1], "a reader can't copy what a comment defines"
+                known = dict(known)
+            run(block[1], page.name, text[: block.start()].count("\n") + 1, known)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page != TRANSLATED])
 def test_the_examples_of_a_page_run_in_their_order(page, monkeypatch):
     run_all(DOCS / page, {}, monkeypatch)
+
+
+def test_a_hidden_block_defines_nothing_for_the_blocks_that_are_seen(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    seen, hidden = "```python\ny = x\n```\n", "<!--\n```python\nx = 1{}\n```\n-->\n"
+    page.write_text(hidden.format("") + seen, encoding="utf-8")
+    with pytest.raises(AssertionError, match="can't copy"):
+        run_all(page, {}, monkeypatch)
+    page.write_text(hidden.format("; assert x") + seen, encoding="utf-8")
+    with pytest.raises(NameError, match="'x'"):
+        run_all(page, {}, monkeypatch)
+
+
+def imported(code):
+    """The packages that a page's block imports."""
+    if code.startswith(">>>"):
+        code = "".join(example.source for example in doctest.DocTestParser().get_examples(code))
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+
+
+def installed_with(names):
+    """The distributions that pip installs with these, of an extra or of none."""
+    found, left = set(), list(names)
+    while left:
+        name = re.split(r"[^\w.-]", left.pop(), maxsplit=1)[0].lower().replace("_", "-")
+        if name in found:
+            continue
+        found.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            needed = metadata.requires(name) or []
+            left += [x for x in needed if "extra ==" not in x]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_imports_is_installed_with_the_tools_or_by_a_command_on_it(page):
+    text = HIDDEN.sub("", (DOCS / page).read_text(encoding="utf-8"))
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["flax"], *extras["tools"]]
+    ours = installed_with(x for x in needed if not x.startswith("adamx[")) | {"adamx"}
+    ours |= set(re.findall(r"^pip install ([\w-]+)$", text, re.MULTILINE))
+    distributions = metadata.packages_distributions()
+    for block in FENCE.findall(text):
+        for name in set(imported(block)) - sys.stdlib_module_names:
+            known = {x.lower().replace("_", "-") for x in distributions.get(name, [name])}
+            assert known & ours, f"{page} imports {name}, and does not say how to install it"
 
 
 def of_the_readers():
