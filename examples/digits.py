@@ -33,7 +33,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"The demo needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"The demo needs {error.name}: pip install '.[demo]'") from error
 
 BATCH = 64
 AVERAGED = "adam + polyak_ema"

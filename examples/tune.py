@@ -32,7 +32,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"This example needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"This example needs {error.name}: pip install '.[demo]'") from error
 
 BATCH = 64
 HIDDEN = 32

@@ -120,7 +120,7 @@ def test_damaged_file_is_refused_with_its_name(folder, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_files_and_library_both_ways_are_told(folder, monkeypatch, name):
-    expected = rf"ADAMX_DATA_DIR \(now: {folder}\).*pip install 'adamx\[data\]'"
+    expected = rf"ADAMX_DATA_DIR \(now: {folder}\).*pip install '\.\[data\]'"
     with pytest.raises(FileNotFoundError, match=expected):
         getattr(data, name)()
     monkeypatch.delenv("ADAMX_DATA_DIR")

@@ -182,5 +182,5 @@ def test_demo_says_which_file_is_broken(tmp_path, monkeypatch):
 def test_demo_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "examples.digits")
     monkeypatch.setitem(sys.modules, "rich.table", None)  # as if it were not there
-    with pytest.raises(SystemExit, match=r"needs rich.*pip install 'adamx\[demo\]'"):
+    with pytest.raises(SystemExit, match=r"needs rich.*pip install '\.\[demo\]'"):
         runpy.run_module("examples.digits", run_name="__main__")

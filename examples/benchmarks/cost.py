@@ -32,7 +32,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
 
 STEP_BAR, TRACE_BAR, EAGER_BAR, RECOMPILE_BAR = 1.03, 0.25, 2.0, 0
 

@@ -41,7 +41,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
 
 DROP, FALL = 500, 1e-2
 BAR = 0.03

@@ -32,7 +32,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
 
 RATE = 1e-5
 FLOAT32, PLAIN = "float32", "bfloat16"

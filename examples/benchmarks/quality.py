@@ -43,7 +43,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
 
 LOSS_BAR, ACCURACY_BAR = 0.01, 0.003
 FLOAT32 = "float32"

@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
 
 STEP_BAR = 2.0
 BYTES_BAR = 2.1  # codecs with one byte per element

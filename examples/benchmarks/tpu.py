@@ -49,7 +49,7 @@ try:
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
-    raise SystemExit(f"The benchmark needs {error.name}: pip install 'adamx[demo]'") from error
+    raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
 
 RATE = 1e-3
 # Two large matrices: XLA keeps temporaries of up to about 100 MB in the cache of a chip.
@@ -188,7 +188,7 @@ def chips_of(topology: str) -> Sequence[Any]:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise SystemExit(
             f"JAX found no compiler for the TPUs {topology!r} here ({error}). It is in libtpu, a "
-            "package for Linux: pip install 'adamx[tpu]'"
+            "package for Linux: pip install '.[tpu]'"
         ) from error
 
 

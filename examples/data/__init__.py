@@ -2,7 +2,7 @@
 
 `mnist()`, `cifar10()` and `imdb()` read files from the folder in the environment variable
 `ADAMX_DATA_DIR`. If a file is missing, they download the data with Hugging Face's library
-`datasets` (`pip install 'adamx[data]'`). Without this library, they raise an error that names both
+`datasets` (`pip install '.[data]'`). Without this library, they raise an error that names both
 ways. `load()` does not download. It returns MNIST if the folder contains it, otherwise
 scikit-learn's digits.
 

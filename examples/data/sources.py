@@ -41,7 +41,7 @@ def download(name: str, repository: str, files: str) -> Any:
         raise FileNotFoundError(
             f"{name} was not found: put {files} into the folder in the environment variable "
             f"ADAMX_DATA_DIR (now: {folder() or 'not set'}), or install the library datasets, "
-            "which downloads it: pip install 'adamx[data]'"
+            "which downloads it: pip install '.[data]'"
         ) from None
     return library.load_dataset(repository)
 

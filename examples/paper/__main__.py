@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from examples.paper.lab import Lab, Size
     except ModuleNotFoundError as error:
-        raise SystemExit(f"This needs {error.name}: pip install 'adamx[demo]'") from error
+        raise SystemExit(f"This needs {error.name}: pip install '.[demo]'") from error
     size = Size("quick" if options.quick else "full" if options.full else "usual")
     for name in RUNS if options.run == "all" else [options.run]:
         experiment = importlib.import_module(f"examples.paper.{name}")
