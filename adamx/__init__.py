@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 # What rooms export is public here; of the core, the explanations and the tools, these names.
-from adamx import recipes, stages, wrappers
+from adamx import recipes, schedules, stages, wrappers
 from adamx.core import (
     StageError,
     Transformation,
@@ -53,6 +53,7 @@ __all__ = [
     "matrix_view",
     "recipe",
     "restore_state",
+    "schedules",
     "stage",
     "sweep",
     "to_config",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import operator
 import re
 from typing import Any, NamedTuple
 
@@ -133,10 +134,11 @@ def index() -> str:
     }
     grouped = {name for names in groups.values() for name in names}
     groups["Chains and tools"] = [name for name in adamx.__all__ if name not in grouped]
+    groups["Schedules"] = [f"schedules.{name}" for name in adamx.schedules.__all__]
     parts = [INDEX]
     for title, names in groups.items():
         rows = [
-            [reference(name), summary(getattr(adamx, name))]
+            [reference(name), summary(operator.attrgetter(name)(adamx))]
             for name in sorted(names, key=str.lower)
         ]
         parts += [f"## {title}", table(["name", "what it is"], rows)]
@@ -145,7 +147,7 @@ def index() -> str:
 
 def reference(name: str) -> str:
     """A public name as a link to its documentation, which of a module is where the module is."""
-    thing = getattr(adamx, name)
+    thing = operator.attrgetter(name)(adamx)
     if inspect.ismodule(thing):
         return f"{{py:mod}}`{name} <{thing.__name__}>`"
     return f"{{py:obj}}`~adamx.{name}`"

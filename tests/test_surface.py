@@ -104,8 +104,8 @@ assert "adamx.equations" in sys.modules and callable(adamx.explain)
 
 def test_imports_point_downward():
     """A room imports from the rooms below it; the equations from all that stages need."""
-    rooms = ["numerics", "identity", "trees", "arguments", "links", "engine", "core", "states"]
-    rooms += ["stages", "wrappers", "recipes", "tools", "equations", "testing"]
+    rooms = ["numerics", "identity", "trees", "arguments", "schedules", "links", "engine"]
+    rooms += ["core", "states", "stages", "wrappers", "recipes", "tools", "equations", "testing"]
     for path in (DOCS.parent / "adamx").glob("*/**/*.py"):
         room = path.relative_to(DOCS.parent / "adamx").parts[0]
         found = re.findall(r"^ *from adamx\.(\w+)", path.read_text("utf-8"), re.MULTILINE)

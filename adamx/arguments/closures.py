@@ -39,6 +39,8 @@ def written(transformation: Any) -> str:
 
 def call(function: Any) -> str:
     """The call that made a schedule: its name, and the numbers and functions that it captured."""
+    if getattr(type(function), "prints_its_call", False):
+        return repr(function)
     if isinstance(function, functools.partial):  # jax.tree_util.Partial as well
         known: dict[Any, Any] = dict(enumerate(function.args)) | function.keywords
         name = hyper.origin(function.func)

@@ -177,7 +177,9 @@ def show(value: Any) -> str:
             return f"{value.dtype}({float(value):.6g})"
         return f"<{value.dtype}[{','.join(map(str, value.shape))}]>"
     if callable(value):
-        return f"<schedule {origin(value)}>"
+        # Schedules that are values (adamx.schedules) are printed as the call that makes them.
+        is_value = getattr(type(value), "prints_its_call", False)
+        return repr(value) if is_value else f"<schedule {origin(value)}>"
     return repr(value)
 
 

@@ -23,6 +23,7 @@ from adamx.identity import alike
 from adamx.links.foreign import Foreign
 from adamx.links.link import Around, Link
 from adamx.links.stage import Stage
+from adamx.schedules import ScheduleValue
 from adamx.tools.factories import Names, call, calls, default_of
 from adamx.wrappers import watch
 
@@ -58,6 +59,7 @@ def to_config(opt: Transformation, known: Mapping[str, Any] | None = None) -> di
     (``{"name": ...}``). Numbers, strings, ``true``, ``false``, ``null`` and lists are written in
     JSON directly. All other values are objects::
 
+        {"schedule": "adamx.schedules.constant", "value": 0.1}            a schedule of adamx
         {"schedule": "optax.linear_schedule", "init_value": 0.1, ...}     a call of a factory
         {"name": "my_schedule"}                  a function of Optax or of ``known``
         {"functools.partial": function, "args": [...], "keywords": {...}}
@@ -230,6 +232,11 @@ class _Writer:
         name = self.names.function(thing) if inspect.isfunction(thing) else self.names.own(thing)
         if name is not None:
             return {"name": name}
+        if isinstance(thing, ScheduleValue):
+            name, arguments = thing.call()
+            return {"schedule": name} | {
+                k: self.value(x, f"{place}.{k}") for k, x in arguments.items()
+            }
         for kind, partial in _PARTIALS.items():
             if type(thing) is partial and isinstance(thing, functools.partial):
                 return {
@@ -471,7 +478,8 @@ class _Reader:
             near = difflib.get_close_matches(str(name), [*self.names.known, *optax_names])
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ValueError(
-                f"{place}: {name!r} is neither a public function of Optax or adamx.recipes nor one "
+                f"{place}: {name!r} is neither a public function of Optax, adamx.schedules or "
+                f"adamx.recipes nor one "
                 f"of known={sorted(self.names.known)}{hint}"
             )
         return found

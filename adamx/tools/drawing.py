@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adamx.figures import figures
 from adamx.tools.labels import named_leaves, short
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def curves(sweep: Sweep, label: str, runs: np.ndarray) -> Figure:
     low, high = _view(means, sweep.mode)
     looks, colours = _looks(sweep)
     panels = _panels(sweep)
-    figure, row = _figures(len(panels), width=2.6 * len(panels) + 3.8)
+    figure, row = figures(len(panels), width=2.6 * len(panels) + 3.8)
     for axes, (title, members) in zip(row, panels.items(), strict=True):
         _curves(axes, sweep, means, runs, looks, members, high)
         axes.set(title=title, xlabel="step", ylim=(low, high))
@@ -298,32 +297,8 @@ def learning_rate(found: LearningRate) -> Figure:
 # Helpers of all plots.
 
 
-def _figures(columns: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ImportError("plotting needs matplotlib: pip install 'adamx[tools]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    # A notebook shows a figure that pyplot did not make as text, unless it has _repr_png_.
-    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
-    row = figure.subplots(1, columns, squeeze=False)[0].tolist()
-    for axes in row:
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, row
-
-
-def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    """The image, and its size on the page; the image has more pixels than that, for sharpness."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return drawn.getvalue(), {"width": width, "height": height}
-
-
 def _figure(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
-    figure, (axes,) = _figures(1, width, height)
+    figure, (axes,) = figures(1, width, height)
     return figure, axes
 
 

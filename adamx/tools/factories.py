@@ -11,7 +11,7 @@ from typing import Any
 
 import optax
 
-from adamx import stages
+from adamx import schedules, stages, wrappers
 from adamx.identity import alike
 from adamx.links.stage import Definition
 from adamx.numerics.matrices import kernel_axes
@@ -20,6 +20,11 @@ from adamx.wrappers.selection import hidden_matrices
 __all__ = ["Names", "call", "calls", "default_of"]
 
 _OPTAX = ("optax", "optax.schedules", "optax.contrib", "optax.transforms")
+_SCHEDULES = {
+    f"adamx.schedules.{name}": made
+    for name in schedules.__all__
+    if isinstance(made := getattr(schedules, name), types.FunctionType)
+}
 _SELECTORS = {"adamx.hidden_matrices": hidden_matrices, "adamx.kernel_axes": kernel_axes}
 
 
@@ -28,7 +33,7 @@ class Names:
 
     def __init__(self, known: Mapping[str, Any] | None):
         self.known: dict[str, Any] = dict(known or {})
-        self.stages: dict[str, Definition] = _definitions(vars(stages))
+        self.stages: dict[str, Definition] = _definitions({**vars(stages), **vars(wrappers)})
         for name in self.known:
             if not isinstance(name, str) or "." in name or name in self.stages:
                 raise ValueError(
@@ -49,6 +54,8 @@ class Names:
             return self.known[name]
         if name in _SELECTORS:
             return _SELECTORS[name]
+        if name in _SCHEDULES:
+            return _SCHEDULES[name]
         package, _, attribute = name.rpartition(".")
         if not (package in _OPTAX or package.startswith("adamx.recipes.")):
             return None
