@@ -1,6 +1,6 @@
 """The family at a glance: which recipe is made of which stages, read off the chains.
 
-``python -m adamx.family`` prints the matrix of recipes and stages, ``--markdown`` the page
+``python -m adamx.family`` prints the recipes and the stages, ``--markdown`` the page
 ``docs/family.md``, and ``--index`` the page ``docs/api/names.md`` with all public names. Nothing is
 listed by hand: the recipes are those that ``adamx.recipes`` exports, each is called with its
 defaults, and its chain is looked at.
@@ -12,6 +12,8 @@ import argparse
 import inspect
 import operator
 import re
+import textwrap
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import adamx
@@ -23,9 +25,7 @@ INTRODUCTION = """\
 # The family
 
 Made by `python -m adamx.family --markdown`; a test compares this page with what the command
-prints. Every recipe is called with its defaults (and a learning rate where it has none). The
-columns are stages, which the second table names; a cell says at which place of the chain the stage
-stands."""
+prints. Every recipe is called with its defaults (and a learning rate where it has none)."""
 
 INDEX = """\
 # All names
@@ -69,59 +69,43 @@ def stages(family: list[Member]) -> list[str]:
 
 
 def plain(family: list[Member]) -> str:
-    """The matrix and the defaults, for a terminal."""
-    columns = stages(family)
-    widest = max(len(member.name) for member in family)
-    numbers = [str(i) for i in range(1, len(columns) + 1)]
-    rows = [" ".join([" " * widest, *(f"{number:>3}" for number in numbers)])]
-    for member in family:
-        cells = (f"{cell or '·':>3}" for cell in marks(member, columns))
-        rows.append(" ".join([f"{member.name:<{widest}}", *cells]))
-    legend = [
-        f"{number:>3}  {stage}: {stage_summary(stage)}"
-        for number, stage in zip(numbers, columns, strict=True)
+    """The chains, the stages and the defaults, for a terminal."""
+    vocabulary = stages(family)
+    widest = max(map(len, [*vocabulary, *(member.name for member in family)]))
+
+    def rows(pairs: Iterable[tuple[str, str]]) -> list[str]:
+        indent = " " * (widest + 2)
+        return [
+            textwrap.fill(text, 100, initial_indent=f"{name:<{widest}}  ", subsequent_indent=indent)
+            for name, text in pairs
+        ]
+
+    parts = [
+        rows((member.name, " · ".join(member.chain)) for member in family),
+        rows((stage, stage_summary(stage)) for stage in vocabulary),
+        [f"{member.name}({arguments(member)})" for member in family],
     ]
-    defaults = [f"{member.name}({arguments(member)})" for member in family]
-    return "\n".join([*rows, "", *legend, "", *defaults]) + "\n"
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
 def markdown(family: list[Member]) -> str:
     """The page ``docs/family.md``."""
-    columns = stages(family)
-    numbers = [str(i) for i in range(1, len(columns) + 1)]
-    matrix = table(
-        ["", *numbers],
-        [[f"`{member.name}`", *marks(member, columns)] for member in family],
-        centred=True,
+    chains = table(
+        ["recipe", "what it is", "chain"],
+        [[f"`{member.name}`", member.summary, listed(member.chain)] for member in family],
     )
     vocabulary = table(
-        ["", "stage", "what it does"],
+        ["stage", "what it does", "recipes"],
         [
-            [number, f"`{stage}`", stage_summary(stage)]
-            for number, stage in zip(numbers, columns, strict=True)
+            [f"`{stage}`", stage_summary(stage), listed(users(stage, family))]
+            for stage in stages(family)
         ],
     )
-    chains = table(
-        ["recipe", "what it is", "arguments", "chain"],
-        [
-            [
-                f"`{member.name}`",
-                member.summary,
-                f"`{arguments(member)}`",
-                " · ".join(f"`{stage}`" for stage in member.chain),
-            ]
-            for member in family
-        ],
+    defaults = table(
+        ["recipe", "arguments"],
+        [[f"`{member.name}`", f"`{arguments(member)}`"] for member in family],
     )
-    parts = [
-        INTRODUCTION,
-        "## Recipes and stages",
-        matrix,
-        "## Stages",
-        vocabulary,
-        "## Chains and defaults",
-        chains,
-    ]
+    parts = [INTRODUCTION, "## Chains", chains, "## Stages", vocabulary, "## Defaults", defaults]
     return "\n\n".join(parts) + "\n"
 
 
@@ -153,20 +137,27 @@ def reference(name: str) -> str:
     return f"{{py:obj}}`~adamx.{name}`"
 
 
-def marks(member: Member, columns: list[str]) -> list[str]:
-    """For each stage the places, counted from 1, at which it stands in the chain."""
-    return [
-        ",".join(str(place) for place, name in enumerate(member.chain, 1) if name == column)
-        for column in columns
-    ]
+def users(stage: str, family: list[Member]) -> list[str]:
+    """The recipes in whose chains a stage stands."""
+    return [member.name for member in family if stage in member.chain]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as code, with dots between them."""
+    return " · ".join(f"`{name}`" for name in names)
 
 
 def arguments(member: Member) -> str:
     """The recipe's arguments, with their defaults."""
     return ", ".join(
-        name if value is inspect.Parameter.empty else f"{name}={show(value)}"
+        name if value is inspect.Parameter.empty else f"{name}={written(value)}"
         for name, value in member.arguments.items()
     )
+
+
+def written(value: Any) -> str:
+    """A default; a function by its name."""
+    return value.__name__ if inspect.isfunction(value) else show(value)
 
 
 def summary(documented: Any) -> str:
@@ -181,9 +172,9 @@ def stage_summary(name: str) -> str:
     return summary(known) if callable(known) else "a transformation of Optax"
 
 
-def table(head: list[str], rows: list[list[str]], *, centred: bool = False) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
-    line = [":-:" if centred and i else "---" for i in range(len(head))]
+    line = ["---"] * len(head)
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [head, line, *rows]]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 

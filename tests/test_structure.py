@@ -480,27 +480,31 @@ def test_an_unknown_recipe_is_an_error_with_the_near_ones():
 # The family's page
 
 
-def test_the_matrix_is_read_off_the_chains():
+def test_the_tables_are_read_off_the_chains():
     laprop = adamx.family.Member(
         "laprop",
         "",
-        {},
+        {"axes": adamx.kernel_axes},
         ("scale_by_rms", "bias_correction", "scale_by_momentum", "bias_correction"),
     )
-    columns = adamx.family.stages([laprop])
-    assert dict(zip(columns, adamx.family.marks(laprop, columns), strict=True)) == {
-        "scale_by_rms": "1",
-        "bias_correction": "2,4",
-        "scale_by_momentum": "3",
-    }
+    signum = adamx.family.Member("signum", "", {}, ("scale_by_momentum",))
+    family = [laprop, signum]
+    rows = [row.split(" | ") for row in adamx.family.markdown(family).splitlines()]
+    cells = {row[0].strip("| `"): row[-1].strip("| ") for row in rows if row[0].startswith("| `")}
+    users = {"scale_by_rms": "`laprop`", "scale_by_momentum": "`laprop` · `signum`"}
+    assert users.items() <= cells.items()
+    assert cells["laprop"] == "`axes=kernel_axes`"
+    chain = "`scale_by_rms` · `bias_correction` · `scale_by_momentum` · `bias_correction` |"
+    assert chain in adamx.family.markdown(family)
 
 
 def test_the_command_prints_every_recipe(capsys):
     adamx.family.main([])
     printed = capsys.readouterr().out
     assert "adam(learning_rate, b1=0.9, b2=0.999, eps=1e-08" in printed
-    rows = {line.split()[0] for line in printed.splitlines() if "·" in line}
-    assert set(adamx.list_recipes()) <= rows
+    head = printed.partition("\n\n")[0].splitlines()
+    assert set(adamx.list_recipes()) <= {line.split()[0] for line in head}
+    assert max(map(len, head)) <= 100
 
 
 def test_the_page_is_up_to_date(capsys):
