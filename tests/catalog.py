@@ -460,12 +460,28 @@ STAGES: dict[str, Row] = {
         single=True,
     ),
     "clip_by_norm": Row(adamx.clip_by_norm, {"max_norm": 3.0}, _free(shapes.clip_by_norm)),
+    "clip_by_norm_history": Row(
+        adamx.clip_by_norm_history,
+        {"decay": 0.9, "ratio": 1.2, "max_norm": 8.0},
+        stages.clip_by_norm_history,
+        structure={"warmup_steps": 5},
+        single=True,
+    ),
     "clip_by_relative_rms": Row(
         lambda b2, eps, threshold: adamx.chain(
             adamx.scale_by_rms(b2, eps), adamx.clip_by_relative_rms(eps, threshold)
         ),
         {"b2": 0.9, "eps": 1e-3, "threshold": 0.8},
         stages.clip_by_relative_rms,
+    ),
+    "clip_by_value": Row(adamx.clip_by_value, {"max_value": 0.5}, stages.clip_by_value),
+    "clip_by_zscore": Row(
+        adamx.clip_by_zscore,
+        {"decay": 0.9, "threshold": 1.2, "eps": 1e-3, "max_norm": 20.0},
+        stages.clip_by_zscore,
+        structure={"warmup_steps": 5},
+        single=True,
+        golden=("zclip:ZClip",),
     ),
     "decay_weights": Row(adamx.decay_weights, {"weight_decay": 0.01}, stages.decay_weights),
     "estimate_distance": Row(

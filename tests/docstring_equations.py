@@ -36,6 +36,7 @@ GREEK = {
     "rho": "ρ",
     "phi": "φ",
     "psi": "ψ",
+    "sigma": "σ",
     "ell": "ℓ",
     "Delta": "Δ",
     "infty": "∞",

@@ -20,7 +20,10 @@ __all__ = [
     "belief",
     "cautious_descent",
     "clip_by_block_rms",
+    "clip_by_norm_history",
     "clip_by_relative_rms",
+    "clip_by_value",
+    "clip_by_zscore",
     "descent_along_the_gradients_signs",
     "extrapolated_momentum",
     "factored_rms",
@@ -119,6 +122,57 @@ def growing_clip(grads, params0, exponent):
     bound = _column(np.where(t > 0, np.maximum(t, 1) ** np.asarray(exponent), 0), grads)
     size = np.abs(grads)
     return _ratio(grads, size) * np.minimum(size, bound)
+
+
+def clip_by_value(grads, params0, max_value):
+    """u of the same phase and the modulus min(|u|, c)."""
+    grads = _wide(grads)
+    size = np.abs(grads)
+    return _ratio(grads, size) * np.minimum(size, _column(max_value, grads))
+
+
+def clip_by_zscore(grads, params0, decay, threshold, eps, max_norm, warmup=5):
+    """Kumar et al., arXiv 2504.02507, Algorithm 1, for one array, with a bound c.
+
+    The first norms are kept in a list, whose mean and variance are taken at its end. Then
+    z = (n − μ)/(σ + ε); where z > k, the norm becomes μ + kσ k/z; and μ, σ² are averaged over it.
+    """
+    clipped, seen = _wide(grads).copy(), []
+    mu = var = None
+    for t, (a, k, e, c) in enumerate(_per_step(clipped, decay, threshold, eps, max_norm)):
+        n = norm = np.linalg.norm(clipped[t].ravel())
+        if mu is None:
+            seen.append(n)
+            if len(seen) == warmup:
+                mu, var = np.mean(seen), np.var(seen)
+        else:
+            if n > mu + k * (np.sqrt(var) + e):
+                z = (n - mu) / (np.sqrt(var) + e)
+                n = mu + k * np.sqrt(var) / (z / k)
+            mu = a * mu + (1 - a) * n
+            var = a * var + (1 - a) * (n - mu) ** 2
+        most = min(n, c)
+        clipped[t] *= most / norm if norm > most else 1.0
+    return clipped
+
+
+def clip_by_norm_history(grads, params0, decay, ratio, max_norm, warmup=5):
+    """Wang et al., arXiv 2502.11034, Algorithm 1, for one array; norms of 0 do not count.
+
+    In the first steps the norm is clipped to c, and γ is the least of them; then to λγ, and γ
+    averages what the norms became.
+    """
+    clipped, gamma = _wide(grads).copy(), None
+    for t, (b, share, c) in enumerate(_per_step(clipped, decay, ratio, max_norm)):
+        n = np.linalg.norm(clipped[t].ravel())
+        if n == 0:
+            continue
+        most = c if t < warmup else np.inf if gamma is None else share * gamma
+        clipped[t] *= min(1.0, most / n)
+        n = min(n, most)
+        average = n if gamma is None else b * gamma + (1 - b) * n
+        gamma = min(n, n if gamma is None else gamma) if t < warmup else average
+    return clipped
 
 
 def reduce_variance(grads, params0, b1, gamma):

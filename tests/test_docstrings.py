@@ -75,6 +75,9 @@ ARGUMENTS = {
     "add_corrected_weight_decay": {"max_learning_rate": 0.08, "learning_rate": 0.05},
     "estimate_distance": {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "b3": 0.7},
     "adafactor": {"min_dim_size_to_factor": 2},
+    "clip_by_norm_history": {"warmup_steps": 3, "max_norm": 6.0},
+    "clip_by_value": {"max_value": 0.9},
+    "clip_by_zscore": {"warmup_steps": 3, "max_norm": 9.0},
     "scale_by_factored_rms": {"min_dim_size_to_factor": 2},
 }
 SYMBOLS = {

@@ -21,7 +21,7 @@ RECORD = json.loads((GOLDEN / "cases.json").read_text())
 CASES = {case["id"]: case for case in RECORD["cases"]}
 NAMES = list(RECORD["problem"]["shapes"])
 # Followed here, and in the tests of that name.
-RECORDED = ("cases", "matrices", "moments", "shapes", "structure")
+RECORDED = ("cases", "clipping", "matrices", "moments", "shapes", "structure")
 CALLS = json.loads((GOLDEN / "calls.json").read_text(encoding="utf-8"))
 NUMBERS = CALLS["numbers"]
 F64 = jnp.float64

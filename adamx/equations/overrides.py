@@ -23,6 +23,7 @@ from adamx.core import (
     decaying_average,
     is_off,
     iterate,
+    norm,
     squares,
     zeros,
 )
@@ -246,6 +247,47 @@ def scale_by_mixed_momentum(b1, b3, alpha, alpha_warmup, b3_warmup):
         return signal.with_statistic(u), {"m": m, "n": n}
 
     return Rule(update, {"m": zeros, "n": zeros}, {**fast.clocks, "steps": STEPS})
+
+
+# One clock holds the mean, the standard deviation and the bound, which no sum of squares overflows.
+@paper_form(stages.clip_by_zscore)
+def clip_by_zscore(decay, threshold, eps, max_norm, warmup_steps):
+    def update(signal, slots, step):
+        t, u, mu = step.clock["steps"], signal.update, slots["μ"]
+        n = let(jnp.sqrt(over_all(jnp.sum(jnp.abs(u) ** 2))), "n")
+        z = let(jnp.where(t > warmup_steps, (n - mu) / (jnp.sqrt(slots["v"]) + eps), 0.0), "z")
+        e = let(jnp.where(z > threshold, mu + threshold**2 * jnp.sqrt(slots["v"]) / z, n), "e")
+        later = decay * mu + (1 - decay) * e
+        new = jnp.where(t > warmup_steps, later, mu + (n - mu) / t)
+        later = decay * slots["v"] + (1 - decay) * (e - new) ** 2
+        first = slots["v"] + ((n - mu) * (n - new) - slots["v"]) / t
+        v = jnp.where(t > warmup_steps, later, first)
+        is_limited = not (isinstance(max_norm, float) and max_norm == math.inf)
+        most = jnp.minimum(e, max_norm) if is_limited else e
+        return signal.with_update(u * jnp.minimum(1.0, most / n)), {"μ": new, "v": v}
+
+    return Rule(update, {"μ": number(0.0), "v": number(0.0)}, {"steps": STEPS})
+
+
+# Norms that are zero or not finite do not count, and two scales are chosen from in one expression.
+@paper_form(stages.clip_by_norm_history)
+def clip_by_norm_history(decay, ratio, max_norm, warmup_steps):
+    def update(signal, slots, step):
+        t, u, gamma = step.clock["steps"], signal.update, slots["γ"]
+        own = let(norm(u).value, "n")
+        most = jnp.where(gamma == 0, own, ratio * gamma)
+        h = jnp.minimum(1.0, most / own)
+        if warmup_steps:
+            every = jnp.sqrt(over_all(jnp.sum(jnp.abs(u) ** 2)))
+            h = jnp.where(t > warmup_steps, h, jnp.minimum(1.0, max_norm / every))
+        e = let(let(h, "h") * own, "e")
+        new = decay * gamma + (1 - decay) * e
+        if warmup_steps:
+            new = jnp.where(t > warmup_steps, new, jnp.minimum(gamma, e))
+        new = jnp.where(gamma == 0, e, new)
+        return signal.with_update(h * u), {"γ": new}
+
+    return Rule(update, {"γ": number(0.0)}, {"steps": STEPS})
 
 
 # The step is computed without the parameter, so that it does not round it.
