@@ -72,6 +72,7 @@ class ScheduleValue:
     pytree, whose leaves are its numbers (the peak of a learning rate): ``jax.vmap``, ``jax.grad``
     and :func:`adamx.sweep` vary them like other hyperparameters. Lengths in steps are part of its
     structure, because the formula is composed for them. The arguments of the call are attributes.
+    The functions of :mod:`adamx.schedules` make schedules; this class is not called by users.
 
     >>> rate = adamx.schedules.warmup_stable_decay(1e-3, total_steps=100, decay_steps=20)
     >>> rate
