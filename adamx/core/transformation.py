@@ -19,7 +19,7 @@ from adamx.links.naming import names, written
 from adamx.links.order import Place, check_order
 from adamx.links.rule import Reach, Rule
 from adamx.links.signal import Signal
-from adamx.links.stage import Definition
+from adamx.links.stage import Definition, Takes
 from adamx.numerics.types import PyTree, State
 from adamx.trees.steps import Params
 
@@ -205,7 +205,8 @@ def stage(
     place: Place = "anywhere",
     keeps_rounding: bool = False,
     stacks: bool = False,
-    takes: Sequence[str] = (),
+    takes: Takes = (),
+    may_take: Sequence[str] = (),
 ) -> Callable[[Factory[P]], Make[P]]: ...
 
 
@@ -217,7 +218,8 @@ def stage(
     place: Place = "anywhere",
     keeps_rounding: bool = False,
     stacks: bool = False,
-    takes: Sequence[str] = (),
+    takes: Takes = (),
+    may_take: Sequence[str] = (),
 ) -> Make[P] | Callable[[Factory[P]], Make[P]]:
     """Turn a stage's factory into a function that returns a transformation of one stage.
 
@@ -243,7 +245,9 @@ def stage(
         stacks: whether arrays of equal shape may be stacked, and the stage run on the whole stack
             (by ``vmap``): for linear algebra, of which one large batch is faster than many small
             ones.
-        takes: the names of extra arguments of ``update`` that its rule's ``own`` needs.
+        takes: the names of extra arguments of ``update`` that its rule's ``own`` or ``gate``
+            needs; or a function that gives these names for the stage's arguments.
+        may_take: the names of extra arguments that they use if ``update`` gets them.
 
     Raises:
         TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
@@ -275,6 +279,7 @@ def stage(
             keeps_rounding=keeps_rounding,
             stacks=stacks,
             takes=takes,
+            may_take=may_take,
         )
     return _stage(factory)
 

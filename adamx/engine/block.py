@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.arguments import hyper
+from adamx.engine.kept import kept_unless
 from adamx.errors import StageError, described
 from adamx.identity import Static
 from adamx.links.rule import Clock, Reach, Refresh, Rule, Step, keep, widest
@@ -162,7 +163,10 @@ def through(
             with errors_of(name, "update", functools.partial(_arrays, signal, before)):
                 if shards and rule.reach in ("row", "array"):
                     raise StageError(f"its reach is a whole {rule.reach}, {refusal(shards)}")
-                made, after = rule.update(_seen(signal, rule), before, step)
+                update = rule.update
+                if step.counts is not None and jax.tree.leaves(before):
+                    update = functools.partial(kept_unless, step.counts, rule.update)
+                made, after = update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)
                 done.append(keep(before, after))
         return signal.output if is_last else signal, done

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adamx.arguments import hyper
 from adamx.engine.parts import MANY, step_in_parts
@@ -15,6 +16,7 @@ from adamx.engine.row import Row
 from adamx.errors import StageError, as_given, described
 from adamx.identity import ByValue, Static, fingerprint
 from adamx.links.foreign import Foreign
+from adamx.links.gates import is_gate
 from adamx.links.link import Link
 from adamx.links.naming import names, written
 from adamx.links.observer import Observer
@@ -59,9 +61,25 @@ class Program:
                 rules[name] = link.at(count).rule(hyper.clock_dtype())
 
         jax.eval_shape(look, jnp.zeros((), jnp.int32))
-        if any(x.global_sum or x.own or x.seed is not None for x in rules.values()):
+        if any(x.global_sum or x.own or x.gate or x.seed is not None for x in rules.values()):
             return None
         return {name: tuple(rule.slots) for name, rule in rules.items() if rule.slots}
+
+    @functools.cached_property
+    def alarms(self) -> dict[str, Callable[[Mapping[str, Any]], str | None]]:
+        """By the stage's name, the functions that say why training can't go on."""
+        found = {}
+        for name, link in zip(names(self.links), self.links, strict=True):
+            if is_gate(link) and isinstance(link, Stage):
+                alarm = link.at(np.int32(0)).rule(jnp.float32).alarm
+                found |= {name: alarm} if alarm else {}
+        return found
+
+    def check(self, state: State) -> None:
+        """Raise StageError if training can't go on after a step; it waits for the step."""
+        for name, alarm in self.alarms.items():
+            if message := alarm(state[name]):
+                raise StageError(message).within(stage=name)
 
     @functools.cached_property
     def open(self) -> tuple[ByValue, ...]:
@@ -150,6 +168,8 @@ def update(
             return tree.unflatten(done[0]), done[1]
     step = _compiled_step if compiles else _step
     outputs, state = step(static, tree, looks, numbers, gradients, aligned, state, seen)
+    if not traced:
+        program.check(state)
     return tree.unflatten(outputs), state
 
 
@@ -169,7 +189,7 @@ def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[s
 def _takes(link: Link, argument: str) -> bool:
     """Whether a link may use this extra argument of update()."""
     if isinstance(link, Stage):
-        return argument in link.definition.takes
+        return argument in (*link.takes, *link.definition.may_take)
     return isinstance(link, Foreign)
 
 
@@ -201,8 +221,7 @@ def _step(
         numbers: Any, gradients: Any, params: Any, state: Any, extra: Any
     ) -> tuple[list[Any], State]:
         row = Row(static.join(numbers), tree, gradients, params, state, looks, extra)
-        for name, link, here in row.links():
-            link.run(row, name, here)
+        row.pass_along()
         return row.finish()
 
     def specs() -> Any:

@@ -6,9 +6,10 @@ that uses whole trees. The waiting stages then run as one block.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,14 +25,15 @@ from adamx.engine.forms import Form, check_clock, check_count, check_scalars
 from adamx.engine.run import run
 from adamx.errors import StageError
 from adamx.links.foreign import ABSENT, Foreign
+from adamx.links.gates import counts, gates_of, is_gate
 from adamx.links.link import Link, choose, variants
 from adamx.links.naming import labels, names
 from adamx.links.observer import Observer, View
-from adamx.links.rule import Rule, Step
+from adamx.links.rule import CONSECUTIVE, Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.links.stage import Stage, joined
-from adamx.numerics.shards import axes_of, bound
+from adamx.numerics.shards import axes_of, bound, varying
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
 from adamx.trees.arrays import kind
@@ -102,6 +104,13 @@ class _Waiting(NamedTuple):
     slots: list[Slots | None]  # the slots of each parameter; None where the stage does not run
     places: list[Any]  # the shapes of the signals in front of the stage
 
+    def with_clocks(self, readings: Mapping[str, Any]) -> _Waiting:
+        """The stage with other readings of some clocks."""
+        step = self.ready[0].step
+        step = step._replace(clock={**step.clock, **readings})
+        made = {id(x): x._replace(step=step) for x in self.ready}
+        return self._replace(ready=[made[id(x)] for x in self.ready])
+
 
 class Row:
     """The signals of all parameters in one step, and the new state."""
@@ -135,6 +144,8 @@ class Row:
         self.named = dict(zip(names(links), joined(links), strict=True))
         self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
         self.chosen = choose(links, lambda: self.leaves, lambda: self.idle)
+        self.counts = dict(zip(self.named, counts(links, state), strict=True))
+        self.depths = [len(x) for x in gates_of(links)]
         thetas = [None] * len(self.gradients) if self.params is None else self.params
         # For each leaf at first (gradient, parameter), then a Signal once a stage has run. None for
         # a parameter without a gradient: it takes no step, and its slots do not change unless the
@@ -145,6 +156,11 @@ class Row:
         ]
         self.waiting: list[_Waiting] = []
         self.after: State = {}
+        # By gate, whether this step counts for the links inside, and whether it seldom does.
+        self.open: dict[str, Any] = {}
+        self.idles: dict[str, bool] = {}
+        self.inside: Any = None  # whether the step counts for the link at hand; None outside gates
+        self.is_done = False  # whether the signals are updates already
         # Inside shard_map, the mesh axes along which each parameter differs between devices.
         known = self.gradients if self.params is None else self.params
         self.axes = [frozenset[str]() if is_missing(x) else axes_of(x) for x in known]
@@ -198,18 +214,103 @@ class Row:
                 ).within(parameter=path_of(self.tree, i))
         return [axes_of([column[i] for column in columns]) for i in range(len(self.gradients))]
 
-    def links(self) -> Iterator[tuple[str, Link, list[bool] | None]]:
-        """Every link's name, the link, and which parameters it applies to."""
-        for (name, link), here in zip(self.named.items(), self.chosen, strict=True):
-            yield name, link, here
+    def pass_along(self, places: range | None = None) -> None:
+        """Run links one after the other, all of them or those at some places."""
+        places = range(len(self.named)) if places is None else places
+        items = [*self.named.items()]
+        place = places.start
+        while place < places.stop:
+            (name, link), here = items[place], self.chosen[place]
+            link.run(self, name, here)
+            place += 1
+            if is_gate(link):
+                first, outer = place, self.depths[place - 1]
+                while place < places.stop and self.depths[place] > outer:
+                    place += 1
+                self.pass_gate(name, here, range(first, place))
+
+    def pass_gate(self, name: str, here: list[bool] | None, places: range) -> None:
+        """Run the links inside of a gate, for which this step may not count.
+
+        Args:
+            name: the stage of the gate.
+            here: for every parameter, whether the gate applies to it; None for all.
+            places: those of the links inside.
+        """
+        is_last = places.stop == len(self.named) and here is None
+        mine = [i for i in range(len(self.signals)) if here is None or here[i]]
+        if self.glances or not places or not mine:
+            self.pass_along(places)
+        elif self.idles[name]:
+            self.pass_or_rest(name, mine, places, is_last)
+        else:
+            outer, own = self.inside, self.open[name]
+            self.inside = own if outer is None else own & outer
+            self.pass_along(places)
+            if not self.is_done:
+                self.advance(last=is_last)
+            for i in mine:
+                signal = self.signals[i]
+                kept = functools.partial(jnp.where, own)
+                self.signals[i] = jax.tree.map(kept, signal, _still(signal))
+            self.inside, self.is_done = outer, is_last
+
+    def pass_or_rest(self, name: str, mine: list[int], places: range, is_last: bool) -> None:
+        """Run the links inside of a gate only if this step counts for them.
+
+        The stages that wait, the gate among them, run in front of the links inside for the signals,
+        in one block. They run again behind them for their slots, which do not depend on whether the
+        step counts.
+        """
+        own = [*self.named][places.start : places.stop]
+        gate, axes = self.waiting[-1], None
+
+        def taken() -> tuple[list[Any], State]:
+            nonlocal axes
+            row = copy.copy(self)
+            row.signals, row.waiting = [*self.signals], [*self.waiting]
+            row.after = {x.name: {} for x in self.waiting}
+            row.pass_along(places)
+            if not row.is_done:
+                row.advance(last=is_last)
+            self.places = row.places
+            signals = [row.signals[i] for i in mine]
+            signals = [x.of_param(None) if isinstance(x, Signal) else x for x in signals]
+            made = signals, {k: row.after[k] for k in own if k in row.after}
+            axes = axes or jax.tree.map(axes_of, made)
+            return made
+
+        forms, _ = jax.eval_shape(taken)
+        kept = {k: self.state[k] for k in own if k in self.state}
+        row = gate.ready[0].step.clock[CONSECUTIVE]
+        (signals, after), row = jax.lax.cond(
+            self.open[name],
+            lambda: (jax.tree.map(varying, taken(), axes), jnp.zeros_like(row)),
+            lambda: (jax.tree.map(varying, ([*map(_still, forms)], kept), axes), row),
+        )
+        # A number that comes from the links inside makes XLA write the new slots of the gate after
+        # the old ones have been read there, and so in place.
+        self.waiting[-1] = gate.with_clocks({CONSECUTIVE: row})
+        self.advance()
+        for i, signal in zip(mine, signals, strict=True):
+            is_signal = isinstance(signal, Signal)
+            self.signals[i] = signal.of_param(self.signals[i]) if is_signal else signal
+        self.after |= after
+        self.is_done = is_last
+
+    def unless_skipped(self, after: Any, before: Any) -> Any:
+        """New values, or the old ones in a step that does not count for the link."""
+        if self.inside is None:
+            return after
+        return jax.tree.map(functools.partial(jnp.where, self.inside), after, before)
 
     def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Tick a stage's clocks and let it wait; compute its global sum behind earlier stages."""
-        if missing := [x for x in stage.definition.takes if x not in self.extra]:
+        if missing := [x for x in stage.takes if x not in self.extra]:
             if self.glances:
                 return
             raise _lacks_arguments(name, missing)
-        stage = stage.at(self.state["count"])
+        stage = stage.at(self.counts[name])
         stages = variants(stage, len(self.gradients), here, lambda: self.leaves, lambda: self.idle)
         rule, *rules = rules_of([stage, *stages])
         entry = self.entry(name, rule)
@@ -224,7 +325,7 @@ class Row:
             None if x is None and y is None else self.own(name, i, rules[i])
             for i, (x, y) in enumerate(zip(slots, held, strict=True))
         ]
-        step = Step(_readings(rule, values))
+        step = Step(_readings(rule, values), counts=self.inside)
         if rule.global_sum is not None:
             self.advance()
             ready = _ready(name, stages, rules, step)
@@ -246,13 +347,24 @@ class Row:
                 if clock.settle and summed:
                     values[k] = clock.settle(values[k], total)
             values = rule.gated(values, entry)
-            step = Step(_readings(rule, values), total)
+            step = step._replace(clock=_readings(rule, values), total=total)
+        if rule.gate is not None:
+            self.idles[name] = rule.idles
+            self.open[name], values, told = rule.decided(values, step, self.given_to(stage))
+            values = rule.gated(values, entry)
+            step = step._replace(clock=_readings(rule, values) | told)
         if entry:
-            self.after[name] = {k: _like(value, entry[k]) for k, value in values.items()}
+            now = {k: _like(value, entry[k]) for k, value in values.items()}
+            self.after[name] = self.unless_skipped(now, {k: entry[k] for k in now})
         slots = [x if x is not None else y for x, y in zip(slots, held, strict=True)]
         ready = _ready(name, stages, rules, step)
         self.waiting.append(_Waiting(name, ready, own, kept, slots, self.places))
         self.places = reshaped_places(self.places, self.wholes, rules, here)
+
+    def given_to(self, stage: Stage) -> dict[str, Any]:
+        """The extra arguments of update() that a stage takes."""
+        names = (*stage.takes, *stage.definition.may_take)
+        return {k: self.extra[k] for k in names if k in self.extra}
 
     def own(self, name: str, i: int, rule: Rule) -> Any:
         """The numbers of one parameter for a rule."""
@@ -269,22 +381,25 @@ class Row:
             self.advance()
         before = self.kept(name)
         check_scalars(name, before)
-        self.after[name] = link.observe(self.view(link, here), before, self.looks)
+        seen = link.observe(self.view(name, link, here), before, self.looks)
+        self.after[name] = seen if self.glances else self.unless_skipped(seen, before)
 
-    def view(self, link: Observer, here: list[bool] | None) -> View:
+    def view(self, name: str, link: Observer, here: list[bool] | None) -> View:
         """What an observer sees."""
         links, count = list(self.named.values()), len(self.signals)
+        names_of_links = list(self.named)
         own = variants(link, count, here, lambda: self.leaves, lambda: self.idle)
         hyperparams, scheduled = {}, set()
         for label, place in self.labels.items():
             stage = links[place.link]
             assert isinstance(stage, Stage)
-            hyperparams[label] = stage.at(self.state["count"]).arguments[place.argument]
+            past = self.counts[names_of_links[place.link]]
+            hyperparams[label] = stage.at(past).arguments[place.argument]
             if callable(stage.arguments[place.argument]):
                 scheduled.add(label)
         chosen = [i for i in range(len(self.signals)) if here is None or here[i]]
         return View(
-            count=self.state["count"],
+            count=self.counts[name],
             leaves=[self.leaves[i] for i in chosen],
             idle=self.idle,
             gradients=[None if is_missing(x := self.gradients[i]) else x for i in chosen],
@@ -458,14 +573,15 @@ class Row:
                 raise
         if lacking and jax.tree.structure(before) != jax.tree.structure(after):
             raise _needs_every_gradient(name)
-        self.after[name] = after
+        self.after[name] = self.unless_skipped(after, before)
         for i, (u, signal) in enumerate(zip(shaped, self.signals, strict=True)):
             if not (u is None or signal is None or isinstance(u, type(ABSENT))):
                 self.at_leaf(i, _check_passed, name, u, signal.update.shape)
                 self.signals[i] = signal.with_update(jnp.asarray(u).astype(signal.update.dtype))
 
     def finish(self) -> tuple[list[Any], State]:
-        self.advance(last=True)
+        if not self.is_done:
+            self.advance(last=True)
         count = self.state["count"]
         largest = jnp.iinfo(count.dtype).max
         self.after["count"] = jnp.where(count < largest, count + 1, count)
@@ -478,6 +594,22 @@ class Row:
         except StageError as error:
             where = f"{path_of(self.tree, i)} ({kind(self.gradients[i])})"
             raise error.within(parameter=where) from error.__cause__
+
+
+def _still(form: Any) -> Any:
+    """The signal behind a gate in a step that does not count: zeros.
+
+    Numbers, such as the weight of an average, are 1, as later stages may divide by them.
+    """
+
+    def blank(x: Any, number: int = 0) -> Any:
+        return jnp.full(x.shape, 0 if x.shape else number, x.dtype)
+
+    if not isinstance(form, Signal):  # the update itself, or no gradient
+        return jax.tree.map(blank, form)
+    still = jax.tree.map(functools.partial(blank, number=1), form)
+    update, gradient = blank(form.update), blank(form.gradient)
+    return dataclasses.replace(still, update=update, gradient=gradient)
 
 
 def _ready(name: str, stages: list[Stage], rules: list[Rule], step: Step) -> list[Ready]:

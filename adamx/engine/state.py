@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from adamx.engine.row import Row, only, reshaped_places, rules_of, shards_of
 from adamx.errors import StageError
+from adamx.links.gates import gates_of
 from adamx.links.link import Link, choose, variants
 from adamx.links.naming import names
 from adamx.links.observer import nothing
@@ -37,6 +38,7 @@ def init(links: Sequence[Link], params: PyTree) -> State:
     chosen = choose(links, functools.partial(paths_of, tree, leaves))
     if any(here is not None for here in chosen):  # selections may overlap, as chain() can't know
         check_order(links, chosen)
+    gates_of(links)  # an error for links whose gate is missing
     beginning = Beginning(tree, leaves)
     for name, link, here in zip(names(links), joined(links), chosen, strict=True):
         link.start(beginning, name, here)
@@ -78,7 +80,7 @@ class Beginning:
             for slot in rule.slots
         }
         for i, own in enumerate(x.own for x in rules):
-            if own and not stage.definition.takes and (here is None or here[i]):
+            if own and not stage.takes and (here is None or here[i]):
                 self.located(i, name, own, *self.paths[i], {})
         kept |= {key: self.put(clock.start()) for key, clock in rule.clocks.items()}
         if kept:
@@ -127,8 +129,7 @@ class Beginning:
 def _glance(links: Sequence[Link], tree: Any, leaves: list[Any], state: State) -> State:
     """The state after a step in which the parameters serve as gradients, for its shapes."""
     row = Row(links, tree, leaves, Aligned(leaves, []), state, looks=True, glances=True)
-    for name, link, here in row.links():
-        link.run(row, name, here)
+    row.pass_along()
     return row.finish()[1]
 
 

@@ -212,6 +212,8 @@ class Program:
             signal, start = dataclasses.replace(signal, _dtypes=(narrow,)), recast(start, narrow)
         made = (link.definition.equations or link.definition.factory)(**arguments)
         rule = made if isinstance(made, Rule) else Rule(lambda s, slots, step: (made(s), slots))
+        if rule.gate is not None:  # in a step that counts, its links are those inside
+            return signal
         if rule.reshape is not None:
             raise NotImplementedError("it turns each matrix into another basis, or back")
         if rule.own is not None:

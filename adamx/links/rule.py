@@ -14,7 +14,18 @@ from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.trees.arrays import kinds
 
-__all__ = ["KEY", "Clock", "Reach", "Refresh", "Rule", "Step", "keep", "widest"]
+__all__ = [
+    "CONSECUTIVE",
+    "KEY",
+    "SKIPPED",
+    "Clock",
+    "Reach",
+    "Refresh",
+    "Rule",
+    "Step",
+    "keep",
+    "widest",
+]
 
 
 class Clock(NamedTuple):
@@ -63,12 +74,15 @@ class Step(NamedTuple):
             one).
         own: the numbers of this array alone, from the rule's ``own`` (None without one).
         refreshed: the results of the rule's ``refresh``, if they are known already.
+        counts: whether this step counts for the stage; None outside of gates. The engine then keeps
+            the slots.
     """
 
     clock: dict[str, Any]
     total: Any = None
     own: Any = None
     refreshed: Any = None
+    counts: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +176,18 @@ class Rule:
             the other clocks do not change.
         prepares: whether it runs in steps before the chain starts (:func:`adamx.delay_start`), as
             a stage that finds a basis does.
+        gate: ``(clocks, step, extra) -> (counts, values)``, for the stage of a gate
+            (:func:`adamx.gate`): whether this step counts for the links inside, and new values of
+            the rule's clocks, from their values in this step, the step, and the extra arguments
+            that the stage takes. Beside its own clocks it gets ``"skipped"``, the steps that did
+            not count, and ``"consecutive"``, those since the last one that did, before this step;
+            the engine advances them. Values under other names than those of clocks are not kept;
+            ``update`` gets them, too, in ``step.clock``.
+        idles: whether most steps do not count for the links inside of the gate, which then take no
+            time in these steps (``lax.cond``). Otherwise, they run in every step, and elementwise
+            ``where`` keeps the old values, which is quicker in steps that count.
+        alarm: ``clocks -> message or None``: why training can't go on. Outside ``jit``, ``update``
+            raises a StageError with this message.
     """
 
     update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]]
@@ -176,6 +202,11 @@ class Rule:
     reshape: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] | None = None
     gates: tuple[str, ...] = ()
     prepares: bool = False
+    gate: Callable[[dict[str, Any], Step, Mapping[str, Any]], tuple[Any, dict[str, Any]]] | None = (
+        None
+    )
+    idles: bool = False
+    alarm: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def __post_init__(self) -> None:
         if both := sorted(self.slots.keys() & self.clocks.keys()):
@@ -214,8 +245,29 @@ class Rule:
             now |= {name: jnp.where(is_open, now[name], before[name]) for name in others}
         return now
 
+    def decided(
+        self, clocks: Mapping[str, Any], step: Step, extra: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """For a gate: whether this step counts for the links inside, its clocks, other values."""
+        assert self.gate is not None
+        counts, values = self.gate(dict(clocks), step, extra)
+        own = {k: x for k, x in values.items() if k in self.clocks}
+        largest = jnp.iinfo(jnp.int32).max
+        skipped, row = (jnp.minimum(clocks[x], largest - 1) + 1 for x in (SKIPPED, CONSECUTIVE))
+        after = {
+            **clocks,
+            **own,
+            SKIPPED: jnp.where(counts, clocks[SKIPPED], skipped),
+            CONSECUTIVE: jnp.where(counts, 0, row),
+        }
+        return counts, after, {k: x for k, x in values.items() if k not in own}
+
 
 KEY = "key"
+"""The clock of random bits."""
+
+SKIPPED, CONSECUTIVE = "skipped", "consecutive"
+"""The clocks of a gate: the steps that did not count, and those since the last one that did."""
 
 
 def keep(before: Slots, after: Slots) -> Slots:

@@ -197,6 +197,10 @@ class Signal:
             )
         return self.notes[name]
 
+    def of_param(self, other: Signal | None) -> Signal:
+        """The signal with the parameter of another one, or without a parameter."""
+        return dataclasses.replace(self, _param=None if other is None else other._param)
+
     def mapped(self, function: Callable[[Values], Values]) -> Signal:
         """The signal with a linear function of its gradient, its update and its parameter."""
         gradient = function(self.gradient)

@@ -18,13 +18,17 @@ from adamx.arguments.signature import Signature
 from adamx.errors import StageError, failed_schedule
 from adamx.identity import ByValue
 from adamx.links.link import Around, Beginning, Link, Row
-from adamx.links.rule import KEY, Clock, Reach, Rule
+from adamx.links.rule import CONSECUTIVE, KEY, SKIPPED, Clock, Reach, Rule
 from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.numerics import random
 from adamx.numerics.per_parameter import is_per_parameter
 
-__all__ = ["Definition", "Stage", "joined"]
+__all__ = ["Definition", "Stage", "Takes", "joined"]
+
+
+Takes = Sequence[str] | Callable[..., Sequence[str]]
+"""The names of extra arguments of ``update``, or a function of the stage's arguments."""
 
 
 class Definition(Signature):
@@ -38,11 +42,13 @@ class Definition(Signature):
         keeps_rounding: bool = False,
         reach: Reach = "array",
         stacks: bool = False,
-        takes: Sequence[str] = (),
+        takes: Takes = (),
+        may_take: Sequence[str] = (),
     ):
         super().__init__(factory)
         self.stacks = stacks
-        self.takes = tuple(takes)
+        self.takes = takes
+        self.may_take = tuple(may_take)
         self.reach: Reach = reach
         self.place = place
         self.keeps_rounding = keeps_rounding
@@ -119,6 +125,12 @@ class Stage(Link):
     def functions(self) -> str:
         names = [k for k in self.definition.domains if callable(self.arguments[k])]
         return f"the schedule of {' or '.join(names)}" if names else super().functions
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The extra arguments of ``update`` that it needs."""
+        takes = self.definition.takes
+        return tuple(takes(**self.arguments) if callable(takes) else takes)
 
     @functools.cached_property
     def per_parameter(self) -> tuple[str, ...]:  # pyright: ignore
@@ -203,6 +215,8 @@ class Stage(Link):
             raise error.within(stage=self.name) from None
         rule = made if isinstance(made, Rule) else Rule(_stateless(made))
         rule = dataclasses.replace(rule, reach=self.definition.reach)
+        if rule.gate is not None:
+            rule = dataclasses.replace(rule, clocks={**rule.clocks, **_COUNTERS})
         rule = self.surrounding(rule)
         if rule.seed is None:
             return rule
@@ -315,6 +329,13 @@ def _hollow(schedule: Any) -> Any:
 
 def _stateless(shape: Callable[[Signal], Signal]) -> Callable[..., tuple[Signal, Slots]]:
     return lambda signal, slots, step: (shape(signal), slots)
+
+
+_COUNTERS = dict.fromkeys(
+    (SKIPPED, CONSECUTIVE),
+    Clock(lambda: jnp.zeros((), jnp.int32), lambda count: count, lambda count: count),
+)
+"""The clocks of a gate, which the engine advances."""
 
 
 def _key(seed: int) -> Clock:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adamx.numerics.formats import largest_square, limited, limited_to
+from adamx.numerics.meshes import current_mesh, platform
 from adamx.numerics.named import named
 from adamx.numerics.shards import elements, of_whole, refuse_root, total
 from adamx.numerics.types import Array, Float, Reals, Scalar, Values
@@ -135,6 +136,12 @@ class Squares(NamedTuple):
         """The squares of several arrays together."""
         return cls(*(sum_of_numbers(x) for x in zip(*parts, strict=True)))
 
+    @property
+    def is_finite(self) -> Scalar:
+        """Whether every element is finite."""
+        is_double = jnp.finfo(self.plain.dtype).bits == 64
+        return jnp.isfinite(self.huge if is_double else self.large)
+
     def norm(self) -> Norm:
         """√(Σ|x|²)."""
         return norm_of(self)
@@ -154,10 +161,21 @@ def squares_of(x: Values, axis: int | tuple[int, ...] | None) -> Squares:
             sizes = [jnp.maximum(size, 2.0**-100) for size in sizes]
         return summed(functools.reduce(jnp.add, [size**2 for size in sizes]))
 
-    plain, large = summed(abs_sq(x)), scaled(_UNITS[0])
     is_double = jnp.finfo(x.dtype).bits == 64
-    huge = scaled(_UNITS[1]) if is_double else jnp.zeros_like(plain)
-    return of_whole(Squares(plain, large, huge), x, axis)
+    plain = summed(abs_sq(x))
+
+    def in_units() -> list[Any]:
+        return [scaled(unit) for unit in _UNITS[: 1 + is_double]]
+
+    def from_plain() -> list[Any]:
+        return [plain * (1 / unit) * (1 / unit) for unit in _UNITS[: 1 + is_double]]
+
+    if axis is None and platform() == "cpu" and current_mesh() is None:
+        # Without loops that XLA can fuse, two more passes cost more than Adam's own.
+        large, *huge = jax.lax.cond(jnp.isfinite(plain), from_plain, in_units)
+    else:
+        large, *huge = in_units()
+    return of_whole(Squares(plain, large, huge[0] if huge else jnp.zeros_like(plain)), x, axis)
 
 
 @named

@@ -10,6 +10,7 @@ import numpy as np
 
 from adamx.arguments.hyper import LARGEST_COUNT
 from adamx.errors import as_given, described
+from adamx.links.gates import counts
 from adamx.links.link import Link
 from adamx.links.naming import labels
 from adamx.links.stage import Stage, joined
@@ -54,25 +55,29 @@ def hyperparams(opt: Any, at: Any = None) -> dict[str, Any]:
         )
     found = labels(links)
     if at is not None:
-        count = _count(at)
-        links = [_at(x, count) for x in joined(opt.settled())]
+        links = joined(opt.settled())
+        at = _counts(at, links)
+        links = [_at(x, count) for x, count in zip(links, at, strict=True)]
     return {name: links[place.link].arguments[place.argument] for name, place in found.items()}
 
 
-def _count(at: Any) -> Any:
-    """The count of past updates, or a batch of counts, given directly or in a state."""
+def _counts(at: Any, links: list[Link]) -> list[Any]:
+    """For every link, the count of past updates, or a batch of counts.
+
+    A state holds the steps that counted for the links inside of a gate.
+    """
     needs = "at is a count of past updates or the optimiser's state"
     if isinstance(at, (bool, np.bool_)):
         raise TypeError(f"{needs}, got {described(at)}")
     if not isinstance(at, (int, float, jax.Array, np.ndarray, np.generic)):
-        return the_state(at, TypeError, needs).state["count"]
+        return counts(links, the_state(at, TypeError, needs).state)
     is_one = isinstance(at, (int, float, np.generic))
     if is_one and not 0 <= cast(float, at) <= LARGEST_COUNT:
         raise ValueError(
             f"at is a count of past updates, from 0 to {LARGEST_COUNT}, where a state's count "
             f"stops; got {as_given(at)}"
         )
-    return at
+    return [at] * len(links)
 
 
 def _at(stage: Link, count: Any) -> Link:

@@ -17,6 +17,7 @@ from adamx.errors import described
 from adamx.links.link import Link
 from adamx.links.naming import names
 from adamx.links.observer import Observer
+from adamx.links.rule import CONSECUTIVE, SKIPPED
 from adamx.links.stage import Stage
 from adamx.numerics.meshes import bare
 from adamx.numerics.types import PyTree, State
@@ -134,10 +135,12 @@ def restore_state(
     report lists all of them. Slots whose codec has changed are decoded and encoded again, with
     rounding to the nearest code. All arrays are copied: the state shares no memory with ``saved``.
 
-    The ``count`` is kept, so schedules continue where they were. A new stage starts with its own
-    clocks, so its averages are debiased as in the first steps of a training. If the chain has the
-    same stages as before, ``restore_state`` is not needed: save and restore the state like any
-    tree of arrays.
+    The ``count`` is kept, so schedules continue where they were. If a gate of the saved chain
+    (:func:`adamx.accumulate`, say) is missing in ``opt``, the steps that did not count for it are
+    subtracted.
+    A new stage starts with its own clocks, so its averages are debiased as in the first steps of a
+    training. If the chain has the same stages as before, ``restore_state`` is not needed: save and
+    restore the state like any tree of arrays.
 
     Stages are matched by name; ``scale_by_momentum_2`` is the second stage of this name in a chain.
     To match a different stage, rename the keys of ``saved``. A stage that is restricted to some
@@ -227,6 +230,7 @@ def restore_state(
         state[stage] = restoring.entry()
         parts += restoring.parts
     parts += _left(theirs, parts, parameters)
+    state["count"] = _counted(state["count"], found, state)
     _check_bases(parts, named)
     report = RestoreReport(_summed(parts, parameters))
     if strict and report.initialised:
@@ -238,6 +242,18 @@ def restore_state(
     for message in _losses(parts, parameters):
         warnings.warn(message, stacklevel=2)
     return Restored(state, report)
+
+
+def _counted(count: Any, saved: Mapping[str, Any], state: State) -> Any:
+    """The count, without the steps that did not count for a gate which the chain has no more.
+
+    A gate of a group leaves it, as other groups have counted all steps.
+    """
+    for name, entry in saved.items():
+        is_gate = isinstance(entry, Mapping) and {SKIPPED, CONSECUTIVE} <= entry.keys()
+        if is_gate and name not in state and "@" not in name:
+            count = count - jnp.asarray(entry[SKIPPED], count.dtype)
+    return count
 
 
 _BASES = ("eigenbasis", "kl_eigenbasis", "low_rank")

@@ -4,6 +4,15 @@ from adamx.wrappers.across import across
 from adamx.wrappers.basis import in_basis
 from adamx.wrappers.codecs import Codec, bf16, fp8, int8
 from adamx.wrappers.delay import delay_start
+from adamx.wrappers.gates import (
+    LossScale,
+    accumulate,
+    gate,
+    get_loss_scale,
+    loss_scale,
+    skip_nonfinite,
+    skip_spikes,
+)
 from adamx.wrappers.groups import PartitionSummary, describe_partition, partition, where
 from adamx.wrappers.layers import per_layer
 from adamx.wrappers.memory_usage import MemoryUsage, MemoryUsageRow, dequantize, memory_usage
@@ -15,24 +24,31 @@ from adamx.wrappers.watch import metrics, watch
 
 __all__ = [
     "Codec",
+    "LossScale",
     "MemoryUsage",
     "MemoryUsageRow",
     "PartitionSummary",
+    "accumulate",
     "across",
     "bf16",
     "delay_start",
     "dequantize",
     "describe_partition",
     "fp8",
+    "gate",
+    "get_loss_scale",
     "hidden_matrices",
     "in_basis",
     "int8",
+    "loss_scale",
     "memory_usage",
     "metrics",
     "partition",
     "per_layer",
     "place",
     "quantize_state",
+    "skip_nonfinite",
+    "skip_spikes",
     "state_shardings",
     "watch",
     "where",

@@ -13,6 +13,7 @@ import optax
 from adamx.core import Clock, Rule, Signal, StageError, Step, Transformation
 from adamx.core.transformation import links_of
 from adamx.errors import as_given
+from adamx.links.gates import is_gate
 from adamx.links.link import Around
 from adamx.links.slots import Slots
 
@@ -35,7 +36,8 @@ def delay_start(opt: optax.GradientTransformation, steps: int = 1) -> Transforma
     Raises:
         TypeError: if ``opt`` is not a transformation.
         ValueError: for a number of steps that is no whole number ≥ 1.
-        StageError: from ``init``, for an Optax transformation inside.
+        StageError: for a gate inside, such as :func:`accumulate`; from ``init``, for an Optax
+            transformation inside.
 
     >>> opt = adamx.delay_start(adamx.sgd(0.1))
     >>> state = opt.init(jnp.zeros(1))
@@ -48,6 +50,11 @@ def delay_start(opt: optax.GradientTransformation, steps: int = 1) -> Transforma
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"delay_start(): steps must be a whole number ≥ 1, got {as_given(steps)}")
     links = links_of(opt, "delay_start")
+    if gate := next(filter(is_gate, links), None):
+        raise StageError(
+            "delay_start() can't delay a gate, as the links inside count their own steps; put it "
+            f"inside: {gate.name}(delay_start(opt))"
+        ).within(stage=gate.name)
     return Transformation(tuple(link.within(Delayed(steps)) for link in links))
 
 

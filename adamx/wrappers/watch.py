@@ -18,6 +18,7 @@ from adamx.core import Signal, Squares, StageError, Transformation
 from adamx.errors import as_given
 from adamx.identity import ByValue
 from adamx.links.observer import Observer, View, nothing
+from adamx.links.rule import CONSECUTIVE, SKIPPED
 from adamx.numerics.arithmetic import sum_of_numbers
 from adamx.numerics.formats import statistics_dtype, wider
 from adamx.numerics.shards import axes_of, over_shards, varying
@@ -376,8 +377,12 @@ def metrics(state: PyTree) -> dict[str, Any]:
     many bad steps in a row, ``apply_if_finite`` accepts a bad step: then ``skipped`` is 0, and
     ``nonfinite`` has its value.
 
+    The counts of gates are metrics, too, with the gate's name in front, as in
+    ``skip_nonfinite/skipped`` (:func:`skip_nonfinite`). They need no ``watch``. A ``watch`` inside
+    of a gate keeps the metrics of the last step that counted.
+
     Raises:
-        ValueError: if the state holds no ``watch``.
+        ValueError: if the state holds neither a ``watch`` nor a gate.
 
     >>> tx = optax.apply_if_finite(adamx.chain(adamx.sgd(0.1), adamx.watch()), 5)
     >>> state = tx.init(jnp.zeros(1))
@@ -388,13 +393,20 @@ def metrics(state: PyTree) -> dict[str, Any]:
     0.0 0.0
     1.0 nan
     """
+    states = find(state, nested=True)
     entries = [
         (name, entry, found.skipped)
-        for found in find(state, nested=True)
+        for found in states
         for name, entry in found.state.items()
         if _is_watch(name)
     ]
-    if not entries:
+    gates = {
+        f"{name}/{clock}": _plain(x)
+        for found in states
+        for name, entry in found.state.items()
+        for clock, x in _clocks_of_gate(entry).items()
+    }
+    if not entries and not gates:
         raise ValueError(
             "the state holds no stage 'watch'; add adamx.watch() to the chain: chain(opt, watch())"
         )
@@ -407,7 +419,7 @@ def metrics(state: PyTree) -> dict[str, Any]:
         found |= {key: _plain(x) for key, x in seen.items()}
         if (rate := _common(found, f"{front}learning_rate")) is not None:
             found[f"{front}learning_rate"] = rate
-    return found
+    return found | gates
 
 
 def _common(found: Mapping[str, Any], name: str) -> Any:
@@ -424,6 +436,17 @@ def _common(found: Mapping[str, Any], name: str) -> Any:
             return jnp.where(agree, of_groups[0], jnp.nan)
     values = np.where(agree, of_groups[0], np.nan)
     return values.item() if values.ndim == 0 else values
+
+
+def _clocks_of_gate(entry: Any) -> Mapping[str, Any]:
+    """The scalars in the entry of a gate; of other entries, nothing."""
+    if not isinstance(entry, Mapping) or not {SKIPPED, CONSECUTIVE} <= entry.keys():
+        return {}
+    shape = np.shape(entry[SKIPPED])
+    return {k: x for k, x in entry.items() if isinstance(x, _ARRAYS) and np.shape(x) == shape}
+
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:

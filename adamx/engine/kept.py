@@ -1,0 +1,67 @@
+"""Keep the old slots of a stage in a step that does not count for it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from adamx.links.rule import Step, keep
+from adamx.links.signal import Signal
+from adamx.links.slots import Slots
+
+__all__ = ["kept_unless"]
+
+
+def kept_unless(
+    counts: Any,
+    update: Callable[[Signal, Slots, Step], tuple[Signal, Slots]],
+    signal: Signal,
+    slots: Slots,
+    step: Step,
+) -> tuple[Signal, Slots]:
+    """The result of a rule's update, with the old slots unless the step counts.
+
+    What the rule computes from a new slot is computed from the slot that is kept. In a step that
+    counts both are the same, and otherwise the signal is not used. So XLA can write every slot in
+    place and read it from there; ``where`` on the results would make it compute the slot twice, and
+    copy the old one.
+    """
+    leaves, tree = jax.tree.flatten((signal, slots))
+
+    def flat(*leaves: Any) -> Any:
+        given, before = tree.unflatten(leaves)
+        made, after = update(given, before, step)
+        return made, keep(slots, after)
+
+    closed, forms = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    jaxpr, old = closed.jaxpr, jax.tree.leaves(slots)
+    new = jaxpr.outvars[len(jaxpr.outvars) - len(old) :]
+    alone = {x for x, n in collections.Counter(map(id, new)).items() if n == 1}
+    before = {x: y for x, y in zip(new, old, strict=True) if id(x) in alone and _is_variable(x)}
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *leaves], strict=True))
+
+    def value(x: Any) -> Any:
+        return values[x] if _is_variable(x) else x.val
+
+    for equation in jaxpr.eqns:
+        params: Any = equation.primitive.get_bind_params(equation.params)
+        functions, params = params if isinstance(params, tuple) else ((), params)  # before JAX 0.10
+        found = equation.primitive.bind(*functions, *map(value, equation.invars), **params)
+        results = found if equation.primitive.multiple_results else [found]
+        for x, y in zip(equation.outvars, results, strict=True):
+            values[x] = jnp.where(counts, y, before[x]) if x in before else y
+    given = {*jaxpr.constvars, *jaxpr.invars}
+    outputs = [value(x) for x in jaxpr.outvars]
+    for i, (x, y) in enumerate(zip(new, old, strict=True), len(outputs) - len(old)):
+        if x not in before or x in given:
+            outputs[i] = jnp.where(counts, outputs[i], y)
+    return jax.tree_util.tree_unflatten(jax.tree.structure(forms), outputs)
+
+
+def _is_variable(x: Any) -> bool:
+    return not isinstance(x, Literal)
