@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo paper tpu docs test test-all test-compatible lint format package test-oldest \
+.PHONY: help demo paper tpu docs check-docs test test-all test-compatible lint format package test-oldest \
   test-newest newest clean
 .DEFAULT_GOAL := help
 
@@ -26,6 +26,10 @@ tpu: ## compile every optimiser's step for TPUs, which needs no TPU but Linux (A
 
 docs: $(VENV)/.docs ## build the documentation site, out/docs/index.html; warnings are errors
 	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs out/docs $(ARGS)
+	@echo "The site: out/docs/index.html"
+
+check-docs: ## look at every page of the built site in a Chromium (its path in CHROME, if not found)
+	$(PYTHON) docs/check_site.py $(ARGS)
 
 test: $(VENV)/.test ## run the tests for everyday work, and all examples (ARGS="-k adam")
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)

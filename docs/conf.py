@@ -15,8 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.logging import getLogger
 
 import adamx
@@ -62,6 +64,8 @@ nb_merge_streams = True
 nb_output_stderr = "remove"  # what JAX logs about the machine
 nb_mime_priority_overrides = [("html", "text/latex", 0)]
 nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
+
+highlight_language = "none"  # a block without a language is no Python
 
 html_theme = "furo"
 html_title = "adamx"
@@ -118,7 +122,9 @@ def keep_signatures(app: Sphinx, *about: Any) -> tuple[str | None, str | None] |
 
     def written(types: str | None) -> str | None:
         kind = r"[~\w.]*Annotated\[([~\w.]+), (\w+) ('[^']*')\]"
-        return types and re.sub(kind, r"\2[\1, \3]", types)
+        types = types and re.sub(kind, r"\2[\1, \3]", types)
+        # How Sphinx writes a name of autodoc_type_aliases within another type.
+        return types and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", types)
 
     return signature and (written(signature.replace("<factory>", "...")), written(returned))
 
@@ -137,6 +143,58 @@ def link_notebooks(app: Sphinx, page: str, source: list[str]) -> None:
         r"(\2) ({download}`ipynb <\1>`)",
         source[0],
     )
+
+
+class Names(SphinxDirective):
+    """``.. names:: page`` lists what a page beside this one describes, as links."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The place of the links, for :func:`list_names`."""
+        folder = Path(self.env.docname).parent
+        return [nodes.container(names_of=(folder / self.arguments[0]).as_posix())]
+
+
+def list_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Replace each place of names by links, once it is known where everything is described."""
+    places = [x for x in doctree.findall(nodes.container) if "names_of" in x]
+    for place in places:
+        described = {
+            name: found
+            for name, found in app.env.get_domain("py").data["objects"].items()
+            if found.docname == place["names_of"]
+            and found.objtype in ("function", "class", "data", "exception")
+            and not found.aliased
+        }
+        links = nodes.paragraph(classes=["names"])
+        for name, found in sorted(described.items(), key=lambda x: short(x[0]).lower()):
+            uri = f"{app.builder.get_relative_uri(page, found.docname)}#{found.node_id}"
+            link = nodes.reference("", "", internal=True, refuri=uri, reftitle=name)
+            link += nodes.literal(text=short(name))
+            links += [link, nodes.Text(" ")]
+        place.replace_self(links)
+
+
+def short(name: str) -> str:
+    """A name as it is written behind ``import adamx``, without the module of most of them."""
+    return re.sub(r"^adamx\.(core\.)?", "", name)
+
+
+def say_what_is_read(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
+    """Say what the build is about to do, which takes minutes where notebooks are run."""
+    print(f"Reading {len(pages)} pages. A notebook is run if it or adamx has changed.", flush=True)
+
+
+def say_which_notebook(app: Sphinx, page: str, source: list[str]) -> None:
+    """Say which notebook may be running."""
+    if page.startswith("notebooks/"):
+        print(f"  {page}", flush=True)
+
+
+def say_that_it_writes(app: Sphinx, env: BuildEnvironment) -> None:
+    """Say that all pages are read."""
+    print("Writing the pages.", flush=True)
 
 
 def public() -> dict[str, Any]:
@@ -175,7 +233,12 @@ def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
 def setup(app: Sphinx) -> None:
     """Add these to the build."""
     app.connect("builder-inited", copy_notebooks)
+    app.add_directive("names", Names)
+    app.connect("doctree-resolved", list_names)
     app.connect("source-read", link_notebooks)
+    app.connect("env-before-read-docs", say_what_is_read)
+    app.connect("source-read", say_which_notebook)
+    app.connect("env-check-consistency", say_that_it_writes)
     app.connect("autodoc-process-signature", keep_signatures)
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("env-check-consistency", check_public_names)

@@ -163,6 +163,28 @@ def test_the_examples_of_the_readme_run(monkeypatch):
     run_all(DOCS.parent / "README.md", of_the_readers(), monkeypatch)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_names_its_language(page):
+    """What has none would be shown as Python."""
+    fences = re.findall(r"^```(.*)$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert all(fences[::2]) and not any(fences[1::2])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_titles_are_headings(page):
+    """A title in bold type is in no table of contents."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    bold = re.findall(r"(?<=\n\n)\*\*[^*\n]+(?:\*\*[.:]?\n\n|[.:]\*\*)", text)
+    assert not [x for x in bold if page != "index.md"]
+
+
+def test_a_translation_stands_behind_the_pages_of_its_original():
+    """So that the next page of an English one is English."""
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^```{toctree}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert TRANSLATED.removesuffix(".md") in tables[-1].split()
+
+
 def test_the_translated_page_has_the_examples_of_the_original():
     original, translated = (
         FENCE.findall((DOCS / page).read_text(encoding="utf-8"))

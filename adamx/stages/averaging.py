@@ -216,7 +216,7 @@ def schedule_free(
     x, for evaluation. Use the stage as the last one, where u is a step (−γ times a direction), in a
     chain without momentum, because the average replaces the momentum. The state contains only z; x
     is computed from z and the parameters,
-    :math:`y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1}) + (1 - \beta_1 (1 - c_t)) u_t`
+    :math:`y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1})` :math:`{} + (1 - \beta_1 (1 - c_t)) u_t`
     (with an additional term while β₁ changes). With β₁ = 0, the parameters equal z, and the stage
     does not change the update.
 

@@ -158,14 +158,14 @@ def falls(codes: Mapping[str, adamx.Codec], setting: Setting) -> list[Fall]:
 def tabulate_falls(rows: Sequence[Fall], every: int) -> Table:
     shown = [i for i, t in enumerate(rows[0].steps) if t % every == 0]
     heads = [f"t={rows[0].steps[i]}" for i in shown]
-    table = new_table("v over float32's", *heads, "±", "others", f"within {BAR:.0%}")
+    table = new_table("v over float32's", f"within {BAR:.0%}", *heads, "±", "others")
     for row in rows:
         table.add_row(
             row.code,
+            mark(row.worst(every) <= BAR),
             *(short(row.falling[i]) for i in shown),
             short(row.error[-1]),
             short(row.staying[-1]),
-            mark(row.worst(every) <= BAR),
         )
     return table
 
