@@ -116,6 +116,20 @@ def test_shards_take_the_steps_of_the_whole_array(name, specs):
 
 
 @needs_eight_devices
+@pytest.mark.parametrize("checked", [True, False])
+def test_all_devices_skip_a_step_if_one_shard_is_not_finite(checked):
+    """They must decide alike, or one of them would wait for the sums of the others for ever."""
+    opt = adamx.skip_nonfinite(adamx.accumulate(adamx.lamb(RATE), 2))
+    opt = opt if checked else adamx.across("x", opt, selector=("w", "v"))
+    broken = {**GRADS[0], "w": GRADS[0]["w"].at[7, 3].set(jnp.nan)}
+    rows = (GRADS[0], broken, GRADS[1])
+    given = (ROWS,) * (1 + len(rows))
+    expected = jax.jit(training(opt))(PARAMS, GRADS[0], GRADS[1])
+    found = in_shards(training(opt), given, ROWS, check_vma=checked)(PARAMS, *rows)
+    assert_close(found, expected)
+
+
+@needs_eight_devices
 @pytest.mark.parametrize("name", ["lamb", "clipped", "prodigy"])
 def test_across_says_what_unchecked_types_do_not(name):
     given = (ROWS,) * (1 + len(GRADS))
@@ -235,6 +249,7 @@ ON_MESHES = {
     "per layer": lambda rate: adamx.per_layer("w", adamx.lamb(rate)),
     "watch": lambda rate: adamx.chain(adamx.adam(rate), adamx.watch()),
     "optax": lambda rate: adamx.chain(optax.clip(0.5), adamx.adam(rate)),
+    "gates": lambda rate: adamx.skip_nonfinite(adamx.accumulate(adamx.lamb(rate), 2)),
 }
 
 
@@ -644,6 +659,7 @@ SUMMED = {
     "clipped": lambda: adamx.chain(adamx.clip_by_global_norm(1.0), adamx.sgd(RATE)),
     "lamb": lambda: adamx.lamb(RATE),
     "watched": lambda: adamx.chain(adamx.sgd(RATE), adamx.watch()),
+    "skipped": lambda: adamx.skip_nonfinite(adamx.sgd(RATE)),
 }
 
 
