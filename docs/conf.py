@@ -176,6 +176,18 @@ def list_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
         place.replace_self(links)
 
 
+def link_pictures(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Let a picture lead to its file, where it is seen in its own size."""
+    front = "../" * page.count("/") + "_images/"
+    for picture in list(doctree.findall(nodes.image)):
+        if picture["uri"] in app.builder.images and not isinstance(picture.parent, nodes.reference):
+            link = nodes.reference(
+                "", "", internal=True, refuri=front + app.builder.images[picture["uri"]]
+            )
+            picture.replace_self(link)
+            link += picture
+
+
 def short(name: str) -> str:
     """A name as it is written behind ``import adamx``, without the module of most of them."""
     return re.sub(r"^adamx\.(core\.)?", "", name)
@@ -235,6 +247,7 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", copy_notebooks)
     app.add_directive("names", Names)
     app.connect("doctree-resolved", list_names)
+    app.connect("doctree-resolved", link_pictures)
     app.connect("source-read", link_notebooks)
     app.connect("env-before-read-docs", say_what_is_read)
     app.connect("source-read", say_which_notebook)

@@ -14,7 +14,7 @@ from rich.console import Console  # noqa: E402
 
 from examples import data  # noqa: E402
 from examples.paper import cnn  # noqa: E402
-from examples.paper.lab import Lab, Size  # noqa: E402
+from examples.paper.lab import Lab, Outcome, Size  # noqa: E402
 from examples.paper.training import Grid  # noqa: E402
 from helpers import is_drawn  # noqa: E402
 
@@ -125,3 +125,14 @@ def test_a_run_gives_falling_losses_strict_json_and_a_picture(dataset, tmp_path,
     stored = json.loads((tmp_path / "cnn/cnn.json").read_text())
     assert list(stored["curves"]) == list(outcome.curves)
     assert is_drawn(tmp_path / "cnn/cnn.png")
+
+
+def test_the_ticks_of_a_logarithmic_axis_have_plain_numbers():
+    curve = {"steps": np.linspace(2.3, 0.7, 500), "epochs": np.geomspace(2.2, 0.7, 10)}
+    figure = cnn.draw(Outcome("title", {}, [], {"Adam": curve, "Adam + dropout": curve}))["cnn.png"]
+    figure.draw_without_rendering()
+    axis = figure.axes[1].yaxis
+    assert not [x.get_text() for x in axis.get_minorticklabels() if x.get_text()]
+    low, high = axis.get_view_interval()
+    seen = [x.get_text() for x in axis.get_majorticklabels() if low < x.get_position()[1] < high]
+    assert seen == ["0.7", "1", "1.5", "2"]

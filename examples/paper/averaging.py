@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
 
 import adamx
 from adamx.core import Rule, stage, zeros
@@ -261,10 +260,8 @@ def draw(outcome: Outcome) -> dict[str, Figure]:
         figures.tidy(along, x="epochs", y="", title=f"{name}, α = {rates[best]:g}")
         figures.tidy(across, x="α", y="")
         across.axvline(rates[best], color="#bbbbbb", linewidth=1, zorder=0)
-        across.set(xscale="log", yscale="log")
-        across.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-        across.yaxis.set_major_formatter("{x:g}")
-        across.yaxis.set_minor_locator(NullLocator())
+        across.set_xscale("log")
+        figures.logarithmic(across)
     grid[0, 0].set_ylabel("test error (%)")
     grid[1, 0].set_ylabel("test error (%), last half of the epochs")
     lines = [Line2D([], [], color="#444444", linestyle=line) for line in LINES.values()]

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
 
 import adamx
 from examples import data
@@ -276,8 +275,8 @@ def draw(outcome: Outcome) -> dict[str, Figure]:
     """Plot the loss against log₁₀ α as in the paper, for every β₁ and β₂, early and late."""
     curves = outcome.curves
     epochs = list(curves["losses"][CORRECTED])
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
-    parts: Any = figure.subfigures(1, len(epochs), wspace=0.03)
+    figure = Figure(figsize=(9, 9.6), layout="constrained")
+    parts: Any = figure.subfigures(len(epochs), 1, hspace=0.03)
     for part, epoch in zip(parts, epochs, strict=True):
         part.suptitle(f"after {epoch} epoch" + "s" * (epoch != "1"), fontsize=11)
         panels = part.subplots(len(B1), len(B2), sharex=True, sharey=True).flat
@@ -314,10 +313,7 @@ def dress(axes: Axes, index: int, curves: dict[str, Any]) -> None:
     lower, left = index >= len(SETTINGS) - len(B2), index % len(B2) == 0
     figures.tidy(axes, x="log₁₀ α" if lower else "", y="loss (−ELBO, nats)" if left else "")
     axes.set_title(curves["settings"][index], fontsize=10, pad=9)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    figures.logarithmic(axes)
     axes.set_ylim(least(curves) / 1.05, curves["start"])
     axes.set_xticks([-5, -4, -3, -2, -1])
 

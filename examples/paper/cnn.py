@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 import adamx
 from examples import data
@@ -230,7 +230,7 @@ def listed(costs: dict[str, float]) -> str:
 
 
 def draw(outcome: Outcome) -> dict[str, Figure]:
-    figure, (left, right) = figures.new(12.0, 4.4, ncols=2)
+    figure, (left, right) = figures.new(9.0, 4.6, ncols=2)
     for name, curve in outcome.curves.items():
         colour = figures.COLOURS[name.split(" ")[0]]
         style = "--" if "dropout" in name else "-"
@@ -239,13 +239,14 @@ def draw(outcome: Outcome) -> dict[str, Figure]:
         epochs = np.arange(1, len(curve["epochs"]) + 1)
         left.plot((np.arange(len(early)) + 1) / steps, early, style, color=colour, label=name)
         right.plot(epochs, curve["epochs"], style, color=colour, label=name)
-    right.set_yscale("log")
-    right.yaxis.set_minor_formatter(LogFormatter())
+    figures.logarithmic(right)
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     x = "epochs (passes over the training set)"
     figures.tidy(left, x=x, y="training cost", title=f"the first {FIRST} epochs")
     figures.tidy(right, x=x, y="training cost", title="the whole training")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.legend(
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
     figure.suptitle(outcome.title)
     return {"cnn.png": figure}
 

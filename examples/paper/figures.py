@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from examples.paper.lab import Outcome
 
-__all__ = ["COLOURS", "costs", "new", "tidy", "training_costs"]
+__all__ = ["COLOURS", "costs", "logarithmic", "new", "tidy", "training_costs"]
 
 # A method has the same colour in every figure.
 COLOURS = {
@@ -42,6 +42,14 @@ def tidy(axes: Axes, *, x: str, y: str, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic scale of y, whose ticks have plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def training_costs(outcome: Outcome, *, y: str = "training cost", log: bool = True) -> Figure:
     """Plot the cost of every epoch, one line per method."""
     figure, axes = new()
@@ -62,7 +70,7 @@ def costs(
         epochs = np.arange(1, len(curve) + 1)
         axes.plot(epochs, curve, label=name, color=COLOURS.get(name.split(" ")[0]))
     if log:
-        axes.set_yscale("log")
+        logarithmic(axes)
     else:
         later = np.concatenate([np.asarray(curve, float)[1:] for curve in curves.values()])
         margin = 0.05 * np.ptp(later)

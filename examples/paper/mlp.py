@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
 import adamx
 from examples import data
@@ -346,16 +345,17 @@ def claims(grids: dict[str, Grid], chosen: Grid, alone: dict[str, Alone]) -> lis
 
 
 def draw(outcome: Outcome) -> dict[str, Figure]:
-    figure, (left, middle, right) = figures.new(13.5, 4.2, ncols=3)
+    figure = Figure(figsize=(9.0, 8.0), layout="constrained")
+    panels = figure.subplot_mosaic([["above", "above"], ["left", "right"]])
+    above, left, right = panels["above"], panels["left"], panels["right"]
     curves = outcome.curves["dropout"]
-    figures.costs(left, curves, title=f"{outcome.title}, dropout")
+    figures.costs(above, curves, title=f"{outcome.title}, dropout")
     for name, method in outcome.curves["deterministic"].items():
         costs, colour = method["costs"], figures.COLOURS[name]
-        middle.plot(range(len(costs)), costs, label=name, color=colour)
+        left.plot(range(len(costs)), costs, label=name, color=colour)
         right.plot(method["seconds"], costs, label=name, color=colour)
-    for axes, x in ((middle, "passes over the training set"), (right, "seconds of training")):
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(LogFormatter())
+    for axes, x in ((left, "passes over the training set"), (right, "seconds of training")):
+        figures.logarithmic(axes)
         figures.tidy(axes, x=x, y="training cost", title=f"{outcome.title}, no dropout")
         axes.legend(frameon=False)
     return {"mlp.png": figure}
