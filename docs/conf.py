@@ -65,8 +65,6 @@ nb_output_stderr = "remove"  # what JAX logs about the machine
 nb_mime_priority_overrides = [("html", "text/latex", 0)]
 nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 
-highlight_language = "none"  # a block without a language is no Python
-
 html_theme = "furo"
 html_title = "adamx"
 html_static_path = ["_static"]
