@@ -20,8 +20,10 @@ from adamx.recipes.registry import get_recipe, list_recipes, recipe
 from adamx.stages import *
 from adamx.states.hyperparams import hyperparams
 from adamx.tools import convert
+from adamx.tools.averages import ema_snapshot, eval_params, reconstruct_ema
 from adamx.tools.checkpoints import Restored, RestoreReport, restore_state
 from adamx.tools.config import from_config, to_config
+from adamx.tools.curvature import gauss_newton_bartlett, hutchinson_diagonal
 from adamx.tools.learning_rate import LearningRate, find_learning_rate
 from adamx.tools.sweep import sweep
 from adamx.tools.sweep_result import Sweep
@@ -43,15 +45,20 @@ __all__ = [
     "apply_updates",
     "chain",
     "convert",
+    "ema_snapshot",
+    "eval_params",
     "explain",
     "find_learning_rate",
     "from_config",
+    "gauss_newton_bartlett",
     "get_recipe",
+    "hutchinson_diagonal",
     "hyperparams",
     "kernel_axes",
     "list_recipes",
     "matrix_view",
     "recipe",
+    "reconstruct_ema",
     "restore_state",
     "schedules",
     "stage",

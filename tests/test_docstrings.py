@@ -118,7 +118,7 @@ OF_MATRICES = {*catalog.OF_MATRICES, *catalog.MATRIX_RECIPES} - {
     "update_as_gradient",
 }
 # These need a path, or an argument of update(); their oracles are in tests/test_bounds.py.
-OF_PATHS = {"qk_clip", "scale_each"}
+OF_PATHS = {"qk_clip", "scale_by_hessian_diagonal", "scale_each"}
 OF_STEPS = {"align_with_gradient", "cautious"}
 OF_UNITS = {"adaptive_clip"}  # in a vector, there is one
 

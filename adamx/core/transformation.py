@@ -97,7 +97,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 direction in which the loss rises.
             state: the state that ``init`` or the last ``update`` returned.
             params: the parameters; needed by stages that use them (weight decay, averaging).
-            **extra_args: passed to the Optax transformations in the chain that take them;
+            **extra_args: for the stages that ask for them by name, such as ``value`` for
+                :func:`adamx.skip_spikes`, and for Optax transformations in the chain;
                 ``observe=False`` makes :func:`adamx.watch` skip this step.
 
         Returns:
@@ -207,6 +208,7 @@ def stage(
     stacks: bool = False,
     takes: Takes = (),
     may_take: Sequence[str] = (),
+    takes_trees: Sequence[str] = (),
 ) -> Callable[[Factory[P]], Make[P]]: ...
 
 
@@ -220,6 +222,7 @@ def stage(
     stacks: bool = False,
     takes: Takes = (),
     may_take: Sequence[str] = (),
+    takes_trees: Sequence[str] = (),
 ) -> Make[P] | Callable[[Factory[P]], Make[P]]:
     """Turn a stage's factory into a function that returns a transformation of one stage.
 
@@ -248,6 +251,8 @@ def stage(
         takes: the names of extra arguments of ``update`` that its rule's ``own`` or ``gate``
             needs; or a function that gives these names for the stage's arguments.
         may_take: the names of extra arguments that they use if ``update`` gets them.
+        takes_trees: those that are trees like the parameters, if ``update`` gets them: ``own`` gets
+            the array of its parameter under this name.
 
     Raises:
         TypeError: for ``*args``, ``**kwargs`` and positional-only arguments, for an annotation that
@@ -280,6 +285,7 @@ def stage(
             stacks=stacks,
             takes=takes,
             may_take=may_take,
+            takes_trees=takes_trees,
         )
     return _stage(factory)
 

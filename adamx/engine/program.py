@@ -189,7 +189,7 @@ def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[s
 def _takes(link: Link, argument: str) -> bool:
     """Whether a link may use this extra argument of update()."""
     if isinstance(link, Stage):
-        return argument in (*link.takes, *link.definition.may_take)
+        return argument in link.may_take
     return isinstance(link, Foreign)
 
 

@@ -36,7 +36,7 @@ from adamx.links.stage import Stage, joined
 from adamx.numerics.shards import axes_of, bound, varying
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
-from adamx.trees.arrays import kind
+from adamx.trees.arrays import kind, kinds
 from adamx.trees.columns import column_of, tree_of
 from adamx.trees.differences import mismatch, remedy_for
 from adamx.trees.paths import Leaf, path_of, paths_of, plain
@@ -92,6 +92,34 @@ def _is_wide(stage: Stage) -> bool:
     """Whether a stage uses more than the elements at the same place."""
     rule = stage.at(np.int32(0)).rule(hyper.clock_dtype())
     return rule.reach != "element" or rule.global_sum is not None
+
+
+class _Columns(dict[str, list[Any]]):
+    """Trees like the parameters, as columns, which are made when they are asked for."""
+
+    def __init__(self, tree: Any, given: Mapping[str, Any]):
+        self.tree, self.given = tree, given
+
+    def __missing__(self, name: str) -> list[Any]:
+        given = self.given[name]
+        if given is None:
+            return [None] * self.tree.num_leaves
+        try:
+            self[name] = [plain(x) for x in column_of(self.tree, given)]
+        except (ValueError, TypeError):
+            like = self.tree.unflatten([0] * self.tree.num_leaves)
+            raise mismatch("the gradients", like, f"the extra argument {name}", given) from None
+        return self[name]
+
+
+def _like_param(name: str, given: Any, param: Any) -> Any:
+    """An array of an extra argument, checked to have the parameter's shape; or None."""
+    if given is not None and np.shape(given) != np.shape(param):
+        raise StageError(
+            f"{name} is {kinds(given)} for this parameter, and must have its shape "
+            f"{np.shape(param)}; it is a tree like the parameters"
+        )
+    return given
 
 
 class _Waiting(NamedTuple):
@@ -322,7 +350,7 @@ class Row:
         if rule.without_gradient:
             held = [self.held(kept, i, here) if x is None else None for i, x in enumerate(slots)]
         own = [
-            None if x is None and y is None else self.own(name, i, rules[i])
+            None if x is None and y is None else self.own(name, i, rules[i], stage)
             for i, (x, y) in enumerate(zip(slots, held, strict=True))
         ]
         step = Step(_readings(rule, values), counts=self.inside)
@@ -363,17 +391,26 @@ class Row:
 
     def given_to(self, stage: Stage) -> dict[str, Any]:
         """The extra arguments of update() that a stage takes."""
-        names = (*stage.takes, *stage.definition.may_take)
-        return {k: self.extra[k] for k in names if k in self.extra}
+        return {k: self.extra[k] for k in stage.may_take if k in self.extra}
 
-    def own(self, name: str, i: int, rule: Rule) -> Any:
+    def own(self, name: str, i: int, rule: Rule, stage: Stage) -> Any:
         """The numbers of one parameter for a rule."""
         if rule.own is None:
             return None
         try:
-            return self.at_leaf(i, rule.own, *self.leaves[i], self.extra)
+            trees = {
+                k: self.at_leaf(i, _like_param, k, self.columns[k][i], self.wholes[i])
+                for k in stage.definition.takes_trees
+                if k in self.extra
+            }
+            return self.at_leaf(i, rule.own, *self.leaves[i], {**self.extra, **trees})
         except StageError as error:
             raise error.within(stage=name) from error.__cause__
+
+    @functools.cached_property
+    def columns(self) -> Mapping[str, list[Any]]:
+        """Extra arguments of update() that are trees like the parameters, by parameter."""
+        return _Columns(self.tree, self.extra)
 
     def show(self, name: str, link: Observer, here: list[bool] | None) -> None:
         """Run an observer."""

@@ -80,7 +80,7 @@ class Beginning:
             for slot in rule.slots
         }
         for i, own in enumerate(x.own for x in rules):
-            if own and not stage.takes and (here is None or here[i]):
+            if own and not stage.may_take and (here is None or here[i]):
                 self.located(i, name, own, *self.paths[i], {})
         kept |= {key: self.put(clock.start()) for key, clock in rule.clocks.items()}
         if kept:

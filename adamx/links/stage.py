@@ -44,11 +44,13 @@ class Definition(Signature):
         stacks: bool = False,
         takes: Takes = (),
         may_take: Sequence[str] = (),
+        takes_trees: Sequence[str] = (),
     ):
         super().__init__(factory)
         self.stacks = stacks
         self.takes = takes
         self.may_take = tuple(may_take)
+        self.takes_trees = tuple(takes_trees)
         self.reach: Reach = reach
         self.place = place
         self.keeps_rounding = keeps_rounding
@@ -131,6 +133,12 @@ class Stage(Link):
         """The extra arguments of ``update`` that it needs."""
         takes = self.definition.takes
         return tuple(takes(**self.arguments) if callable(takes) else takes)
+
+    @property
+    def may_take(self) -> tuple[str, ...]:
+        """All extra arguments of ``update`` that it uses."""
+        definition = self.definition
+        return (*self.takes, *definition.may_take, *definition.takes_trees)
 
     @functools.cached_property
     def per_parameter(self) -> tuple[str, ...]:  # pyright: ignore

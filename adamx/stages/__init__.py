@@ -6,6 +6,7 @@ from adamx.stages import (
     bias,
     bounds,
     clipping,
+    curvature,
     decay,
     differences,
     distance,
@@ -29,6 +30,7 @@ from adamx.stages.bases import *
 from adamx.stages.bias import *
 from adamx.stages.bounds import *
 from adamx.stages.clipping import *
+from adamx.stages.curvature import *
 from adamx.stages.decay import *
 from adamx.stages.differences import *
 from adamx.stages.distance import *
@@ -53,6 +55,7 @@ __all__ += bases.__all__
 __all__ += bias.__all__
 __all__ += bounds.__all__
 __all__ += clipping.__all__
+__all__ += curvature.__all__
 __all__ += decay.__all__
 __all__ += differences.__all__
 __all__ += distance.__all__
