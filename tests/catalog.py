@@ -127,6 +127,10 @@ def _schedule_free(grads: np.ndarray, params0: Any, **numbers: Any) -> np.ndarra
     return structure.schedule_free_adamw(grads, params0, **numbers, power=power)[0]
 
 
+def _gpa(grads: np.ndarray, params0: Any, **numbers: Any) -> np.ndarray:
+    return structure.gpa_adamw(grads, params0, **numbers)[0]
+
+
 def _adafactor(grads: np.ndarray, params0: Any, clipping_threshold: Any, **rest: Any) -> Any:
     return structure.adafactor(grads, params0, axes=(0, 1), threshold=clipping_threshold, **rest)
 
@@ -499,6 +503,13 @@ STAGES: dict[str, Row] = {
     ),
     "master_weights": Row(adamx.master_weights, {}, stages.unchanged, without=_WIDE_UPDATES),
     "polyak_ema": Row(adamx.polyak_ema, {"decay": 0.8}, stages.unchanged),
+    "power_ema": Row(adamx.power_ema, {}, stages.unchanged, structure={"std": 0.1}),
+    "primal_average": Row(
+        adamx.primal_average,
+        {"interpolation": 0.6, "decay": 0.9},
+        stages.primal_average,
+        rounding=PARAMETER,
+    ),
     "proximal_step": Row(
         adamx.proximal_step, {"learning_rate": 0.1, "weight_decay": 0.5}, stages.proximal_step
     ),
@@ -666,6 +677,12 @@ STAGES: dict[str, Row] = {
     "sign": Row(adamx.sign, {}, _free(shapes.sign)),
     "stochastic_rounding": Row(
         adamx.stochastic_rounding, {}, stages.unchanged, without=_WIDE_UPDATES
+    ),
+    "tail_average": Row(
+        adamx.tail_average,
+        {"start": 20.0, "every": 3.0, "total_steps": 0.0},
+        stages.unchanged,
+        constant=frozenset({"total_steps"}),  # 0 says that start is a number of steps
     ),
     "trust_ratio": Row(
         adamx.trust_ratio,
@@ -1055,6 +1072,13 @@ RECIPES: dict[str, Row] = {
             "torch.optim.RMSprop",
             "optax.rmsprop",
         ),
+    ),
+    "gpa_adamw": Row(
+        adamx.gpa_adamw,
+        {**ADAMW, "interpolation": 0.6, "decay": 0.9},
+        _gpa,
+        usual={},
+        rounding=PARAMETER,
     ),
     "schedule_free_adamw": Row(
         adamx.schedule_free_adamw,

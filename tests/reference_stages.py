@@ -32,6 +32,7 @@ __all__ = [
     "mixed_momentum",
     "nesterov_momentum",
     "param_block_rms",
+    "primal_average",
     "proximal_step",
     "rectified_rms",
     "reduce_variance",
@@ -336,6 +337,19 @@ def schedule_free(grads, params0, learning_rate, b1, r, weight_lr_power):
         z = z + u
         x = x + w / total * (z - x)
         before, y = y, (1 - beta) * z + beta * x
+        updates.append(y - before)
+    return np.stack(updates)
+
+
+def primal_average(grads, params0, interpolation, decay):
+    """z ← z + u;  x ← μₓ x + (1−μₓ) z;  y = μ_y x + (1−μ_y) z.  arXiv 2512.17131."""
+    x = y = z = _wide(params0)
+    updates = []
+    numbers = _per_step(grads, interpolation, decay)
+    for u, (mu_y, mu_x) in zip(_wide(grads), numbers, strict=True):
+        z = z + u
+        x = mu_x * x + (1 - mu_x) * z
+        before, y = y, mu_y * x + (1 - mu_y) * z
         updates.append(y - before)
     return np.stack(updates)
 

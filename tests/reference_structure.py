@@ -15,6 +15,7 @@ __all__ = [
     "adamc",
     "block_adam",
     "corrected_decay",
+    "gpa_adamw",
     "prodigy",
     "radial_brake",
     "schedule_free_adamw",
@@ -64,6 +65,32 @@ def schedule_free_adamw(
         c = w / total if total else 0.0
         x = (1 - c) * x + c * z
         before, y = y, (1 - beta) * z + beta * x
+        updates.append(y - before)
+        evaluated.append(x)
+    return np.stack(updates), np.stack(evaluated)
+
+
+def gpa_adamw(grads, params0, learning_rate, b1, b2, eps, weight_decay, interpolation, decay):
+    """GPA-AdamW: the updates of y, and the path of x.
+
+    y = μ_y x + (1−μ_y) z;   m ← β₁ m + (1−β₁) g;   v ← β₂ v + (1−β₂) g²
+    z ← z − α (m̂ / (√v̂ + ε) + λ y);   x ← μ_x x + (1−μ_x) z.
+
+    Defazio et al., arXiv 2512.17131, and GPAAdamW of facebookresearch/optimizers, which corrects m
+    and v and adds the decay of y.
+    """
+    grads = _wide(grads)
+    x = y = z = _wide(params0)
+    m, v, updates, evaluated = np.zeros_like(x), np.zeros(grads.shape[1:]), [], []
+    left1 = left2 = 1.0
+    numbers = _per_step(grads, learning_rate, b1, b2, eps, weight_decay, interpolation, decay)
+    for g, (rate, beta1, beta2, e, lam, mu_y, mu_x) in zip(grads, numbers, strict=True):
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * _squared(g)
+        left1, left2 = left1 * beta1, left2 * beta2
+        z = z - rate * (_ratio(m / (1 - left1), np.sqrt(v / (1 - left2)) + e) + lam * y)
+        x = mu_x * x + (1 - mu_x) * z
+        before, y = y, mu_y * x + (1 - mu_y) * z
         updates.append(y - before)
         evaluated.append(x)
     return np.stack(updates), np.stack(evaluated)

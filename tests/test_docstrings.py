@@ -78,11 +78,14 @@ ARGUMENTS = {
     "clip_by_norm_history": {"warmup_steps": 3, "max_norm": 6.0},
     "clip_by_value": {"max_value": 0.9},
     "clip_by_zscore": {"warmup_steps": 3, "max_norm": 9.0},
+    "tail_average": {"start": 2, "every": 3},
     "scale_by_factored_rms": {"min_dim_size_to_factor": 2},
 }
 SYMBOLS = {
     "adamc": {"max_learning_rate": "α_max"},
     "add_corrected_weight_decay": {"max_learning_rate": "α_max"},
+    "gpa_adamw": {"interpolation": "μ_y", "decay": "μ_x"},
+    "primal_average": {"interpolation": "μ_y", "decay": "μ_x"},
     "schedule_free": {"learning_rate": "γ"},
     "schedule_free_adamw": {"warmup_steps": "T_warmup"},
     "scale_by_factored_rms": {"b2_cap": "β_cap"},
@@ -91,6 +94,7 @@ SYMBOLS = {
 CONSTANTS = {
     "muon": {"s": np.sqrt(4 / 3)},
     "normuon": {"s": np.sqrt(4 / 3)},
+    "power_ema": {"γ": 16.97219862},  # for std=0.05
     "scale_by_shape": {"s": np.sqrt(4 / 3)},
     "normalize_rows": {"n": 4.0},
     "normalize_to_rank": {"m": 3.0, "n": 4.0},

@@ -288,9 +288,9 @@ def _at_precision(stage: Stage, step: Step, signal: Signal) -> tuple[Rule, Step]
 def _seen(signal: Signal, rule: Rule) -> Signal:
     """The signal for a rule: limited, so that squares are finite, if it computes statistics.
 
-    Exact slots hold parameters and their rounding errors, and no statistics.
+    Other slots hold parameters, their averages and rounding errors, and no statistics.
     """
-    takes_statistics = any(Slot.of(slot).holds != "exact" for slot in rule.slots.values())
+    takes_statistics = any(Slot.of(slot).is_statistic for slot in rule.slots.values())
     return signal.limited() if takes_statistics else signal
 
 

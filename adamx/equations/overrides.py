@@ -19,6 +19,7 @@ from adamx import stages
 from adamx.core import (
     Clock,
     Rule,
+    Slot,
     decay_clock,
     decaying_average,
     is_off,
@@ -30,6 +31,7 @@ from adamx.core import (
 from adamx.equations.formulas import fresh
 from adamx.equations.program import LAST, is_constant, let, mean_along, over_all, width
 from adamx.numerics.arithmetic import log
+from adamx.stages.averaging import power_exponent
 
 __all__ = ["paper_form"]
 
@@ -94,6 +96,48 @@ def schedule_free(learning_rate, b1, r, weight_lr_power):
     slots = {"γ": number(0.0)} if depends_on_rate else {}
     slots |= {"W": number(0.0)} if depends_on_rate or not is_off(r) else {}
     return Rule(update, {**slots, "z": iterate, "x": iterate}, {"steps": STEPS})
+
+
+# The same.
+@paper_form(stages.primal_average)
+def primal_average(interpolation, decay):
+    def update(signal, slots, step):
+        z = slots["z"] + signal.update
+        x = decay * slots["x"] + (1 - decay) * z
+        y = (1 - interpolation) * z + interpolation * x
+        signal = signal.with_statistic(y - signal.param)
+        return signal.with_notes(**{LAST: signal.update}), {"z": z, "x": x}
+
+    return Rule(update, {"z": iterate, "x": iterate})
+
+
+# The share 1 − β of the new parameters is computed, as β rounds to 1.
+@paper_form(stages.power_ema)
+def power_ema(std, compensated):
+    exponent = power_exponent(std) + 1
+
+    def update(signal, slots, step):
+        beta = let((1 - 1 / step.clock["steps"]) ** exponent, "β")
+        theta = signal.next_param
+        return signal, {"ema": beta * slots["ema"] + (1 - beta) * theta}
+
+    return Rule(update, {"ema": Slot(zeros, letter="θ̄")}, {"steps": STEPS})
+
+
+# The clock counts the iterates in the mean, and the rounding error of the mean is kept beside it.
+@paper_form(stages.tail_average)
+def tail_average(start, every, total_steps, compensated):
+    def update(signal, slots, step):
+        first = start if is_off(total_steps) else start * total_steps
+        t, mean = step.clock["steps"], slots["mean"]
+        past = t if is_off(start) else t - first
+        n = let(past / every, "n")
+        moved = mean + (signal.next_param - mean) / n
+        if not (is_constant(every) and every == 1):
+            moved = jnp.where(n == jnp.floor(n), moved, mean)
+        return signal, {"mean": moved if is_off(start) else jnp.where(n > 0, moved, mean)}
+
+    return Rule(update, {"mean": Slot(zeros, letter="θ̄")}, {"steps": STEPS})
 
 
 # One clock holds d₀, d, the largest estimate and r, and d² is kept in units of d₀.

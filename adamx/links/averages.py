@@ -16,7 +16,7 @@ from adamx.numerics.formats import saturated
 from adamx.numerics.named import named
 from adamx.numerics.types import Array, Float, Scalar, Values
 
-__all__ = ["DecayingAverage", "decay_clock", "decay_weight", "decaying_average"]
+__all__ = ["DecayingAverage", "decay_clock", "decay_weight", "decaying_average", "moved_with_rest"]
 
 
 def decay_clock(log_beta: Any) -> Clock:
@@ -107,8 +107,15 @@ def averaged_with_rest(
     beta: Any, average: Values, lost: Values, value: Values
 ) -> tuple[Values, Values]:
     """βa + (1−β)x and its rounding error; ``lost`` is that of the step before."""
+    return moved_with_rest(1 - beta, average, lost, value)
+
+
+def moved_with_rest(
+    share: Any, average: Values, lost: Values, value: Values
+) -> tuple[Values, Values]:
+    """a + s(x − a) and its rounding error, for a share s = 1−β that may be far below 1."""
     owed = lost.astype(average.dtype)
-    new, rest = two_sum(average, owed + (1 - beta) * ((value - average) - owed))
+    new, rest = two_sum(average, owed + share * ((value - average) - owed))
     return new, saturated(rest, lost.dtype).astype(lost.dtype)
 
 

@@ -26,7 +26,7 @@ __all__ = [
     "zeros",
 ]
 
-Content = Literal["signed", "nonnegative", "exact"]
+Content = Literal["signed", "nonnegative", "average", "exact"]
 
 Slots = dict[str, Any]
 """The slots of one parameter, by name."""
@@ -39,8 +39,9 @@ class Slot:
     Attributes:
         start: ``param -> first value``.
         holds: ``"signed"`` (an average of gradients, say), ``"nonnegative"`` (a square or a norm),
-            or ``"exact"``, if the last digits matter (a copy of the parameter); an exact slot is
-            never rounded.
+            ``"average"`` (an average of the parameters), which is rounded only by a codec that
+            names the slot, or ``"exact"``, if the last digits matter (a copy of the parameter that
+            is stepped from); an exact slot is never rounded.
         form: the form in which an axis packs it between steps, for messages; empty for plain
             arrays.
         letter: its letter in equations (:func:`adamx.explain`); by default, its name.
@@ -60,6 +61,11 @@ class Slot:
 
     def __call__(self, param: Any) -> Any:
         return self.start(param)
+
+    @property
+    def is_statistic(self) -> bool:
+        """Whether it holds a statistic of gradients, and no parameters or rounding errors."""
+        return self.holds in ("signed", "nonnegative")
 
     def called(self, letter: str) -> Slot:
         """The same slot with another letter."""

@@ -9,6 +9,7 @@ a state uses this module. It imports no framework, but recognises their types by
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -31,8 +32,10 @@ __all__ = [
     "filled",
     "find",
     "is_variable",
+    "kind_of",
     "merged",
     "stages_named",
+    "stages_of_kinds",
     "the_state",
     "unwrapped",
 ]
@@ -256,6 +259,33 @@ def stages_named(tree: PyTree, name: str, keys: Iterable[str], made_by: str) -> 
             )
         kept[full] = Kept(jax.tree.map(on_device, dict(entry)), np.ndim(x.state["count"]))
     return kept
+
+
+def kind_of(stage: str) -> str:
+    """A stage's name without number and group, ``polyak_ema`` of ``polyak_ema_2@kernel``."""
+    return re.sub(r"_\d+$", "", stage.partition("@")[0])
+
+
+def stages_of_kinds(
+    tree: PyTree, kinds: Mapping[str, Iterable[str]]
+) -> dict[str, tuple[str, Kept]]:
+    """The names and entries of all stages of some kinds, by a label that is unique.
+
+    Args:
+        tree: a state, or anything that holds one.
+        kinds: the keys that an entry of each kind has.
+    """
+    found = [
+        (name, x.path, Kept(jax.tree.map(on_device, dict(entry)), np.ndim(x.state["count"])))
+        for x in find(tree, nested=True)
+        for name, entry in x.state.items()
+        if isinstance(entry, Mapping) and {*kinds.get(kind_of(name), [""])} <= entry.keys()
+    ]
+    names = [name for name, _, _ in found]
+    return {
+        name if names.count(name) == 1 else f"{path}[{name!r}]": (name, kept)
+        for name, path, kept in found
+    }
 
 
 def batched(function: Callable[..., Any], axes: int) -> Callable[..., Any]:

@@ -272,8 +272,8 @@ def _check_bases(parts: Sequence[_Part], links: Mapping[str, Link]) -> None:
         if part.outcome != "kept" or part.parameter is None or not isinstance(link, Stage):
             continue
         rule = link.at(np.int32(0)).rule(jnp.float32)
-        is_average = part.entry in rule.slots and Slot.of(rule.slots[part.entry]).holds != "exact"
-        if part.parameter in dropped and is_average and not rule.prepares:
+        is_statistic = part.entry in rule.slots and Slot.of(rule.slots[part.entry]).is_statistic
+        if part.parameter in dropped and is_statistic and not rule.prepares:
             raise StageError(
                 f"{part.entry!r} of this parameter is kept in the basis of "
                 f"{dropped[part.parameter]!r}, which the chain does not continue, so it would be "

@@ -163,7 +163,7 @@ def _only(links: Sequence[Link], argument: str, example: str) -> Stage:
 
 def _check(rule: Rule, name: str) -> None:
     for slot, first in rule.slots.items():
-        if Slot.of(first).holds == "exact":
+        if not Slot.of(first).is_statistic:
             raise StageError(
                 f"it keeps {slot!r}, of which the last digits count; a change of the basis would "
                 "round them. Put it outside of in_basis(…)"

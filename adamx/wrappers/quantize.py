@@ -50,10 +50,14 @@ def quantize_state(
     steps.
 
     These are not quantized: arrays of fewer than ``min_size`` elements, clocks, and slots whose
-    last digits matter, which are (averages of) parameters, and the two averages of centred RMSProp,
-    whose difference is used. :func:`memory_usage` shows the format of each slot, and
-    :func:`dequantize` returns the values of one. A quantized array is ``{"@int8": …}`` in the
-    state, a dict of plain arrays; its codes are shaped (and sharded) like the parameter.
+    last digits matter, which are parameters that are stepped from, and the two averages of centred
+    RMSProp, whose difference is used. Averages of the parameters (:func:`polyak_ema`,
+    :func:`power_ema`, :func:`tail_average`) are quantized only by a codec that names their slot,
+    ``ema="bf16"``, as it changes the weights that are evaluated.
+
+    :func:`memory_usage` shows the format of each slot, and :func:`dequantize` returns the values of
+    one. A quantized array is ``{"@int8": …}`` in the state, a dict of plain arrays; its codes are
+    shaped (and sharded) like the parameter.
 
     Chains that are already quantized keep their own codec.
 
@@ -123,10 +127,12 @@ class Quantized(Around, axis="quantize_state"):
         single = tuple((slot, as_codec(x)) for slot, x in slots.items())
         return cls((as_codec(codec), single, min_size, seed))
 
-    def codec(self, slot: str) -> Codec | None:
-        """The codec of a slot."""
+    def codec(self, slot: str, first: Any) -> Codec | None:
+        """The codec of a slot with this start; None if it is kept as it is."""
+        if _stays(first):
+            return None
         default, single, _, _ = self.value
-        return dict(single).get(slot, default)
+        return dict(single).get(slot, None if Slot.of(first).holds == "average" else default)
 
     def check(self, stages: list[Stage]) -> None:
         """Check that every named slot exists and can be quantized."""
@@ -143,18 +149,15 @@ class Quantized(Around, axis="quantize_state"):
             if codec is not None and not found[slot]:
                 raise ValueError(
                     f"the slot {slot!r} can't be quantized: it is quantized already, or its last "
-                    "digits matter, as in a copy of the parameters or in centred RMSProp's averages"
+                    "digits matter, as in parameters that are stepped from, in rounding errors, or "
+                    "in centred RMSProp's averages"
                 )
 
     def surround(self, rule: Rule) -> Rule:
         """The rule with its slots encoded between steps."""
         _, _, min_size, seed = self.value
         slots = rule.slots.items()
-        codecs = {
-            slot: codec
-            for slot, first in slots
-            if not _stays(first) and (codec := self.codec(slot))
-        }
+        codecs = {slot: codec for slot, first in slots if (codec := self.codec(slot, first))}
         if not codecs:
             return rule
         encoded = _Encoded(rule, codecs, min_size)
