@@ -9,7 +9,7 @@ pytest.importorskip("rich")
 
 import reference
 from examples import benchmarks
-from examples.benchmarks import accuracy, cost, matrix_costs, parameters, watch
+from examples.benchmarks import accuracy, cost, gates, matrix_costs, parameters, watch
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +143,15 @@ def test_times_are_printed_with_three_digits(seconds, printed):
 def test_verdict_is_honest(value):
     assert cost.verdict(value, 1.03) == ("≤ 1.03 ✓" if value <= 1.03 else "≤ 1.03 ✗")
     assert cost.verdict(value, None) == ""
+
+
+def test_gates_are_measured_beside_the_same_step_without_them(tmp_path, lenient):
+    (ratios, sizes), stored = run(gates.main, tmp_path / "gates.json", "--tiny")
+    assert [row.what for row in ratios] == [f"{m}: {x}" for m in watch.TINY for x in gates.PAIRS]
+    assert [row["update"] for row in stored["memory"]] == [row.update for row in sizes]
+    of_update = {row.update: row for row in sizes}
+    for ours, theirs in (("accumulate(adamw, 4)", "optax.MultiSteps(adamw, 4)"),):
+        assert of_update[ours].state == pytest.approx(of_update[theirs].state, rel=0.01)
 
 
 def test_watching_is_measured_for_every_model_and_way(tmp_path):

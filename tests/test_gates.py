@@ -494,6 +494,28 @@ def test_a_gate_inside_shard_map(gate):
     assert_trees_close(found, expected, rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("gate", "most"), [("accumulate", 4), ("skip_nonfinite", 0), ("skip_spikes", 0)]
+)
+def test_a_gate_copies_no_state(gate, most):
+    """In bytes per parameter: behind a ``cond``, there is the update; slots stay in place."""
+    opt = GATES[gate](adamx.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(1e-3)))
+    params = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 4
+    state = jax.eval_shape(opt.init, params)
+
+    def step(params, state, grads):
+        updates, state = opt.update(grads, state, params)
+        return adamx.apply_updates(params, updates), state
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        made = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    elements = sum(x.size for x in params)
+    assert made.memory_analysis().temp_size_in_bytes / elements < most + 0.2
+
+
 # Gates as values
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from adamx.core import Decay, Positive, Rule, Slot, decaying_average, real_zeros, stage
@@ -76,7 +78,8 @@ def scale_by_hessian_diagonal(
             new = mean(h, estimate.real.astype(h.dtype))
             is_new = True if is_new is None else jnp.asarray(is_new).astype(bool)
             h = jnp.where(is_new, new, h)
-        ratio = u / at_least(eps, gamma * h)
+        least: Any = gamma * h
+        ratio = u / at_least(eps, least)
         size = at_least(threshold, jnp.abs(ratio))  # of a complex number, the modulus is clipped
         return signal.of_any_size(ratio * (threshold / size)), {"hessian": h}
 

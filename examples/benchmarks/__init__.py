@@ -3,7 +3,8 @@
 `.storage` (bytes and time), `.faithfulness` and `.quality` measure quantized states. `.parameters`
 measures bfloat16 parameters. `.matrices` compares how many steps optimisers of matrices need,
 `.matrix_costs` their time, and `.stacks` that of Muon's. `.compiling` measures how long steps on
-many arrays compile. `.tpu` compiles steps for TPUs.
+many arrays compile. `.gates` measures what gates and accumulation cost in a training. `.tpu`
+compiles steps for TPUs.
 """
 
 import importlib.metadata

@@ -64,11 +64,14 @@ WATCHED = {
 }
 
 
-def training(model: Model, opt: adamx.Transformation, observe: bool | None) -> cost.Start:
+def training(
+    model: Model, opt: optax.GradientTransformation, observe: bool | None = None
+) -> cost.Start:
     """A training step of the model, compiled, with donated arguments."""
     images = jax.random.normal(jax.random.key(0), model.images)
     labels = jnp.arange(len(images), dtype=jnp.int32) % 10
     extra = {} if observe is None else {"observe": observe}
+    given = optax.with_extra_args_support(opt)
 
     @jax.jit
     def begin() -> Any:
@@ -81,7 +84,7 @@ def training(model: Model, opt: adamx.Transformation, observe: bool | None) -> c
             logits = model.network.apply(params, images)
             return digits.cross_entropy(logits, labels)  # pyright: ignore[reportArgumentType]
 
-        updates, state = opt.update(jax.grad(loss)(params), state, params, **extra)
+        updates, state = given.update(jax.grad(loss)(params), state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     def start() -> cost.Loop:

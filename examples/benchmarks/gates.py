@@ -1,0 +1,127 @@
+"""Measure what gates and accumulation cost in a training step.
+
+    python -m examples.benchmarks.gates [--quick] [--json FILE]
+
+The steps of each model with and without a gate, in which nothing is skipped, are timed in pairs, in
+alternating order; so are those of adamx and Optax. A ratio is the median of the ratios within the
+pairs, with its quartiles. The first table has the memory of the compiled update alone: of the state
+and of temporaries.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from rich.console import Console
+    from rich.table import Table
+
+    import adamx
+    from examples import benchmarks
+    from examples.benchmarks import cost, watch
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
+
+ADAM, CLIPPED = adamx.adamw(1e-3), adamx.chain(adamx.clip_by_global_norm(1.0), adamx.adamw(1e-3))
+OPTAX = optax.adamw(1e-3)
+
+# What is measured, beside what, and what the ratio should not exceed.
+PAIRS = {
+    "skip_nonfinite(adamw) / adamw": (adamx.skip_nonfinite(ADAM), ADAM, 1.03),
+    "skip_spikes(adamw) / adamw": (adamx.skip_spikes(ADAM), ADAM, 1.03),
+    "loss_scale(adamw) / adamw": (adamx.loss_scale(ADAM, 1.0, period=10**9), ADAM, 1.03),
+    "skip_nonfinite(clip, adamw) / (clip, adamw)": (adamx.skip_nonfinite(CLIPPED), CLIPPED, 1.03),
+    "skip_nonfinite(adamw) / optax.apply_if_finite": (
+        adamx.skip_nonfinite(ADAM),
+        optax.apply_if_finite(OPTAX, 20),
+        1.0,
+    ),
+    "accumulate(adamw, 4) / optax.MultiSteps": (
+        adamx.accumulate(ADAM, 4),
+        optax.MultiSteps(OPTAX, 4).gradient_transformation(),
+        1.0,
+    ),
+}
+UPDATES = {
+    "adamw": ADAM,
+    "accumulate(adamw, 4)": adamx.accumulate(ADAM, 4),
+    "skip_nonfinite(adamw)": adamx.skip_nonfinite(ADAM),
+    "skip_nonfinite(clip, adamw)": adamx.skip_nonfinite(CLIPPED),
+    "optax.adamw": OPTAX,
+    "optax.MultiSteps(adamw, 4)": optax.MultiSteps(OPTAX, 4).gradient_transformation(),
+    "optax.apply_if_finite(adamw)": optax.apply_if_finite(OPTAX, 20),
+}
+
+
+class Memory(NamedTuple):
+    """Bytes per parameter of a compiled update that gives new parameters in place of the old."""
+
+    update: str
+    state: float
+    temporary: float
+
+
+def measure(setting: cost.Setting, models: Mapping[str, watch.Model]) -> Iterator[cost.Ratio]:
+    for name, model in models.items():
+        for pair, (one, other, bar) in PAIRS.items():
+            first, second = watch.training(model, one), watch.training(model, other)
+            yield cost.compare(f"{name}: {pair}", first, second, setting, bar=bar)
+
+
+def memory(size: int, count: int = 4) -> Iterator[Memory]:
+    params = [jax.ShapeDtypeStruct((size, size), jnp.float32)] * count
+    for name, opt in UPDATES.items():
+        state = jax.eval_shape(opt.init, params)
+
+        def step(params: Any, state: Any, grads: Any, opt: Any = opt) -> Any:
+            updates, state = opt.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        made = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+        sizes = made.memory_analysis()
+        assert sizes is not None
+        kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        elements = count * size * size
+        yield Memory(name, kept / elements, sizes.temp_size_in_bytes / elements)
+
+
+def tabulate(rows: Sequence[Memory]) -> Table:
+    table = Table("update", "state, bytes per parameter", "temporary, bytes per parameter")
+    for row in rows:
+        table.add_row(row.update, f"{row.state:.2f}", f"{row.temporary:.2f}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> tuple[list[cost.Ratio], list[Memory]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.benchmarks.gates", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer measurements")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    options = parser.parse_args(arguments)
+    setting = cost.TINY if options.tiny else cost.QUICK if options.quick else cost.FULL
+    versions = benchmarks.versions()
+    console = Console(width=150, highlight=False)
+    console.print(benchmarks.headline(versions), soft_wrap=True)
+    sizes = list(memory(16 if options.tiny else 1024))
+    console.print(tabulate(sizes))
+    rows = list(measure(setting, watch.TINY if options.tiny else watch.MODELS))
+    console.print(cost.tabulate_ratios(rows, "first", "second"))
+    results = {
+        "versions": versions,
+        "ratios": [row._asdict() for row in rows],
+        "memory": [row._asdict() for row in sizes],
+    }
+    benchmarks.save(results, options.json)
+    return rows, sizes
+
+
+if __name__ == "__main__":
+    main()
