@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import adamx
 from adamx.core import Rule, StageError
+from adamx.engine import row
 from catalog import OPTIMISERS, REPRESENTATIVES
 
 KEYS = jax.random.split(jax.random.key(0), 64)
@@ -514,6 +515,20 @@ def test_a_gate_copies_no_state(gate, most):
         jax.config.update("jax_disable_most_optimizations", True)
     elements = sum(x.size for x in params)
     assert made.memory_analysis().temp_size_in_bytes / elements < most + 0.2
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_on_accelerators_elementwise_stages_run_in_every_step(name, monkeypatch):
+    """And the others in steps that count; the numbers are the same."""
+    opt = adamx.accumulate(adamx.chain(OPTIMISERS[name](0.01), adamx.watch()), 2)
+    rows = [gradients(i) for i in range(5)]
+    _, expected, alone = run(opt, rows)
+    monkeypatch.setattr(row, "platform", lambda: "tpu")
+    rested, rest = [], row.Row.pass_or_rest
+    monkeypatch.setattr(row.Row, "pass_or_rest", lambda *x: rested.append(1) or rest(*x))
+    _, found, state = run(opt.replace(steps=2.0 - 1e-9), rows)  # another program
+    assert_trees_close((found, state), (expected, alone), rtol=1e-6, atol=1e-7)
+    assert bool(rested) == (name == "adafactor")
 
 
 # Gates as values

@@ -33,6 +33,7 @@ from adamx.links.rule import CONSECUTIVE, Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.links.stage import Stage, joined
+from adamx.numerics.meshes import platform
 from adamx.numerics.shards import axes_of, bound, varying
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
@@ -92,6 +93,13 @@ def _is_wide(stage: Stage) -> bool:
     """Whether a stage uses more than the elements at the same place."""
     rule = stage.at(np.int32(0)).rule(hyper.clock_dtype())
     return rule.reach != "element" or rule.global_sum is not None
+
+
+def _reaches_far(link: Link) -> bool:
+    """Whether a stage uses more than the elements at the same place and sums over arrays."""
+    if not isinstance(link, Stage):
+        return False
+    return link.at(np.int32(0)).rule(hyper.clock_dtype()).reach in ("row", "array")
 
 
 class _Columns(dict[str, list[Any]]):
@@ -269,7 +277,7 @@ class Row:
         mine = [i for i in range(len(self.signals)) if here is None or here[i]]
         if self.glances or not places or not mine:
             self.pass_along(places)
-        elif self.idles[name]:
+        elif self.idles[name] and self.resting_pays(places):
             self.pass_or_rest(name, mine, places, is_last)
         else:
             outer, own = self.inside, self.open[name]
@@ -282,6 +290,17 @@ class Row:
                 kept = functools.partial(jnp.where, own)
                 self.signals[i] = jax.tree.map(kept, signal, _still(signal))
             self.inside, self.is_done = outer, is_last
+
+    def resting_pays(self, places: range) -> bool:
+        """Whether links should not run at all in steps that do not count.
+
+        Behind a ``cond``, the updates of all parameters are in memory at a time. On accelerators,
+        elementwise stages take as long as reading their arrays, and need no such memory.
+        """
+        if platform() == "cpu":
+            return True
+        links = [*self.named.values()][places.start : places.stop]
+        return any(not isinstance(x, (Stage, Observer)) or _reaches_far(x) for x in links)
 
     def pass_or_rest(self, name: str, mine: list[int], places: range, is_last: bool) -> None:
         """Run the links inside of a gate only if this step counts for them.

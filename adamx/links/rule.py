@@ -183,9 +183,9 @@ class Rule:
             not count, and ``"consecutive"``, those since the last one that did, before this step;
             the engine advances them. Values under other names than those of clocks are not kept;
             ``update`` gets them, too, in ``step.clock``.
-        idles: whether most steps do not count for the links inside of the gate, which then take no
-            time in these steps (``lax.cond``). Otherwise, they run in every step, and elementwise
-            ``where`` keeps the old values, which is quicker in steps that count.
+        idles: whether most steps do not count for the links inside of the gate. These then may run
+            in a ``lax.cond``, so that they take no time in such steps. Otherwise, they run in every
+            step, and ``where`` keeps the old values, which is quicker in steps that count.
         alarm: ``clocks -> message or None``: why training can't go on. Outside ``jit``, ``update``
             raises a StageError with this message.
     """

@@ -114,6 +114,11 @@ def rows() -> dict[str, Row]:
         ),
         "adamw, watch": Row(lambda: adamw(None, adamx.watch())),
         "adamw, delay_start": Row(lambda: adamx.delay_start(adamw(), 100)),
+        "adamw, skip_nonfinite": Row(lambda: adamx.skip_nonfinite(adamw())),
+        "adamw, accumulate": Row(lambda: adamx.accumulate(adamw(), 4)),
+        "optax.adamw, MultiSteps": Row(
+            lambda: optax.MultiSteps(optax.adamw(RATE), 4).gradient_transformation()
+        ),
         "adamw, polyak_ema": Row(lambda: adamw(None, adamx.polyak_ema(0.999))),
         "adamw, compensated": Row(lambda: adamx.adamw(RATE, compensated=True)),
         "adamw, per_layer": Row(lambda: in_layers(adamw()), shapes=LAYERS),
