@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -109,7 +109,8 @@ def eval_params(
         name: which average, if the state holds several of one parameter: the name of the stage in
             the state, ``"power_ema_2"`` for the second :func:`power_ema`. Inside of
             :func:`adamx.where` or :func:`adamx.partition`, this name refers to all groups of the
-            stage; ``"polyak_ema@group"`` refers to one of them.
+            stage; ``"polyak_ema@group"`` refers to one of them, and ``"polyak_ema@group_2"`` to the
+            second one in this group.
         codecs: your own codecs with which the state was quantized.
 
     Returns:
@@ -297,14 +298,26 @@ def reconstruct_ema(
     [164.52] [164.51]
     """
     power_exponent(std, "reconstruct_ema")
-    groups: dict[str, list[_Saved]] = {}
+    groups: dict[frozenset[Any], list[_Saved]] = {}  # by the parameters that they average
     for i, snapshot in enumerate(snapshots):
-        for label, entry in _entries(snapshot, i):
-            saved = _Saved.of(label, entry, i)
-            groups.setdefault(label.partition("@")[2], []).append(saved)
+        saved = [_Saved.of(label, entry, i) for label, entry in _entries(snapshot, i)]
+        kinds = {x.parameters for x in saved}
+        if i and kinds != groups.keys():
+            ours, theirs = (sorted(_paths(x)) for x in (kinds, groups))
+            raise ValueError(
+                "reconstruct_ema: the snapshots are of different trainings: number 0 has averages "
+                f"of {', '.join(theirs[:8])}, and number {i} of {', '.join(ours[:8])}"
+            )
+        for one in saved:
+            groups.setdefault(one.parameters, []).append(one)
     if not groups:
         raise ValueError("reconstruct_ema: there are no snapshots; pass those of ema_snapshot()")
-    return merged({k: _combined(group, std, step, tolerance) for k, group in groups.items()})
+    made = {x[0].place: _combined(x, std, step, tolerance) for x in groups.values()}
+    return merged(made)
+
+
+def _paths(groups: Iterable[frozenset[Any]]) -> set[str]:
+    return {"/".join(path) or "the parameter" for group in groups for path in group}
 
 
 class _Saved(NamedTuple):
@@ -325,6 +338,12 @@ class _Saved(NamedTuple):
             raise ValueError(f"reconstruct_ema: {place} was taken before the first step")
         # The decimal number that was passed; its float32 is a little off.
         return cls(place, int(steps[0]), float(str(std[0])), entry["average"])
+
+    @property
+    def parameters(self) -> frozenset[Any]:
+        """The paths of the parameters."""
+        found = jax.tree_util.tree_flatten_with_path(self.average)[0]
+        return frozenset(place_of(path) for path, _ in found)
 
 
 def _entries(snapshot: Any, number: int) -> list[tuple[str, Mapping[str, Any]]]:
@@ -358,7 +377,7 @@ def _combined(saved: Sequence[_Saved], std: float, step: int | None, tolerance: 
             "averages, choose an std between theirs, or raise tolerance="
         )
     paths, tree = jax.tree_util.tree_flatten_with_path(saved[0].average)
-    leaves = [_leaves(x, tree, saved[0].place) for x in saved]
+    leaves = [jax.tree.leaves(x.average) for x in saved]
     made = []
     for i, (path, one) in enumerate(paths):
         total = np.zeros(np.shape(one), np.promote_types(one.dtype, np.float64))
@@ -373,16 +392,6 @@ def _combined(saved: Sequence[_Saved], std: float, step: int | None, tolerance: 
                 total += share * np.asarray(of_snapshot[i], total.dtype)
         made.append(jnp.asarray(total.astype(one.dtype)))
     return tree.unflatten(made)
-
-
-def _leaves(saved: _Saved, tree: Any, first: str) -> list[Any]:
-    leaves, own = jax.tree.flatten(saved.average)
-    if own != tree:
-        raise ValueError(
-            f"reconstruct_ema: the snapshots are of different trainings: the parameters of {first} "
-            f"are {tree}, and those of {saved.place} are {own}"
-        )
-    return leaves
 
 
 def _coefficients(
