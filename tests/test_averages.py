@@ -597,6 +597,7 @@ def test_a_checkpoint_goes_from_float32_to_few_bits_and_back():
     restored, report = adamx.restore_state(state, few, theta)
     assert not report.initialised or set(report.initialised) <= {"polyak_ema.key"}
     found = adamx.eval_params(restored, theta)
+    np.testing.assert_array_equal(found, adamx.polyak_params(restored))
     np.testing.assert_allclose(found, adamx.eval_params(state, theta), rtol=2**-7)
     back, _ = adamx.restore_state(restored, plain, theta)
     np.testing.assert_array_equal(adamx.eval_params(back, theta), found)

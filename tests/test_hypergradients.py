@@ -115,7 +115,7 @@ def trained(opt, params, steps):
     (params, state), _ = jax.lax.scan(step, (params, opt.init(params)), steps)
     if "polyak_ema" in state:
         return adamx.polyak_params(state)
-    return adamx.schedule_free_eval_params(state, params) if "schedule_free" in state else params
+    return adamx.eval_params(state, params) if "schedule_free" in state else params
 
 
 def training(opt, dtype=jnp.float64, *, complex_params=False):

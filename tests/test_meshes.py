@@ -521,9 +521,7 @@ def test_a_state_is_restored_in_another_placement(kind):
 def test_what_is_on_the_host_is_read():
     opt = adamx.place(adamx.schedule_free_adamw(RATE), "host", min_size=2)
     state = opt.init(LARGE)
-    jax.tree.map(
-        np.testing.assert_array_equal, adamx.schedule_free_eval_params(state, LARGE), LARGE
-    )
+    jax.tree.map(np.testing.assert_array_equal, adamx.eval_params(state, LARGE), LARGE)
     opt = adamx.place(nearest(adamx.adamw(RATE)), "host", min_size=2)
     for read in (adamx.dequantize, jax.jit(adamx.dequantize, static_argnums=1)):
         assert jax.tree.leaves(read(opt.init(LARGE), "nu"))[0].sharding.memory_kind == "device"

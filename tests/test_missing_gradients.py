@@ -433,7 +433,7 @@ def test_schedule_free_averages_the_steps_that_a_parameter_took(start):
         if has_one:
             z += 0.5
             x += (z - x) / (t + 1)
-        found = adamx.schedule_free_eval_params(state, y)["x"]
+        found = adamx.eval_params(state, y)["x"]
         np.testing.assert_allclose(found, [x], rtol=1e-5, atol=1e-6)
 
 

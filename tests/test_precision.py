@@ -436,7 +436,7 @@ def test_schedule_free_follows_float32(name):
         for _ in range(200):
             updates, state = opt.update(y - 0.3, state, y)
             y = adamx.apply_updates(y, updates)
-        return adamx.schedule_free_eval_params(state, y.astype(jnp.float32))
+        return adamx.eval_params(state, y.astype(jnp.float32))
 
     digit = 2.0**-9  # of numbers near 0.3; x magnifies what is rounded in y by 1/β
     x, expected = trained(jnp.bfloat16, STAGES[name]()), trained(jnp.float32)

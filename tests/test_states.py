@@ -139,7 +139,7 @@ def test_every_reader_finds_the_state(where):
     adamx.metrics,
     adamx.memory_usage,
     adamx.polyak_params,
-    lambda x: adamx.schedule_free_eval_params(x, PARAMS),
+    lambda x: adamx.eval_params(x, PARAMS, name="schedule_free"),
     lambda x: adamx.dequantize(x, "nu"),
     lambda x: adamx.restore_state(x, OPT, PARAMS),
     lambda x: convert.to_optax(x, adamx.adam(0.1), optax.adam(0.1).init(PARAMS)),
@@ -201,12 +201,12 @@ def test_a_batch_of_states_is_read_as_its_members_are():
         return train(opt)
 
     params, states = jax.vmap(run)(rates)
-    mean, x = adamx.polyak_params(states), adamx.schedule_free_eval_params(states, params)
+    mean, x = adamx.polyak_params(states), adamx.eval_params(states, params, name="schedule_free")
     for i, rate in enumerate(rates):
         theta, state = run(rate)
         for batch, one in (
             (mean, adamx.polyak_params(state)),
-            (x, adamx.schedule_free_eval_params(state, theta)),
+            (x, adamx.eval_params(state, theta, name="schedule_free")),
         ):
             jax.tree.map(
                 lambda b, a, i=i: np.testing.assert_allclose(b[i], a, rtol=1e-4, atol=1e-6),
@@ -902,9 +902,9 @@ def test_schedule_free_beside_a_frozen_backbone():
     free = adamx.schedule_free_adamw(0.1)
     opt = adamx.partition({"encoder": adamx.set_to_zero(), "*": free})
     params, state = train(opt)
-    x = adamx.schedule_free_eval_params(state, params)
+    x = adamx.eval_params(state, params)
     alone, inner = train(free, params={"encoder": PARAMS["encoder"], "head": PARAMS["head"]})
-    expected = adamx.schedule_free_eval_params(inner, alone)
+    expected = adamx.eval_params(inner, alone)
     assert_same_bits(x["encoder"], PARAMS["encoder"])
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-5), x["head"], expected["head"]
@@ -915,10 +915,10 @@ def test_schedule_free_in_groups_of_other_rates():
     rates = {"encoder": 0.1, "*": 0.3}
     opt = adamx.partition({k: adamx.schedule_free_adamw(r, b1=r) for k, r in rates.items()})
     params, state = train(opt)
-    x = adamx.schedule_free_eval_params(state, params)
+    x = adamx.eval_params(state, params)
     for part, rate in (("encoder", 0.1), ("head", 0.3)):
         theta, own = train(adamx.schedule_free_adamw(rate, b1=rate))
-        expected = adamx.schedule_free_eval_params(own, theta)[part]
+        expected = adamx.eval_params(own, theta)[part]
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), x[part], expected)
 
 

@@ -177,7 +177,7 @@ def replay(case, dtype):
             saved.append({k: moved[k].reshape(problem[f"params.{k}"].shape) for k in NAMES})
             if case["authority"].startswith("schedulefree"):
                 theta = cast(jax.tree.map(np.add, start, moved))
-                x = adamx.schedule_free_eval_params(state, theta)
+                x = adamx.eval_params(state, theta)
                 extra.append({f"x.{k}": np.asarray(x[k]) for k in NAMES})
             if case["authority"].startswith("prodigy"):
                 extra.append({"d": np.asarray(state["estimate_distance"]["distance"][2])})
@@ -299,11 +299,11 @@ def test_the_parameters_for_evaluation(dtype):
     opt = optax.chain(optax.identity(), adamx.schedule_free_adamw(0.01, warmup_steps=10))
     y = jnp.asarray(START[:4], dtype)
     state = opt.init(y)
-    np.testing.assert_array_equal(adamx.schedule_free_eval_params(state, y), y)
+    np.testing.assert_array_equal(adamx.eval_params(state, y), y)
     for grad in GRADS[:50, :4]:
         updates, state = opt.update(jnp.asarray(grad, dtype), state, y)
         y = adamx.apply_updates(y, updates)
-    x = adamx.schedule_free_eval_params(state, y)
+    x = adamx.eval_params(state, y)
     assert x.dtype == y.dtype
     _, path = oracle.schedule_free_adamw(
         GRADS[:50, :4], START[:4], 0.01, 0.9, 0.999, 1e-8, warmup_steps=10
@@ -315,7 +315,7 @@ def test_the_parameters_for_evaluation(dtype):
 
 def test_the_parameters_for_evaluation_need_the_stage():
     with pytest.raises(ValueError, match=r"0 stages named 'schedule_free'.*add schedule_free"):
-        adamx.schedule_free_eval_params(adamx.adam(0.1).init(START), START)
+        adamx.eval_params(adamx.adam(0.1).init(START), START, name="schedule_free")
 
 
 def test_weights_neither_overflow_nor_vanish():

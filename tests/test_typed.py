@@ -128,7 +128,7 @@ def test_updates_have_the_type_of_gradients_and_new_parameters_that_of_old_ones(
 
 def test_schedule_free_parameters_keep_their_type() -> None:
     line, state = train(adamx.schedule_free_adamw(1e-1))
-    assert_type(adamx.schedule_free_eval_params(state, line), Line)
+    assert_type(adamx.eval_params(state, line), Line)
 
 
 def test_flax_takes_it() -> None:

@@ -46,7 +46,7 @@ def schedule_free_adamw(
         y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad z_0 = \theta_0, \qquad x_0 = \theta_0
 
     The parameters are y, and start at θ₀. For evaluation and as the result of the training, use x =
-    ``schedule_free_eval_params(state, params)``. The state contains only z and v, as much as Adam's
+    ``eval_params(state, params)``. The state contains only z and v, as much as Adam's
     state.
 
     Args:
@@ -71,7 +71,7 @@ def schedule_free_adamw(
     >>> state = opt.init(y)
     >>> updates, state = opt.update(jnp.array([0.1, -10.0]), state, y)
     >>> y = adamx.apply_updates(y, updates)
-    >>> adamx.schedule_free_eval_params(state, y)[1]
+    >>> adamx.eval_params(state, y)[1]
     Array(1.5, dtype=float32)
     """
     rate = warmed_up(learning_rate, warmup_steps)

@@ -37,8 +37,8 @@ from adamx.links.averages import moved_with_rest
 from adamx.numerics.arithmetic import power, subtractable
 from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.types import PyTree, Values
-from adamx.states.reading import Kept, batched, beside, filled, merged, stages_named
-from adamx.trees.steps import Params
+from adamx.states.reading import Kept, batched, filled, merged, stages_named
+from adamx.trees.packed import values
 
 __all__ = [
     "lookahead",
@@ -47,7 +47,6 @@ __all__ = [
     "power_ema",
     "primal_average",
     "schedule_free",
-    "schedule_free_eval_params",
     "tail_average",
 ]
 
@@ -165,10 +164,12 @@ def polyak_ema(decay: Decay = 0.999):
 
 
 def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = None) -> PyTree:
-    r"""The averaged parameters of :func:`polyak_ema`, debiased.
+    r"""The averaged parameters of :func:`polyak_ema`, debiased, in the precision of the average.
 
     .. math::
         \bar\theta_t / (1 - \prod_i d_i)
+
+    :func:`eval_params` returns any average, in the dtypes of the parameters.
 
     Args:
         state: the state of a chain with :func:`polyak_ema`, or an object that contains one: the
@@ -198,13 +199,11 @@ def polyak_params(state: PyTree, name: str = "polyak_ema", *, params: PyTree = N
     def debias(log_decay: Values, ema: Values) -> Values:
         return ema / decay_weight(log_decay).astype(jnp.finfo(ema.dtype).dtype)
 
-    averages = {
-        full: jax.tree.map(
-            functools.partial(batched(debias, kept.axes), kept.entry["log_decay"]),
-            kept.entry["ema"],
-        )
-        for full, kept in found.items()
-    }
+    def of_stage(kept: Kept) -> PyTree:
+        of_one = functools.partial(batched(debias, kept.axes), kept.entry["log_decay"])
+        return jax.tree.map(of_one, values(kept.entry["ema"]))
+
+    averages = {full: of_stage(kept) for full, kept in found.items()}
     average = merged(averages)
     return average if params is None else filled(average, params)
 
@@ -447,8 +446,8 @@ def schedule_free(
         y_t &= (1-\beta_1) z_t + \beta_1 x_t, \qquad u \leftarrow y_t - y_{t-1}, \qquad
         z_0 = \theta_0, \qquad x_0 = \theta_0
 
-    The parameters are y, at which gradients are computed. :func:`schedule_free_eval_params` returns
-    x, for evaluation. Use the stage as the last one, where u is a step (−γ times a direction), in a
+    The parameters are y, at which gradients are computed. :func:`eval_params` returns x, for
+    evaluation. Use the stage as the last one, where u is a step (−γ times a direction), in a
     chain without momentum, because the average replaces the momentum. The state contains only z; x
     is computed from z and the parameters,
     :math:`y_t - y_{t-1} = c_t (z_{t-1} - y_{t-1})` :math:`{} + (1 - \beta_1 (1 - c_t)) u_t`
@@ -476,7 +475,7 @@ def schedule_free(
     >>> for _ in range(2):  # z: 1, 2; x: 1, 1.5
     ...     updates, state = opt.update(jnp.array([-1.0]), state, y)
     ...     y = adamx.apply_updates(y, updates)
-    >>> y, adamx.schedule_free_eval_params(state, y)
+    >>> y, adamx.eval_params(state, y)
     (Array([1.75], dtype=float32), Array([1.5], dtype=float32))
     """
 
@@ -546,52 +545,3 @@ def _between(b1: Any, weight: Callable[[Step], Any], clocks: Mapping[str, Clock]
         return signal.with_statistic(step_of_y), {"z": z + u}
 
     return Rule(update, slots={"z": iterate}, clocks={**clocks, "b1": interpolation})
-
-
-def schedule_free_eval_params(state: PyTree, params: Params, name: str = "schedule_free") -> Params:
-    r"""The averaged parameters of :func:`schedule_free`, for evaluation.
-
-    .. math::
-        x = z + (y - z) / \beta_1
-
-    Args:
-        state: the state of a chain with the stage, or an object that contains one: the state of an
-            ``optax.chain``, a Flax ``TrainState``, an ``nnx.Optimizer``.
-        params: the trained parameters y.
-        name: the name of the stage in the state. Inside :func:`adamx.where` or
-            :func:`adamx.partition`, this name refers to all groups of the stage;
-            ``"schedule_free@group"`` refers to one of them.
-
-    Returns:
-        A tree like the parameters, in their dtypes. Before the first step, it equals the
-        parameters. Parameters without such a stage (for example frozen ones) are returned
-        unchanged. For β₁ = 0 the result is not finite, because y does not contain the average.
-
-    Raises:
-        ValueError: if the state contains no such stage, or more than one for a parameter.
-        StageError: if the state belongs to different parameters.
-
-    >>> opt = adamx.partition(
-    ...     {"backbone": adamx.set_to_zero(), "*": adamx.schedule_free_adamw(1.0, weight_decay=0.0)}
-    ... )
-    >>> y = {"backbone": jnp.ones(1), "head": jnp.ones(1)}
-    >>> adamx.schedule_free_eval_params(opt.init(y), y)
-    {'backbone': Array([1.], dtype=float32), 'head': Array([1.], dtype=float32)}
-    """
-    found = stages_named(state, name, ("z", "b1"), "schedule_free(learning_rate)")
-    ys, tree = jax.tree.flatten(params)
-
-    def evaluated(b1: Values, y: Values, z: Values) -> Values:
-        beta = b1[1].astype(jnp.finfo(z.dtype).dtype)
-        with jax.numpy_dtype_promotion("standard"):  # complex over real
-            return (z + (y.astype(z.dtype) - z) / beta).astype(y.dtype)
-
-    def of_stage(kept: Kept) -> list[Any]:
-        of_one = batched(evaluated, kept.axes)
-        return [
-            None if z is None else of_one(kept.entry["b1"], jnp.asarray(y), z)
-            for y, z in zip(ys, beside(params, kept.entry["z"]), strict=True)
-        ]
-
-    xs = merged({full: of_stage(kept) for full, kept in found.items()})
-    return tree.unflatten(y if x is None else x for x, y in zip(xs, ys, strict=True))

@@ -24,7 +24,7 @@ from adamx.states.reading import (
     stages_named,
     stages_of_kinds,
 )
-from adamx.trees.packed import is_packed, unpacked
+from adamx.trees.packed import values
 from adamx.trees.paths import place_of
 from adamx.trees.steps import Params
 from adamx.wrappers.codecs import Codec
@@ -176,10 +176,7 @@ def _found(state: PyTree, name: str | None) -> dict[str, tuple[str, Kept]]:
 
 
 def _values(tree: PyTree, codecs: tuple[Codec, ...]) -> PyTree:
-    forms = {codec.name: codec.unpack for codec in codecs}
-    return jax.tree.map(
-        lambda x: unpacked(x, forms) if is_packed(x) else x, tree, is_leaf=is_packed
-    )
+    return values(tree, {codec.name: codec.unpack for codec in codecs})
 
 
 def _like(average: Any, param: Any, stage: str) -> Any:

@@ -10,7 +10,7 @@ import jax
 
 from adamx.numerics.types import PyTree
 
-__all__ = ["FORMS", "form_of", "forms_of", "is_packed", "unpacked"]
+__all__ = ["FORMS", "form_of", "forms_of", "is_packed", "unpacked", "values"]
 
 
 FORMS: dict[str, Callable[[Any], Any]] = {}
@@ -47,6 +47,15 @@ def unpacked(
             f"{', '.join(known)}; pass it as codecs=(codec,)"
         )
     return known[key[1:]](kept)
+
+
+def values(
+    tree: PyTree, forms: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
+) -> PyTree:
+    """A tree with values in place of packed arrays."""
+    return jax.tree.map(
+        lambda x: unpacked(x, forms) if is_packed(x) else x, tree, is_leaf=is_packed
+    )
 
 
 def forms_of(slot: PyTree) -> set[str]:
