@@ -364,7 +364,7 @@ class Row:
         for key, clock in rule.clocks.items():
             check_clock(name, key, clock, entry[key])
         kept, slots = self.per_leaf(name, rule, rules, entry, here, stages)
-        values = rule.gated({k: x.tick(entry[k]) for k, x in rule.clocks.items()}, entry)
+        values = rule.delayed({k: x.tick(entry[k]) for k, x in rule.clocks.items()}, entry)
         held: list[Slots | None] = [None] * len(slots)
         if rule.without_gradient:
             held = [self.held(kept, i, here) if x is None else None for i, x in enumerate(slots)]
@@ -393,12 +393,12 @@ class Row:
             for k, clock in rule.clocks.items():
                 if clock.settle and summed:
                     values[k] = clock.settle(values[k], total)
-            values = rule.gated(values, entry)
+            values = rule.delayed(values, entry)
             step = step._replace(clock=_readings(rule, values), total=total)
         if rule.gate is not None:
             self.idles[name] = rule.idles
             self.open[name], values, told = rule.decided(values, step, self.given_to(stage))
-            values = rule.gated(values, entry)
+            values = rule.delayed(values, entry)
             step = step._replace(clock=_readings(rule, values) | told)
         if entry:
             now = {k: _like(value, entry[k]) for k, value in values.items()}

@@ -172,7 +172,7 @@ class Rule:
         reshape: ``(shape, whole) -> shape``, for a rule that changes the shape of gradient and
             update, such as a projection; ``whole`` is the parameter's shape. None if it keeps the
             shape.
-        gates: clocks whose readings are True or False. In a step in which one of them reads False,
+        delays: clocks whose readings are True or False. In a step in which one of them reads False,
             the other clocks do not change.
         prepares: whether it runs in steps before the chain starts (:func:`adamx.delay_start`), as
             a stage that finds a basis does.
@@ -200,7 +200,7 @@ class Rule:
     without_gradient: bool = False
     reach: Reach = "array"
     reshape: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] | None = None
-    gates: tuple[str, ...] = ()
+    delays: tuple[str, ...] = ()
     prepares: bool = False
     gate: Callable[[dict[str, Any], Step, Mapping[str, Any]], tuple[Any, dict[str, Any]]] | None = (
         None
@@ -236,12 +236,12 @@ class Rule:
             and dataclasses.replace(self.refresh, given=through(self.refresh.given)),
         }
 
-    def gated(self, after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-        """The clocks' new values; the old ones where a gate is closed."""
+    def delayed(self, after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+        """The clocks' new values; the old ones before a delay is over."""
         now = dict(after)
-        for gate in self.gates:
-            is_open = self.clocks[gate].read(after[gate])
-            others = [name for name in now if name not in self.gates]
+        for delay in self.delays:
+            is_open = self.clocks[delay].read(after[delay])
+            others = [name for name in now if name not in self.delays]
             now |= {name: jnp.where(is_open, now[name], before[name]) for name in others}
         return now
 

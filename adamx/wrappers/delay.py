@@ -78,9 +78,9 @@ class Delayed(Around, axis="delay_start"):
         )
         return dataclasses.replace(
             rule,
-            update=_Gated(rule, name).update,
+            update=_Waiting(rule, name).update,
             clocks={**rule.clocks, name: delay},
-            gates=(*rule.gates, name),
+            delays=(*rule.delays, name),
         )
 
     def admit(self, name: str, kept: Any) -> None:
@@ -104,14 +104,14 @@ class Delayed(Around, axis="delay_start"):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Gated:
-    """A rule of which slots and update change only in steps in which a gate is open."""
+class _Waiting:
+    """A rule of which slots and update change only after a delay."""
 
     rule: Rule
-    gate: str
+    delay: str
 
     def update(self, signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
-        is_open = step.clock[self.gate]
+        is_open = step.clock[self.delay]
         made, after = self.rule.update(signal, slots, step)
         update = jnp.where(is_open, made.update, 0)
         still = dataclasses.replace(
