@@ -54,8 +54,8 @@ def gate(
 ) -> Callable[[Callable[P, Rule]], Gate[P]]:
     """Turn a factory of rules into a gate: a function that wraps an optimiser.
 
-    The rule's :attr:`~adamx.core.Rule.gate` decides in every step whether the step counts for the
-    optimiser inside. If it does not, all that the optimiser keeps (slots, clocks, the states of
+    The ``gate`` of the rule (:class:`~adamx.core.Rule`) decides in every step whether it counts for
+    the optimiser inside. If it does not, all that the optimiser keeps (slots, clocks, the states of
     Optax transformations, what :func:`watch` has recorded) stays as it is, and the update is zero.
     Schedules inside, and those of the gate's own arguments, are read at the number of steps that
     counted. The gate itself runs in every step, and keeps the clocks ``skipped`` (the steps that
