@@ -135,7 +135,7 @@ def test_what_is_exact_stays_as_it_is():
         rows = adamx.memory_usage(adamx.quantize_state(opt, "int8", min_size=1).init(PARAMS)).rows
         kept = {row.slot for row in rows if row.elements >= PARAMS.size and row.kept_as != "int8"}
         assert kept == slots
-        for slot in slots:
+        for slot in slots - {"ema"}:  # an average is, where it is named
             with pytest.raises(ValueError, match=rf"the slot '{slot}' can't be quantized"):
                 adamx.quantize_state(opt, **{slot: "int8"})
 

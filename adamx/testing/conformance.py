@@ -764,7 +764,11 @@ def _(case: _Case) -> None:
             raise AssertionError(
                 f"{where} holds 'nonnegative', expected no negative elements, got {np.min(slot)}"
             )
-    opt = quantize_state(case.opt, "bf16", min_size=1)
+    slots = (x for stage in case.stages for x in stage.at(_zero()).rule(jnp.float32).slots.items())
+    averages: dict[str, Any] = {
+        name: "bf16" for name, start in slots if Slot.of(start).holds == "average"
+    }
+    opt = quantize_state(case.opt, "bf16", min_size=1, **averages)
     params, gradients = case.narrowed()
     _keeps(opt, params, _at(0, gradients), "of quantized slots")
     updates, *_ = _compiled(functools.partial(_run, opt))(params, gradients)
