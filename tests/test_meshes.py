@@ -527,6 +527,24 @@ def test_what_is_on_the_host_is_read():
         assert jax.tree.leaves(read(opt.init(LARGE), "nu"))[0].sharding.memory_kind == "device"
 
 
+@needs_eight_devices
+@pytest.mark.parametrize("kind", MESHES)
+@pytest.mark.parametrize("average", [adamx.polyak_ema, adamx.tail_average, adamx.primal_average])
+def test_what_is_divided_otherwise_than_the_parameters_is_evaluated_as_they_are(kind, average):
+    opt = adamx.chain(adamx.sgd(RATE), average())
+    updates, state = opt.update(LARGE, opt.init(LARGE), LARGE)
+    expected = adamx.eval_params(state, adamx.apply_updates(LARGE, updates))
+    with mesh_of(kind) as mesh:
+        params = jax.device_put(LARGE, NamedSharding(mesh, P()))
+        placed = adamx.place(opt, "z", min_size=64)
+        updates, state = placed.update(params, placed.init(params), params)
+        params = adamx.apply_updates(params, updates)
+        found = adamx.eval_params(state, params)
+    for x, y, theta in zip(*map(jax.tree.leaves, (found, expected, params)), strict=True):
+        np.testing.assert_allclose(np.asarray(x), y, rtol=1e-6)
+        assert x.sharding.is_equivalent_to(theta.sharding, x.ndim)
+
+
 def shaped(x, sharding):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from adamx.core import StageError, decay_weight
 from adamx.errors import as_given
+from adamx.numerics.meshes import automatic, spec_of
 from adamx.numerics.types import PyTree, Values
 from adamx.stages.averaging import power_exponent
 from adamx.states.reading import (
@@ -145,8 +147,17 @@ def eval_params(
 
         of_each = batched(of_one, kept.axes)
         clock, averages = kept.entry[read.clock], unpack(kept.entry[read.slot])
+
+        def evaluated(average: Any, param: Any) -> Any:
+            theta = jnp.asarray(param)
+            given = clock, _like(average, theta, stage), theta
+            found = automatic(of_each, given, lambda: [spec_of(theta)])
+            # As the parameter is divided, since the average may be divided otherwise (adamx.place).
+            is_known = not isinstance(found, Tracer) and getattr(param, "committed", False)
+            return jax.device_put(found, param.sharding) if is_known else found
+
         return [
-            None if x is None else of_each(clock, _like(x, theta, stage), jnp.asarray(theta))
+            None if x is None else evaluated(x, theta)
             for theta, x in zip(thetas, beside(params, averages), strict=True)
         ]
 
