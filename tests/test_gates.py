@@ -143,8 +143,8 @@ def test_too_many_skipped_steps_are_an_error_outside_jit_and_a_flag_inside():
         assert state["skip_nonfinite"]["failed"] == failed
         assert not any(jnp.any(x) for x in jax.tree.leaves(update))
     assert adamx.metrics(state)["skip_nonfinite/consecutive"] == 4
-    _, state = step(gradients(0), state)
-    assert state["skip_nonfinite"]["failed"]  # until it has been seen
+    _, state = opt.update(gradients(0), state)  # a finite gradient: training goes on
+    assert state["skip_nonfinite"]["failed"]  # it has been so once
     assert state["skip_nonfinite"]["consecutive"] == 0
 
 
@@ -414,10 +414,8 @@ def test_a_gate_beside_other_axes(gate):
         assert_trees_close(outside, alone, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["adafactor", "muon", "soap", "prodigy", "lookahead_of_adam"])
+@pytest.mark.parametrize("name", ["adafactor", "prodigy", "lookahead_of_adam"])
 def test_a_gate_of_matrices_and_of_sums_over_all_parameters(name):
-    if name not in OPTIMISERS:
-        pytest.skip(name)
     opt = OPTIMISERS[name](0.01)
     params = {"kernel": jnp.ones((4, 3)), "other": jnp.full((3, 3), 0.5)}
     rows = [gradients(i, params) for i in range(3)]
@@ -437,6 +435,37 @@ def test_optax_transformations_are_kept_too():
     assert_trees_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("gate", ["skip_nonfinite", "accumulate"])
+def test_stages_behind_a_gate_see_the_parameters_in_a_step_that_does_not_count(gate):
+    """An average or a decay would take in parameters of 0."""
+    opt = adamx.chain(
+        GATES[gate](adamx.scale_by_momentum(0.9)),
+        adamx.add_decayed_weights(0.1),
+        adamx.scale_by_learning_rate(1.0),
+        adamx.polyak_ema(0.5),
+    )
+    params = {"x": jnp.array([1.0, 2.0])}
+    grads = {"x": params["x"] * (jnp.nan if gate == "skip_nonfinite" else 1)}
+    updates, state = opt.update(grads, opt.init(params), params)
+    np.testing.assert_allclose(updates["x"], [-0.1, -0.2], rtol=1e-6)
+    np.testing.assert_allclose(adamx.polyak_params(state)["x"], [0.9, 1.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_gate_of_parameters_without_gradients_or_without_links(gate):
+    opt = adamx.partition({"kernel": GATES[gate](adamx.sgd(1.0)), "*": adamx.sgd(1.0)})
+    updates, _ = opt.update({"kernel": None, "bias": ONE}, opt.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(updates["bias"], -ONE)
+    empty = GATES[gate](adamx.sgd(1.0))
+    assert empty.update({}, empty.init({}), {})[0] == {}
+    hollow = GATES[gate](adamx.chain())
+    grads = {"x": jnp.array([jnp.nan if gate != "accumulate" else 1.0])}
+    assert hollow.update(grads, hollow.init(grads), grads)[0]["x"] == 0 or gate == "skip_spikes"
+
+
+ONE = jnp.ones(3)
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_stages_behind_a_gate_see_zeros_in_a_step_that_does_not_count(gate):
     opt = adamx.chain(
@@ -451,23 +480,33 @@ def test_stages_behind_a_gate_see_zeros_in_a_step_that_does_not_count(gate):
         assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((updates, state)))
 
 
+@pytest.mark.parametrize("name", ["sgd", "rms", "clipped", "nadam"])
 @pytest.mark.parametrize("gate", GATES)
-def test_gradients_flow_through_a_gate(gate):
-    rows = [row for row in ROWS if row is not ROWS[2]]
+def test_gradients_flow_through_a_gate(gate, name):
+    """A gradient that is not finite, which depends on the parameters, is not in the derivative."""
+    make = {
+        "sgd": adamx.sgd,
+        "rms": lambda x: adamx.chain(
+            adamx.scale_by_rms(x), adamx.bias_correction(), adamx.scale_by_learning_rate(0.1)
+        ),
+        "clipped": lambda x: adamx.chain(adamx.clip_by_global_norm(x), adamx.sgd(0.1)),
+        "nadam": adamx.nadam,
+    }[name]
 
-    def end(rate):
-        params = PARAMS
-        opt = GATES[gate](adamx.adam(rate))
+    @jax.jit
+    def end(x):
+        params, opt = PARAMS, GATES[gate](make(x))
         state = opt.init(params)
-        for grads in rows:
+        for given in rows_for(gate)[:4]:
+            grads = jax.tree.map(lambda g, p: g + 0.1 * p, given, params)
             updates, state = opt.update(grads, state, params)
             params = adamx.apply_updates(params, updates)
-        return sum(jnp.sum(x) for x in jax.tree.leaves(params))
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
 
-    slope, step = float(jax.grad(end)(0.1)), 1e-2
-    by_difference = float(end(0.1 + step) - end(0.1 - step)) / (2 * step)
-    assert slope == pytest.approx(by_difference, rel=1e-2)
-    assert float(jax.jvp(end, (0.1,), (1.0,))[1]) == pytest.approx(slope, rel=1e-4)
+    slope, step = float(jax.grad(end)(0.3)), 1e-2
+    by_difference = float(end(0.3 + step) - end(0.3 - step)) / (2 * step)
+    assert slope == pytest.approx(by_difference, rel=2e-2, abs=1e-2)
+    assert float(jax.jvp(end, (0.3,), (1.0,))[1]) == pytest.approx(slope, rel=1e-3)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -597,6 +636,12 @@ def test_metrics_of_a_gate_keep_the_last_step_that_counted():
             "max_consecutive must be a whole number ≥ 0, got -1",
         ),
         (lambda: adamx.loss_scale(adamx.sgd(1.0), 0.0).init(PARAMS), "initial must be"),
+        (lambda: adamx.loss_scale(adamx.sgd(1.0), 0.5).init(PARAMS), "less than minimum"),
+        (lambda: adamx.loss_scale(adamx.sgd(1.0), 1e39).init(PARAMS), "that float32 can hold"),
+        (
+            lambda: adamx.skip_spikes(adamx.sgd(1.0), window=4, min_steps=8).init(PARAMS),
+            "the history has only 4 steps",
+        ),
         (lambda: adamx.get_loss_scale(adamx.sgd(1.0).init(PARAMS)), "no gates 'loss_scale'"),
     ],
 )
@@ -609,8 +654,59 @@ def test_a_missing_loss_is_an_error_that_names_the_gate():
     opt = adamx.skip_spikes(adamx.sgd(0.1), by="value")
     with pytest.raises(StageError, match=r"'skip_spikes'.*value"):
         opt.update(gradients(0), opt.init(PARAMS), PARAMS)
-    with pytest.raises(StageError, match="one real number"):
-        opt.update(gradients(0), opt.init(PARAMS), PARAMS, value=jnp.ones(3))
+
+
+SPIKES = adamx.skip_spikes(adamx.sgd(0.1), by="value")
+
+
+@pytest.mark.parametrize(
+    ("opt", "extra", "message"),
+    [
+        (SPIKES, {"value": jnp.ones(3)}, "value must be one real number"),
+        (SPIKES, {"value": "high"}, "the extra argument value .* 'high'"),
+        (SPIKES, {"value": 1j}, "value must be one real number"),
+        (adamx.accumulate(adamx.sgd(0.1), 2), {"flush": 0.5}, "flush must be True or False"),
+        (adamx.accumulate(adamx.sgd(0.1), 2), {"flush": "yes"}, "the extra argument flush"),
+    ],
+)
+def test_bad_extra_arguments_name_the_gate(opt, extra, message):
+    with pytest.raises(StageError, match=f"(?s)'(skip_spikes|accumulate)'.*{message}"):
+        opt.update(gradients(0), opt.init(PARAMS), PARAMS, **extra)
+
+
+@pytest.mark.parametrize(
+    ("decide", "message"),
+    [
+        (None, r"does not decide: Rule\(gate="),
+        (lambda clocks, step, extra: True, "whether the step counts, and a dict"),
+        (lambda clocks, step, extra: (jnp.int32(2), {}), "must be one bool"),
+        (lambda clocks, step, extra: (jnp.ones(3, bool), {}), "must be one bool"),
+    ],
+)
+def test_a_gate_of_ones_own_that_does_not_decide(decide, message):
+    @adamx.gate()
+    def mine():
+        return Rule(lambda signal, slots, step: (signal, slots), gate=decide)
+
+    opt = mine(adamx.sgd(1.0))
+    with pytest.raises(StageError, match=f"'mine'.*{message}"):
+        opt.update(gradients(0), opt.init(PARAMS), PARAMS)
+
+
+def test_the_state_of_an_optax_transformation_keeps_its_form(lenient):
+    params = {"x": jnp.ones(2, jnp.bfloat16)}
+    grads = {"x": jnp.ones(2, jnp.float32)}
+    for opt in (adamx.accumulate(optax.trace(0.9), 1), adamx.skip_nonfinite(optax.trace(0.9))):
+        state = opt.init(params)
+        _, after = opt.update(grads, state, params)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+        assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+    growing = optax.GradientTransformation(
+        lambda p: [], lambda u, s, p=None: (u, [*s, jnp.ones(1)])
+    )
+    opt = adamx.accumulate(growing, 1)
+    with pytest.raises(StageError, match="its state changes its form"):
+        opt.update(grads, opt.init(params), params)
 
 
 def test_links_of_a_gate_stay_together():

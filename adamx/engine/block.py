@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.arguments import hyper
-from adamx.engine.kept import kept_unless
+from adamx.engine.kept import kept_unless, without_slope
 from adamx.errors import StageError, described
 from adamx.identity import Static
 from adamx.links.rule import Clock, Reach, Refresh, Rule, Step, keep, widest
@@ -164,7 +164,7 @@ def through(
                 if shards and rule.reach in ("row", "array"):
                     raise StageError(f"its reach is a whole {rule.reach}, {refusal(shards)}")
                 update = rule.update
-                if step.counts is not None and jax.tree.leaves(before):
+                if step.counts is not None:
                     update = functools.partial(kept_unless, step.counts, rule.update)
                 made, after = update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)
@@ -209,6 +209,7 @@ def _summand(
     slots: Slots,
 ) -> Any:
     """One array's term in a stage's sum over all parameters."""
+    signal, slots = without_slope(step.counts, (signal, slots))
     rule, step = _at_precision(static.join(numbers), step, signal)
     assert rule.global_sum is not None
     errors = errors_of(name, "global_sum", lambda: f"its gradient is {kind(signal.gradient)}")

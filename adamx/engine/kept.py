@@ -14,7 +14,7 @@ from adamx.links.rule import Step, keep
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 
-__all__ = ["kept_unless"]
+__all__ = ["kept_unless", "without_slope"]
 
 
 def kept_unless(
@@ -31,19 +31,21 @@ def kept_unless(
     place and read it from there; ``where`` on the results would make it compute the slot twice, and
     copy the old one.
     """
-    leaves, tree = jax.tree.flatten((signal, slots))
+    given = without_slope(counts, (signal, slots))
+    leaves, tree = jax.tree.flatten(given)
 
     def flat(*leaves: Any) -> Any:
-        given, before = tree.unflatten(leaves)
-        made, after = update(given, before, step)
+        own, before = tree.unflatten(leaves)
+        made, after = update(own, before, step)
         return made, keep(slots, after)
 
     closed, forms = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-    jaxpr, old = closed.jaxpr, jax.tree.leaves(slots)
+    jaxpr, old = closed.jaxpr, jax.tree.leaves(given[1])
     new = jaxpr.outvars[len(jaxpr.outvars) - len(old) :]
     alone = {x for x, n in collections.Counter(map(id, new)).items() if n == 1}
     before = {x: y for x, y in zip(new, old, strict=True) if id(x) in alone and _is_variable(x)}
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *leaves], strict=True))
+    before = {x: y for x, y in before.items() if x not in values}
 
     def value(x: Any) -> Any:
         return values[x] if _is_variable(x) else x.val
@@ -55,12 +57,43 @@ def kept_unless(
         results = found if equation.primitive.multiple_results else [found]
         for x, y in zip(equation.outvars, results, strict=True):
             values[x] = jnp.where(counts, y, before[x]) if x in before else y
-    given = {*jaxpr.constvars, *jaxpr.invars}
     outputs = [value(x) for x in jaxpr.outvars]
-    for i, (x, y) in enumerate(zip(new, old, strict=True), len(outputs) - len(old)):
-        if x not in before or x in given:
-            outputs[i] = jnp.where(counts, outputs[i], y)
+    start = len(outputs) - len(old)
+    for i, (x, y) in enumerate(zip(new, jax.tree.leaves(slots), strict=True), start):
+        is_kept = _is_variable(x) and x in before
+        outputs[i] = (
+            _slope_of(counts, outputs[i], y) if is_kept else jnp.where(counts, outputs[i], y)
+        )
     return jax.tree_util.tree_unflatten(jax.tree.structure(forms), outputs)
+
+
+def without_slope(counts: Any, tree: Any) -> Any:
+    """The tree, on which nothing depends in a step that does not count; all of it if None.
+
+    The results of such a step are not used, but a derivative of one that is not finite would be
+    NaN times zero.
+    """
+    if counts is None:
+        return tree
+    return jax.tree.map(
+        lambda x: _slope_of(counts, x, jnp.zeros_like(x)) if isinstance(x, jax.Array) else x, tree
+    )
+
+
+def _slope_of(counts: Any, x: Any, old: Any) -> Any:
+    """x, with the derivative of ``old`` in a step that does not count."""
+    return _sloped(counts, x, old) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+@jax.custom_jvp
+def _sloped(counts: Any, x: Any, old: Any) -> Any:
+    return x
+
+
+@_sloped.defjvp
+def _sloped_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    counts, x, _ = primals
+    return x, jnp.where(counts, tangents[1], tangents[2])
 
 
 def _is_variable(x: Any) -> bool:

@@ -154,6 +154,9 @@ def update(
     aligned = None if params is None else align(updates, tree, params)
     looks, extra = _looking(links, extra)
     seen = {k: x for k, x in extra.items() if any(_takes(link, k) for link in links)}
+    for link in links:
+        if isinstance(link, Stage):
+            _check_extra(link, seen)
     traced = not is_eager(gradients, state, seen)
     compiles = not traced and program.lasts
     program = program.now(traced=traced)
@@ -191,6 +194,17 @@ def _takes(link: Link, argument: str) -> bool:
     if isinstance(link, Stage):
         return argument in link.may_take
     return isinstance(link, Foreign)
+
+
+def _check_extra(stage: Stage, given: dict[str, Any]) -> None:
+    """Check that the extra arguments of update() that a stage takes are numbers and arrays."""
+    for name in stage.may_take:
+        for x in jax.tree.leaves(given.get(name)):
+            if not isinstance(x, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)):
+                raise StageError(
+                    f"the extra argument {name} of update() is or holds {described(x)}, where a "
+                    "number or an array is needed"
+                ).within(stage=stage.name)
 
 
 def check_state(links: Sequence[Link], state: Any) -> None:

@@ -20,8 +20,9 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adamx.arguments import hyper
-from adamx.engine.block import Block, Entering, Ready, global_sum, reshaped
+from adamx.engine.block import Block, Entering, Ready, errors_of, global_sum, reshaped
 from adamx.engine.forms import Form, check_clock, check_count, check_scalars
+from adamx.engine.kept import without_slope
 from adamx.engine.run import run
 from adamx.errors import StageError
 from adamx.links.foreign import ABSENT, Foreign
@@ -181,7 +182,7 @@ class Row:
         self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
         self.chosen = choose(links, lambda: self.leaves, lambda: self.idle)
         self.counts = dict(zip(self.named, counts(links, state), strict=True))
-        self.depths = [len(x) for x in gates_of(links)]
+        self.depths = {k: len(x) for k, x in zip(self.named, gates_of(links), strict=True)}
         thetas = [None] * len(self.gradients) if self.params is None else self.params
         # For each leaf at first (gradient, parameter), then a Signal once a stage has run. None for
         # a parameter without a gradient: it takes no step, and its slots do not change unless the
@@ -260,8 +261,8 @@ class Row:
             link.run(self, name, here)
             place += 1
             if is_gate(link):
-                first, outer = place, self.depths[place - 1]
-                while place < places.stop and self.depths[place] > outer:
+                first, outer = place, self.depths[name]
+                while place < places.stop and self.depths[items[place][0]] > outer:
                     place += 1
                 self.pass_gate(name, here, range(first, place))
 
@@ -275,9 +276,9 @@ class Row:
         """
         is_last = places.stop == len(self.named) and here is None
         mine = [i for i in range(len(self.signals)) if here is None or here[i]]
-        if self.glances or not places or not mine:
+        if self.glances or not mine:
             self.pass_along(places)
-        elif self.idles[name] and self.resting_pays(places):
+        elif places and self.idles[name] and self.resting_pays(places):
             self.pass_or_rest(name, mine, places, is_last)
         else:
             outer, own = self.inside, self.open[name]
@@ -286,9 +287,7 @@ class Row:
             if not self.is_done:
                 self.advance(last=is_last)
             for i in mine:
-                signal = self.signals[i]
-                kept = functools.partial(jnp.where, own)
-                self.signals[i] = jax.tree.map(kept, signal, _still(signal))
+                self.signals[i] = _chosen(own, self.signals[i], _still(self.signals[i]))
             self.inside, self.is_done = outer, is_last
 
     def resting_pays(self, places: range) -> bool:
@@ -349,7 +348,7 @@ class Row:
         """New values, or the old ones in a step that does not count for the link."""
         if self.inside is None:
             return after
-        return jax.tree.map(functools.partial(jnp.where, self.inside), after, before)
+        return _chosen(self.inside, after, before)
 
     def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Tick a stage's clocks and let it wait; compute its global sum behind earlier stages."""
@@ -357,12 +356,14 @@ class Row:
             if self.glances:
                 return
             raise _lacks_arguments(name, missing)
-        stage = stage.at(self.counts[name])
+        stage = without_slope(self.inside, stage.at(self.counts[name]))
         stages = variants(stage, len(self.gradients), here, lambda: self.leaves, lambda: self.idle)
         rule, *rules = rules_of([stage, *stages])
         entry = self.entry(name, rule)
         for key, clock in rule.clocks.items():
             check_clock(name, key, clock, entry[key])
+        kept_clocks = {k: entry[k] for k in rule.clocks}
+        entry = {**entry, **without_slope(self.inside, kept_clocks)}
         kept, slots = self.per_leaf(name, rule, rules, entry, here, stages)
         values = rule.delayed({k: x.tick(entry[k]) for k, x in rule.clocks.items()}, entry)
         held: list[Slots | None] = [None] * len(slots)
@@ -388,21 +389,24 @@ class Row:
                 if x is not None
             ]
             if idle:  # a sum over no gradients
-                total = jax.eval_shape(lambda: global_sum(idle[:1], self.at_leaf))
-                total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total)
+                total = _zeros(jax.eval_shape(lambda: global_sum(idle[:1], self.at_leaf)))
+            elif total is None and rule.gate is not None:
+                total = _zeros(jax.eval_shape(lambda: _sum_of_one(rule, step)))
+            total = without_slope(self.inside, total)
             for k, clock in rule.clocks.items():
                 if clock.settle and summed:
                     values[k] = clock.settle(values[k], total)
             values = rule.delayed(values, entry)
             step = step._replace(clock=_readings(rule, values), total=total)
-        if rule.gate is not None:
+        if is_gate(stage):
             self.idles[name] = rule.idles
-            self.open[name], values, told = rule.decided(values, step, self.given_to(stage))
+            with errors_of(name, "gate", lambda: f"its clocks are {kinds(entry)}"):
+                self.open[name], values, told = rule.decided(values, step, self.given_to(stage))
             values = rule.delayed(values, entry)
             step = step._replace(clock=_readings(rule, values) | told)
         if entry:
             now = {k: _like(value, entry[k]) for k, value in values.items()}
-            self.after[name] = self.unless_skipped(now, {k: entry[k] for k in now})
+            self.after[name] = self.unless_skipped(now, kept_clocks)
         slots = [x if x is not None else y for x, y in zip(slots, held, strict=True)]
         ready = _ready(name, stages, rules, step)
         self.waiting.append(_Waiting(name, ready, own, kept, slots, self.places))
@@ -629,6 +633,8 @@ class Row:
                 raise
         if lacking and jax.tree.structure(before) != jax.tree.structure(after):
             raise _needs_every_gradient(name)
+        if self.depths[name]:
+            after = _like_before(name, after, before)
         self.after[name] = self.unless_skipped(after, before)
         for i, (u, signal) in enumerate(zip(shaped, self.signals, strict=True)):
             if not (u is None or signal is None or isinstance(u, type(ABSENT))):
@@ -650,6 +656,42 @@ class Row:
         except StageError as error:
             where = f"{path_of(self.tree, i)} ({kind(self.gradients[i])})"
             raise error.within(parameter=where) from error.__cause__
+
+
+def _zeros(forms: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), forms)
+
+
+def _sum_of_one(rule: Rule, step: Step) -> Any:
+    """A rule's sum over one number."""
+    zero = jnp.zeros((), hyper.clock_dtype())
+    slots = {k: first(zero) for k, first in rule.slots.items()}
+    assert rule.global_sum is not None
+    return rule.global_sum(Signal.enter(zero, zero), slots, step)
+
+
+def _like_before(name: str, after: Any, before: Any) -> Any:
+    """The state of an Optax transformation inside of a gate, with its old form."""
+    same = jax.tree.structure(after) == jax.tree.structure(before)
+    pairs = zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=False)
+    if not same or any(np.shape(x) != np.shape(y) for x, y in pairs):
+        raise StageError(
+            "it is no stage of adamx, and can't be inside of a gate: its state changes its form in "
+            f"a step, from {kinds(before)} to {kinds(after)}"
+        ).within(stage=name)
+    return jax.tree.map(lambda x, y: jnp.asarray(x).astype(jnp.result_type(y)), after, before)
+
+
+def _chosen(counts: Any, new: Any, old: Any) -> Any:
+    """One of two trees; of signals, the parameter is that of the first."""
+    choose = functools.partial(jnp.where, counts)
+    if not isinstance(new, Signal):
+        return jax.tree.map(choose, new, old)
+    chosen = jax.tree.map(choose, new.of_param(None), old.of_param(None))
+    is_gradient = new.update is new.gradient
+    return dataclasses.replace(
+        chosen.of_param(new), update=chosen.gradient if is_gradient else chosen.update
+    )
 
 
 def _still(form: Any) -> Any:

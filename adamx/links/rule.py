@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adamx.errors import StageError
+from adamx.errors import StageError, described
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.trees.arrays import kinds
@@ -249,9 +249,29 @@ class Rule:
         self, clocks: Mapping[str, Any], step: Step, extra: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """For a gate: whether this step counts for the links inside, its clocks, other values."""
-        assert self.gate is not None
-        counts, values = self.gate(dict(clocks), step, extra)
+        if self.gate is None:
+            raise StageError(
+                "it is the stage of a gate, and its rule does not decide: Rule(gate=…)"
+            )
+        found = self.gate(dict(clocks), step, extra)
+        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+            raise StageError(
+                f"its gate returned {described(found)}; it must return whether the step counts, "
+                "and a dict of new values of its clocks"
+            )
+        counts, values = found
+        if jnp.shape(counts) or jnp.result_type(counts) != jnp.bool_:
+            raise StageError(
+                f"its gate returned {described(counts)} for whether the step counts, which must be "
+                "one bool"
+            )
         own = {k: x for k, x in values.items() if k in self.clocks}
+        for k, x in own.items():
+            if jnp.shape(x) != jnp.shape(clocks[k]):
+                raise StageError(
+                    f"its gate turned the clock {k!r} of shape {jnp.shape(clocks[k])} into one of "
+                    f"{jnp.shape(x)}"
+                )
         largest = jnp.iinfo(jnp.int32).max
         skipped, row = (jnp.minimum(clocks[x], largest - 1) + 1 for x in (SKIPPED, CONSECUTIVE))
         after = {

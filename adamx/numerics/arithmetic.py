@@ -230,7 +230,7 @@ def shrunk(x: Values, length: Norm, most: Any) -> Values:
     Array([0.6, 0.8], dtype=float32)
     """
     size, unit = length
-    share = divide(most, jnp.where(size == 0, jnp.minimum(most, 1), size))
+    share = jnp.where(size == 0, 1, divide(most, size))
     return length.in_units(x) * jnp.minimum(unit, share)
 
 

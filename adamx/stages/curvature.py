@@ -6,7 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from adamx.core import Decay, Positive, Rule, Slot, decaying_average, real_zeros, stage
+from adamx.core import Decay, Positive, Rule, Slot, StageError, decaying_average, real_zeros, stage
+from adamx.errors import described
+from adamx.links.signal import SPACE
 from adamx.numerics.arithmetic import at_least
 
 __all__ = ["scale_by_hessian_diagonal"]
@@ -59,7 +61,7 @@ def scale_by_hessian_diagonal(
 
     Raises:
         StageError: from ``update`` without ``hessian_diagonal``, or with one that is no tree like
-            the parameters.
+            the parameters; in a basis.
 
     >>> opt = adamx.scale_by_hessian_diagonal(b2=0.5, gamma=1.0)
     >>> state = opt.init(jnp.zeros(3))
@@ -70,13 +72,21 @@ def scale_by_hessian_diagonal(
     mean = decaying_average(b2)
 
     def own(path, shape, extra):
-        return extra["hessian_diagonal"], extra.get("hessian_is_new")
+        is_new = extra.get("hessian_is_new")
+        if is_new is not None and (jnp.shape(is_new) or jnp.result_type(is_new) != jnp.bool_):
+            raise StageError(f"hessian_is_new must be one bool, got {described(is_new)}")
+        return extra["hessian_diagonal"], is_new
 
     def update(signal, slots, step):
+        if SPACE in signal.notes:
+            raise StageError(
+                "an estimate of the Hessian's diagonal belongs to the elements of the parameter, "
+                "and not to those of a basis; put this stage outside of in_basis(…)"
+            )
         (estimate, is_new), h, u = step.own, slots["hessian"], signal.update
         if estimate is not None:
             new = mean(h, estimate.real.astype(h.dtype))
-            is_new = True if is_new is None else jnp.asarray(is_new).astype(bool)
+            is_new = True if is_new is None else is_new
             h = jnp.where(is_new, new, h)
         least: Any = gamma * h
         ratio = u / at_least(eps, least)

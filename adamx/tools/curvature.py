@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adamx.numerics.formats import statistics_dtype
 from adamx.numerics.types import Array
 from adamx.trees.steps import Params
 
@@ -74,7 +75,7 @@ def gauss_newton_bartlett(
         *args: passed to ``logits_fn``, such as the inputs of the batch.
 
     Returns:
-        A tree like the parameters.
+        A tree like the parameters, in float32 at least.
 
     Source: Liu et al. 2023 (arXiv 2305.14342), Section 2.3 and Algorithm 2.
 
@@ -91,4 +92,9 @@ def gauss_newton_bartlett(
         return -jnp.mean(chosen), math.prod(labels.shape)
 
     slope, examples = jax.grad(sampled, has_aux=True)(params)
-    return jax.tree.map(lambda g: g * g * examples, slope)
+
+    def scaled(g: Array) -> Array:
+        wide = g.astype(statistics_dtype(g.dtype))
+        return wide * wide * examples
+
+    return jax.tree.map(scaled, slope)

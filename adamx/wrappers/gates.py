@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adamx.core import (
@@ -26,7 +27,7 @@ from adamx.core import (
     zeros,
 )
 from adamx.core.transformation import links_of
-from adamx.errors import as_given
+from adamx.errors import as_given, described
 from adamx.links.gates import ENTER, INSIDE
 from adamx.links.rule import CONSECUTIVE
 from adamx.links.slots import Slots
@@ -140,9 +141,9 @@ def skip_nonfinite(max_consecutive: int | None = 20):
     gates, those of each group. Schedules inside count the steps that were not skipped.
 
     The state has the clocks ``skipped`` (all skipped steps), ``consecutive`` (those since the last
-    step that counted) and ``failed`` (whether there were more than ``max_consecutive`` of these);
-    :func:`metrics` reads them as ``skip_nonfinite/skipped`` and so on. Under ``jit``, where no
-    error can be raised, check ``failed`` where you log.
+    step that counted) and ``failed`` (whether there have ever been more than ``max_consecutive`` of
+    these); :func:`metrics` reads them as ``skip_nonfinite/skipped`` and so on. Under ``jit``, where
+    no error can be raised, check ``failed`` where you log.
 
     Args:
         max_consecutive: the largest number of steps that may be skipped in a row; None for no
@@ -178,7 +179,7 @@ def skip_nonfinite(max_consecutive: int | None = 20):
         return is_finite, {"failed": failed}
 
     def alarm(clocks: Mapping[str, Any]) -> str | None:
-        if not clocks["failed"]:
+        if clocks[CONSECUTIVE] <= most:
             return None
         return (
             f"the gradients of more than {most} steps in a row were not finite, so no step has "
@@ -253,11 +254,15 @@ def skip_spikes(
         raise StageError(f"by must be 'norm' or 'value', got {as_given(by)}")
     least = max(2, window // 2) if min_steps is None else min_steps
     _check_whole("skip_spikes", "min_steps", least, 2)
+    if least > window:
+        raise StageError(
+            f"min_steps is {least}, and the history has only {window} steps; make window larger"
+        )
 
     def decide(clocks: Any, step: Step, extra: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         history, seen = clocks["history"], clocks["seen"]
         x = _number(extra["value"]) if by == "value" else step.total.norm().value
-        x = x.astype(history.dtype)
+        x = jax.lax.stop_gradient(x).astype(history.dtype)
         kept = jnp.arange(window) < seen
         count = jnp.maximum(jnp.minimum(seen, window), 2).astype(history.dtype)
         unit = jnp.maximum(jnp.max(jnp.abs(history)), jnp.finfo(history.dtype).tiny)
@@ -337,7 +342,7 @@ def accumulate(steps: Positive = 1, *, average: bool = True):
     def decide(clocks: Any, step: Step, extra: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         done = clocks[CONSECUTIVE] + 1
         is_complete = done.astype(clock_dtype()) >= steps
-        return is_complete | jnp.asarray(extra.get("flush", False)), {"done": done}
+        return is_complete | _truth("flush", extra.get("flush", False)), {"done": done}
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
         # Shares of the mean, so that a sum of large gradients does not overflow.
@@ -425,8 +430,13 @@ def loss_scale(
     """
     _check_whole("loss_scale", "period", period, 1)
     for name, x, least in (("initial", initial, 0), ("factor", factor, 1), ("minimum", minimum, 0)):
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not least < x < float("inf"):
-            raise StageError(f"{name} must be a number > {least}, got {as_given(x)}")
+        is_number = isinstance(x, (int, float)) and not isinstance(x, bool)
+        if not is_number or not least < x <= _LARGEST:
+            raise StageError(
+                f"{name} must be a number > {least} that float32 can hold, got {as_given(x)}"
+            )
+    if initial < minimum:
+        raise StageError(f"initial is {initial}, which is less than minimum, {minimum}")
 
     def decide(clocks: Any, step: Step, extra: Any) -> tuple[Any, dict[str, Any]]:
         is_finite, scale = step.total.is_finite, clocks["scale"]
@@ -474,15 +484,28 @@ def get_loss_scale(state: PyTree) -> LossScale:
     return LossScale(scales[0])
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _number(value: Any) -> Array:
-    value = jnp.asarray(value)
-    if value.ndim or jnp.issubdtype(value.dtype, jnp.complexfloating):
+    """The loss; a value that is no number is refused."""
+    if np.shape(value) or np.result_type(_dtype(value)).kind not in "fiuV":  # V: bfloat16
         raise StageError(
-            f"value must be one real number, the loss of this step, got {as_given(value)}"
+            f"value must be one real number, the loss of this step, got {described(value)}"
         )
-    return value
+    return jnp.asarray(value)
+
+
+def _truth(name: str, value: Any) -> Array:
+    if np.shape(value) or np.result_type(_dtype(value)).kind not in "biu":
+        raise StageError(f"{name} must be True or False, got {described(value)}")
+    return jnp.asarray(value).astype(bool)
+
+
+def _dtype(value: Any) -> Any:
+    return value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
 
 
 def _check_whole(gate: str, name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise StageError(f"{name} must be a whole number ≥ {least}, got {as_given(value)}")
