@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import adamx
 from adamx.core import Rule, StageError
-from adamx.engine import row
+from adamx.engine import gated
 from catalog import OPTIMISERS, REPRESENTATIVES
 
 KEYS = jax.random.split(jax.random.key(0), 64)
@@ -562,9 +562,9 @@ def test_on_accelerators_elementwise_stages_run_in_every_step(name, monkeypatch)
     opt = adamx.accumulate(adamx.chain(OPTIMISERS[name](0.01), adamx.watch()), 2)
     rows = [gradients(i) for i in range(5)]
     _, expected, alone = run(opt, rows)
-    monkeypatch.setattr(row, "platform", lambda: "tpu")
-    rested, rest = [], row.Row.pass_or_rest
-    monkeypatch.setattr(row.Row, "pass_or_rest", lambda *x: rested.append(1) or rest(*x))
+    monkeypatch.setattr(gated, "platform", lambda: "tpu")
+    rested, rest = [], gated._pass_or_rest
+    monkeypatch.setattr(gated, "_pass_or_rest", lambda *x, **y: rested.append(1) or rest(*x, **y))
     _, found, state = run(opt.replace(steps=2.0 - 1e-9), rows)  # another program
     assert_trees_close((found, state), (expected, alone), rtol=1e-6, atol=1e-7)
     assert bool(rested) == (name == "adafactor")
@@ -628,18 +628,19 @@ def test_metrics_of_a_gate_keep_the_last_step_that_counted():
     [
         (lambda: adamx.skip_nonfinite(3), "takes a transformation, got 3"),
         (lambda: adamx.skip_nonfinite(adamx.adam), "call it: adam"),
-        (lambda: adamx.skip_spikes(adamx.sgd(1.0), by="loss").init(PARAMS), "'norm' or 'value'"),
+        (lambda: adamx.skip_nonfinite(), r"first argument: skip_nonfinite\(opt"),
+        (lambda: adamx.skip_spikes(adamx.sgd(1.0), by="loss"), "'norm' or 'value'"),
         (lambda: adamx.accumulate(adamx.sgd(1.0), 0), "steps"),
         (lambda: adamx.accumulate(adamx.sgd(1.0), -1), "steps"),
         (
-            lambda: adamx.skip_nonfinite(adamx.sgd(1.0), -1).init(PARAMS),
+            lambda: adamx.skip_nonfinite(adamx.sgd(1.0), -1),
             "max_consecutive must be a whole number ≥ 0, got -1",
         ),
-        (lambda: adamx.loss_scale(adamx.sgd(1.0), 0.0).init(PARAMS), "initial must be"),
-        (lambda: adamx.loss_scale(adamx.sgd(1.0), 0.5).init(PARAMS), "less than minimum"),
-        (lambda: adamx.loss_scale(adamx.sgd(1.0), 1e39).init(PARAMS), "that float32 can hold"),
+        (lambda: adamx.loss_scale(adamx.sgd(1.0), 0.0), "initial must be"),
+        (lambda: adamx.loss_scale(adamx.sgd(1.0), 0.5), "less than minimum"),
+        (lambda: adamx.loss_scale(adamx.sgd(1.0), 1e39), "that float32 can hold"),
         (
-            lambda: adamx.skip_spikes(adamx.sgd(1.0), window=4, min_steps=8).init(PARAMS),
+            lambda: adamx.skip_spikes(adamx.sgd(1.0), window=4, min_steps=8),
             "the history has only 4 steps",
         ),
         (lambda: adamx.get_loss_scale(adamx.sgd(1.0).init(PARAMS)), "no gates 'loss_scale'"),

@@ -6,7 +6,6 @@ that uses whole trees. The waiting stages then run as one block.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from adamx.arguments import hyper
 from adamx.engine.block import Block, Entering, Ready, errors_of, global_sum, reshaped
 from adamx.engine.forms import Form, check_clock, check_count, check_scalars
+from adamx.engine.gated import chosen, pass_gate
 from adamx.engine.kept import without_slope
 from adamx.engine.run import run
 from adamx.errors import StageError
@@ -30,12 +30,11 @@ from adamx.links.gates import counts, gates_of, is_gate
 from adamx.links.link import Link, choose, variants
 from adamx.links.naming import labels, names
 from adamx.links.observer import Observer, View
-from adamx.links.rule import CONSECUTIVE, Rule, Step
+from adamx.links.rule import Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.links.stage import Stage, joined
-from adamx.numerics.meshes import platform
-from adamx.numerics.shards import axes_of, bound, varying
+from adamx.numerics.shards import axes_of, bound
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
 from adamx.trees.arrays import kind, kinds
@@ -94,13 +93,6 @@ def _is_wide(stage: Stage) -> bool:
     """Whether a stage uses more than the elements at the same place."""
     rule = stage.at(np.int32(0)).rule(hyper.clock_dtype())
     return rule.reach != "element" or rule.global_sum is not None
-
-
-def _reaches_far(link: Link) -> bool:
-    """Whether a stage uses more than the elements at the same place and sums over arrays."""
-    if not isinstance(link, Stage):
-        return False
-    return link.at(np.int32(0)).rule(hyper.clock_dtype()).reach in ("row", "array")
 
 
 class _Columns(dict[str, list[Any]]):
@@ -264,91 +256,13 @@ class Row:
                 first, outer = place, self.depths[name]
                 while place < places.stop and self.depths[items[place][0]] > outer:
                     place += 1
-                self.pass_gate(name, here, range(first, place))
-
-    def pass_gate(self, name: str, here: list[bool] | None, places: range) -> None:
-        """Run the links inside of a gate, for which this step may not count.
-
-        Args:
-            name: the stage of the gate.
-            here: for every parameter, whether the gate applies to it; None for all.
-            places: those of the links inside.
-        """
-        is_last = places.stop == len(self.named) and here is None
-        mine = [i for i in range(len(self.signals)) if here is None or here[i]]
-        if self.glances or not mine:
-            self.pass_along(places)
-        elif places and self.idles[name] and self.resting_pays(places):
-            self.pass_or_rest(name, mine, places, is_last)
-        else:
-            outer, own = self.inside, self.open[name]
-            self.inside = own if outer is None else own & outer
-            self.pass_along(places)
-            if not self.is_done:
-                self.advance(last=is_last)
-            for i in mine:
-                self.signals[i] = _chosen(own, self.signals[i], _still(self.signals[i]))
-            self.inside, self.is_done = outer, is_last
-
-    def resting_pays(self, places: range) -> bool:
-        """Whether links should not run at all in steps that do not count.
-
-        Behind a ``cond``, the updates of all parameters are in memory at a time. On accelerators,
-        elementwise stages take as long as reading their arrays, and need no such memory.
-        """
-        if platform() == "cpu":
-            return True
-        links = [*self.named.values()][places.start : places.stop]
-        return any(not isinstance(x, (Stage, Observer)) or _reaches_far(x) for x in links)
-
-    def pass_or_rest(self, name: str, mine: list[int], places: range, is_last: bool) -> None:
-        """Run the links inside of a gate only if this step counts for them.
-
-        The stages that wait, the gate among them, run in front of the links inside for the signals,
-        in one block. They run again behind them for their slots, which do not depend on whether the
-        step counts.
-        """
-        own = [*self.named][places.start : places.stop]
-        gate, axes = self.waiting[-1], None
-
-        def taken() -> tuple[list[Any], State]:
-            nonlocal axes
-            row = copy.copy(self)
-            row.signals, row.waiting = [*self.signals], [*self.waiting]
-            row.after = {x.name: {} for x in self.waiting}
-            row.pass_along(places)
-            if not row.is_done:
-                row.advance(last=is_last)
-            self.places = row.places
-            signals = [row.signals[i] for i in mine]
-            signals = [x.of_param(None) if isinstance(x, Signal) else x for x in signals]
-            made = signals, {k: row.after[k] for k in own if k in row.after}
-            axes = axes or jax.tree.map(axes_of, made)
-            return made
-
-        forms, _ = jax.eval_shape(taken)
-        kept = {k: self.state[k] for k in own if k in self.state}
-        row = gate.ready[0].step.clock[CONSECUTIVE]
-        (signals, after), row = jax.lax.cond(
-            self.open[name],
-            lambda: (jax.tree.map(varying, taken(), axes), jnp.zeros_like(row)),
-            lambda: (jax.tree.map(varying, ([*map(_still, forms)], kept), axes), row),
-        )
-        # A number that comes from the links inside makes XLA write the new slots of the gate after
-        # the old ones have been read there, and so in place.
-        self.waiting[-1] = gate.with_clocks({CONSECUTIVE: row})
-        self.advance()
-        for i, signal in zip(mine, signals, strict=True):
-            is_signal = isinstance(signal, Signal)
-            self.signals[i] = signal.of_param(self.signals[i]) if is_signal else signal
-        self.after |= after
-        self.is_done = is_last
+                pass_gate(self, name, here, range(first, place))
 
     def unless_skipped(self, after: Any, before: Any) -> Any:
         """New values, or the old ones in a step that does not count for the link."""
         if self.inside is None:
             return after
-        return _chosen(self.inside, after, before)
+        return chosen(self.inside, after, before)
 
     def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Tick a stage's clocks and let it wait; compute its global sum behind earlier stages."""
@@ -680,34 +594,6 @@ def _like_before(name: str, after: Any, before: Any) -> Any:
             f"a step, from {kinds(before)} to {kinds(after)}"
         ).within(stage=name)
     return jax.tree.map(lambda x, y: jnp.asarray(x).astype(jnp.result_type(y)), after, before)
-
-
-def _chosen(counts: Any, new: Any, old: Any) -> Any:
-    """One of two trees; of signals, the parameter is that of the first."""
-    choose = functools.partial(jnp.where, counts)
-    if not isinstance(new, Signal):
-        return jax.tree.map(choose, new, old)
-    chosen = jax.tree.map(choose, new.of_param(None), old.of_param(None))
-    is_gradient = new.update is new.gradient
-    return dataclasses.replace(
-        chosen.of_param(new), update=chosen.gradient if is_gradient else chosen.update
-    )
-
-
-def _still(form: Any) -> Any:
-    """The signal behind a gate in a step that does not count: zeros.
-
-    Numbers, such as the weight of an average, are 1, as later stages may divide by them.
-    """
-
-    def blank(x: Any, number: int = 0) -> Any:
-        return jnp.full(x.shape, 0 if x.shape else number, x.dtype)
-
-    if not isinstance(form, Signal):  # the update itself, or no gradient
-        return jax.tree.map(blank, form)
-    still = jax.tree.map(functools.partial(blank, number=1), form)
-    update, gradient = blank(form.update), blank(form.gradient)
-    return dataclasses.replace(still, update=update, gradient=gradient)
 
 
 def _ready(name: str, stages: list[Stage], rules: list[Rule], step: Step) -> list[Ready]:

@@ -31,7 +31,7 @@ from adamx.errors import as_given, described
 from adamx.links.gates import ENTER, INSIDE
 from adamx.links.rule import CONSECUTIVE
 from adamx.links.slots import Slots
-from adamx.links.stage import Takes
+from adamx.links.stage import Stage, Takes
 from adamx.numerics.formats import wider
 from adamx.numerics.types import Array, PyTree
 from adamx.states.reading import find
@@ -90,10 +90,16 @@ def gate(
 
         @functools.wraps(factory)
         def wrap(
-            opt: optax.GradientTransformation, /, *args: P.args, **kwargs: P.kwargs
+            opt: optax.GradientTransformation | None = None, /, *args: P.args, **kwargs: P.kwargs
         ) -> Transformation:
+            if opt is None:
+                raise TypeError(
+                    f"{name}() is put around an optimiser, its first argument: {name}(opt, …)"
+                )
             inside = links_of(opt, name)
             (entering,) = make(*args, **kwargs).links
+            assert isinstance(entering, Stage)
+            entering.at(np.int32(0)).rule(jnp.float32)  # an error for bad arguments
             return Transformation(
                 (entering.within(ENTER), *(link.within(INSIDE) for link in inside))
             )
@@ -301,7 +307,9 @@ def accumulate(steps: Positive = 1, *, average: bool = True):
     In the other steps the update is zero, and the optimiser inside does not run. Its slots and
     clocks are those of the large batch, and its schedules count the steps that it took. With
     losses that are means over micro-batches of equal size, it equals a step on one batch of all of
-    them, up to rounding.
+    them, up to rounding. For unequal sizes, divide the sum of each micro-batch by the size of the
+    whole batch, and pass ``average=False``. The clock ``skipped`` counts the steps in which the
+    optimiser did not run: it has taken ``state["count"] - state["accumulate"]["skipped"]`` steps.
 
     A last, incomplete batch is completed by ``flush``: ``opt.update(grads, state, params,
     flush=True)`` makes a step from the mean of the gradients so far, including this one.
