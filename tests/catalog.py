@@ -680,9 +680,8 @@ STAGES: dict[str, Row] = {
     ),
     "tail_average": Row(
         adamx.tail_average,
-        {"start": 0.4, "every": 3.0, "total_steps": 50.0},
+        {"start": 20.0, "every": 3.0},
         stages.unchanged,
-        constant=frozenset({"total_steps"}),
     ),
     "trust_ratio": Row(
         adamx.trust_ratio,
@@ -695,6 +694,11 @@ STAGES: dict[str, Row] = {
 def _times(factor: Any, grads: np.ndarray) -> np.ndarray:
     grads = reference._wide(grads)
     return reference._column(factor, grads) * grads
+
+
+def _primal_average_of_adamw(learning_rate, interpolation=0.7, decay=0.9967, **numbers):
+    adamw = adamx.adamw(learning_rate, **numbers)
+    return adamx.chain(adamw, adamx.primal_average(interpolation, decay))
 
 
 def _lp_adam(learning_rate, p=3.0, b2=0.999, eps=1e-8, b1=0.9):
@@ -1073,13 +1077,6 @@ RECIPES: dict[str, Row] = {
             "optax.rmsprop",
         ),
     ),
-    "gpa_adamw": Row(
-        adamx.gpa_adamw,
-        {**ADAMW, "interpolation": 0.6, "decay": 0.9},
-        _gpa,
-        usual={},
-        rounding=PARAMETER,
-    ),
     "schedule_free_adamw": Row(
         adamx.schedule_free_adamw,
         {**ADAMW, "warmup_steps": 20.5, "r": 0.7, "weight_lr_power": 1.5},
@@ -1129,6 +1126,13 @@ RECIPES: dict[str, Row] = {
 
 # The same factories in another structure, or at numbers that are a formula of their own.
 VARIANTS: dict[str, Row] = {
+    "primal_average_of_adamw": Row(
+        _primal_average_of_adamw,
+        {**ADAMW, "interpolation": 0.6, "decay": 0.9},
+        _gpa,
+        usual={},
+        rounding=PARAMETER,
+    ),
     "add_decayed_weights_cautiously": Row(
         functools.partial(adamx.add_decayed_weights, cautious=True),
         {"weight_decay": 0.01},

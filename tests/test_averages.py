@@ -228,7 +228,7 @@ def stepped(opt, theta, steps=3):
 def test_what_averages_between_z_and_y_returns_x():
     grads, theta = PATH.astype("f4"), PATH[0].astype("f4")
     numbers = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1}
-    opt = adamx.gpa_adamw(**numbers, interpolation=0.6, decay=0.9)
+    opt = adamx.chain(adamx.adamw(**numbers), adamx.primal_average(0.6, 0.9))
     state, y = opt.init(theta), jnp.asarray(theta)
     for g in grads:
         updates, state = opt.update(g, state, y)

@@ -84,7 +84,6 @@ ARGUMENTS = {
 SYMBOLS = {
     "adamc": {"max_learning_rate": "α_max"},
     "add_corrected_weight_decay": {"max_learning_rate": "α_max"},
-    "gpa_adamw": {"interpolation": "μ_y", "decay": "μ_x"},
     "primal_average": {"interpolation": "μ_y", "decay": "μ_x"},
     "schedule_free": {"learning_rate": "γ"},
     "schedule_free_adamw": {"warmup_steps": "T_warmup"},

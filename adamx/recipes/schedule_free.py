@@ -1,4 +1,4 @@
-"""AdamW whose gradients are computed between the iterates and their average."""
+"""Schedule-free AdamW."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from adamx.recipes.registry import recipe
 from adamx.stages import (
     add_decayed_weights,
     bias_correction,
-    primal_average,
     scale_by_learning_rate,
-    scale_by_momentum,
     scale_by_rms,
     schedule_free,
 )
 
-__all__ = ["gpa_adamw", "schedule_free_adamw"]
+__all__ = ["schedule_free_adamw"]
 
 
 @recipe
@@ -81,61 +79,6 @@ def schedule_free_adamw(
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(rate),
         schedule_free(b1=b1, r=r, weight_lr_power=weight_lr_power),  # Adam: momentum, before
-    )
-
-
-@recipe
-def gpa_adamw(
-    learning_rate: NonNegative,
-    b1: Decay = 0.9,
-    b2: Decay = 0.999,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    *,
-    interpolation: Decay = 0.7,
-    decay: Decay = 0.9967,
-) -> Transformation:
-    r"""GPA-AdamW: AdamW at a point between its iterates and their decaying average.
-
-    .. math::
-        m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad
-        v_t = \beta_2 v_{t-1} + (1-\beta_2) |g_t|^2, \qquad g_t = \nabla f(y_{t-1}) \\
-        z_t &= z_{t-1} - \alpha \left( \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
-               + \lambda y_{t-1} \right) \\
-        x_t &= \mu_x x_{t-1} + (1 - \mu_x) z_t \\
-        y_t &= \mu_y x_t + (1-\mu_y) z_t, \qquad z_0 = \theta_0, \qquad x_0 = \theta_0
-
-    Generalized primal averaging. The parameters are y, and start at θ₀. For evaluation and as the
-    result of the training, use x = ``eval_params(state, params)``. With a learning rate schedule
-    like AdamW's. The state contains m, v and z. For another base optimiser, put
-    :func:`primal_average` at its end.
-
-    Args:
-        learning_rate: α ≥ 0.
-        b1: β₁ in [0, 1), of the momentum.
-        b2: β₂ in [0, 1).
-        eps: ε ≥ 0, added to √v̂.
-        weight_decay: λ ≥ 0, decoupled, at y.
-        interpolation: μ_y in [0, 1), how far from z towards x gradients are taken; > 0 to get at x.
-        decay: μ_x in [0, 1), of the average x. The paper's values for 16, 32 and 64 inner steps of
-            DiLoCo are 0.9934, 0.9967 and 0.9984.
-
-    Source: Defazio et al. 2025 (arXiv 2512.17131); facebookresearch/optimizers, GPAAdamW.
-
-    >>> opt = adamx.gpa_adamw(0.5, interpolation=0.5, decay=0.5)
-    >>> y = jnp.array([1.0])
-    >>> updates, state = opt.update(jnp.array([-10.0]), opt.init(y), y)
-    >>> y = adamx.apply_updates(y, updates)  # z = 1.5, x = 1.25
-    >>> y, adamx.eval_params(state, y)
-    (Array([1.375], dtype=float32), Array([1.25], dtype=float32))
-    """
-    return chain(
-        scale_by_momentum(b1),
-        scale_by_rms(b2, eps),
-        bias_correction(),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(learning_rate),
-        primal_average(interpolation, decay),  # AdamW: without it
     )
 
 
