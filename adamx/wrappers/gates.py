@@ -458,7 +458,7 @@ def loss_scale(
         }
 
     def update(signal: Signal, slots: Slots, step: Step) -> tuple[Signal, Slots]:
-        return signal.with_update(signal.update / step.clock["current"]), slots
+        return signal.with_update(signal.update * (1 / step.clock["current"])), slots
 
     scale = _kept(lambda: jnp.asarray(initial, clock_dtype()))
     clocks = {"scale": scale, "finite_steps": _kept(_counter)}
