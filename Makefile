@@ -28,8 +28,9 @@ docs: $(VENV)/.docs ## build the documentation site, out/docs/index.html; warnin
 	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going docs out/docs $(ARGS)
 	@echo "The site: out/docs/index.html"
 
-check-docs: ## look at every page of the built site in a Chromium (its path in CHROME, if not found)
-	$(PYTHON) docs/check_site.py $(ARGS)
+check-docs: $(VENV)/.test ## look at every page of the built site in a Chromium (its path in CHROME, if not found)
+	$(VENV)/bin/python -m pytest -q tests/test_site.py
+	$(VENV)/bin/python docs/check_site.py $(ARGS)
 
 test: $(VENV)/.test ## run the tests for everyday work, and all examples (ARGS="-k adam")
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)

@@ -324,26 +324,27 @@ def test_loss_scale_follows_the_gradients():
 
 
 def test_a_scaled_loss_trains_in_float16():
-    """Gradients of 1e-9 are 0 in float16, and not if the loss is scaled."""
-    x = jnp.ones(4, jnp.float16)
+    """Gradients of 1e-8 are 0 in float16, and not if the loss is scaled."""
+    x, small = jnp.ones(4, jnp.float16), jnp.float16(1e-4)
 
-    def loss(params):
-        return jnp.sum(params * x) * jnp.float16(2e-3) * jnp.float16(2e-3)
+    def loss(params, small):  # an argument, as XLA would multiply constants first
+        return jnp.sum(params * x) * small * small
 
-    opt = adamx.loss_scale(adamx.adam(0.1))
+    assert not jax.jit(jax.grad(loss))(x, small).any()
+    opt = adamx.loss_scale(adamx.adam(0.1, eps=0.0))  # steps of ±0.1, if the gradient is constant
     params = jnp.zeros(4, jnp.float32)
     state = opt.init(params)
 
     @jax.jit
-    def step(params, state):
+    def step(params, state, small):
         scale = adamx.get_loss_scale(state)
-        grads = jax.grad(lambda p: scale.scale(loss(p)))(params.astype(jnp.float16))
+        grads = jax.grad(lambda p: scale.scale(loss(p, small)))(params.astype(jnp.float16))
         updates, state = opt.update(grads, state, params)
         return adamx.apply_updates(params, updates), state
 
     for _ in range(4):
-        params, state = step(params, state)
-    assert_trees_close(params, jnp.full(4, -0.4), rtol=1e-2, atol=0)
+        params, state = step(params, state, small)
+    assert_trees_close(params, jnp.full(4, -0.4), rtol=1e-5, atol=0)
     scale = adamx.LossScale(jnp.float32(4.0))
     assert_trees_close(scale.unscale(scale.scale({"a": x})), {"a": x}, rtol=0, atol=0)
 
