@@ -120,5 +120,5 @@ def failed_schedule(
 def check_whole(least: int = 1, **given: Any) -> None:
     """Raise StageError for an argument that is no whole number, or below ``least``."""
     for name, x in given.items():
-        if isinstance(x, bool) or not isinstance(x, int) or x < least:
+        if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least:
             raise StageError(f"{name} must be a whole number ≥ {least}, got {as_given(x)}")

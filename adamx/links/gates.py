@@ -11,27 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adamx.errors import StageError
-from adamx.links.link import Around, Link
+from adamx.links.link import Around, Entered, Link
 from adamx.links.naming import names
 from adamx.links.rule import SKIPPED
 
 __all__ = ["ENTER", "INSIDE", "counts", "gates_of", "is_gate"]
 
 
-class Gated(Around, axis="gate"):
+class Gated(Entered, axis="gate"):
     """The stage of a gate, or a link inside of it."""
 
     required = ("gate",)
-
-    value: str
-
-    @property
-    def family(self) -> Any:
-        return type(self)
-
-    @property
-    def begins(self) -> bool:
-        return self.value == "enter"
 
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:
         parts = {around.value: links for around, links in inside}

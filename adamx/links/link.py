@@ -13,7 +13,7 @@ from adamx.links.rule import Rule
 from adamx.numerics.types import PyTree, State
 from adamx.trees.paths import Leaf
 
-__all__ = ["Around", "Beginning", "Link", "Row", "choose", "variants"]
+__all__ = ["Around", "Beginning", "Entered", "Link", "Row", "choose", "variants"]
 
 
 class Around(ByValue):
@@ -165,6 +165,20 @@ class Around(ByValue):
     def from_json(cls, row: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Around:
         """The inverse of :meth:`to_json`; TypeError or ValueError for invalid arguments."""
         raise TypeError(f"{cls.__name__} can't be read from JSON: it has no from_json()")
+
+
+class Entered(Around):
+    """A wrapper of several roles, whose value is the role: ``"enter"`` for the first link."""
+
+    value: str
+
+    @property
+    def family(self) -> Any:
+        return type(self)
+
+    @property
+    def begins(self) -> bool:
+        return self.value == "enter"
 
 
 class Beginning(Protocol):

@@ -13,7 +13,7 @@ import optax
 from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, chain
 from adamx.core.transformation import links_of
 from adamx.errors import as_given
-from adamx.links.link import Around, Link
+from adamx.links.link import Entered, Link
 from adamx.links.slots import Slots
 from adamx.links.space import space_of
 from adamx.links.stage import Stage
@@ -81,12 +81,10 @@ def in_basis(
     )
 
 
-class InBasis(Around, axis="in_basis"):
+class InBasis(Entered, axis="in_basis"):
     """A link that enters a basis, works in it, or leaves it."""
 
     required = ("in_basis",)
-
-    value: str
 
     def surround(self, rule: Rule) -> Rule:
         """A rule inside, whose slots are turned into the basis of this step."""
@@ -99,14 +97,6 @@ class InBasis(Around, axis="in_basis"):
             reach="array",  # a slot's element is turned into all others of its row and column
             **rule.reads(lambda signal, slots: (signal, turned.slots(signal, slots))),
         )
-
-    @property
-    def family(self) -> Any:
-        return type(self)
-
-    @property
-    def begins(self) -> bool:
-        return self.value == "enter"
 
     def admit(self, name: str, kept: Any) -> None:
         raise StageError(

@@ -27,7 +27,7 @@ from adamx.core import (
     zeros,
 )
 from adamx.core.transformation import links_of
-from adamx.errors import as_given, described
+from adamx.errors import as_given, check_whole, described
 from adamx.links.gates import ENTER, INSIDE
 from adamx.links.rule import CONSECUTIVE
 from adamx.links.slots import Slots
@@ -176,7 +176,7 @@ def skip_nonfinite(max_consecutive: int | None = 20):
     {'skip_nonfinite/consecutive': 0, 'skip_nonfinite/failed': False, 'skip_nonfinite/skipped': 1}
     """
     if max_consecutive is not None:
-        _check_whole("skip_nonfinite", "max_consecutive", max_consecutive, 0)
+        check_whole(0, max_consecutive=max_consecutive)
     most = jnp.iinfo(jnp.int32).max if max_consecutive is None else max_consecutive
 
     def decide(clocks: Any, step: Step, extra: Any) -> tuple[Any, dict[str, Any]]:
@@ -255,11 +255,11 @@ def skip_spikes(
     >>> u
     Array([0.], dtype=float32)
     """
-    _check_whole("skip_spikes", "window", window, 2)
+    check_whole(2, window=window)
     if by not in ("norm", "value"):
         raise StageError(f"by must be 'norm' or 'value', got {as_given(by)}")
     least = max(2, window // 2) if min_steps is None else min_steps
-    _check_whole("skip_spikes", "min_steps", least, 2)
+    check_whole(2, min_steps=least)
     if least > window:
         raise StageError(
             f"min_steps is {least}, and the history has only {window} steps; make window larger"
@@ -436,7 +436,7 @@ def loss_scale(
     >>> adamx.get_loss_scale(state).value
     Array(2., dtype=float32)
     """
-    _check_whole("loss_scale", "period", period, 1)
+    check_whole(period=period)
     for name, x, least in (("initial", initial, 0), ("factor", factor, 1), ("minimum", minimum, 0)):
         is_number = isinstance(x, (int, float)) and not isinstance(x, bool)
         if not is_number or not least < x <= _LARGEST:
@@ -512,8 +512,3 @@ def _truth(name: str, value: Any) -> Array:
 
 def _dtype(value: Any) -> Any:
     return value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-
-
-def _check_whole(gate: str, name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise StageError(f"{name} must be a whole number ≥ {least}, got {as_given(value)}")
