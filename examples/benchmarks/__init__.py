@@ -7,11 +7,12 @@ many arrays compile. `.gates` measures what gates and accumulation cost in a tra
 compiles steps for TPUs.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def versions() -> dict[str, str]:
 def headline(versions: Mapping[str, str]) -> str:
     """The versions in one line."""
     return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def options(name: str, doc: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a benchmark: ``--quick`` and ``--json FILE``, and ``--tiny`` for its test."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m examples.benchmarks.{name}", description=(doc or "").splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer measurements")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    return parser.parse_args(arguments)
 
 
 def save(results: Mapping[str, Any], path: Path | None) -> None:

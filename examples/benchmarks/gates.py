@@ -8,9 +8,7 @@ pairs, with its quartiles. The first table has the memory of the compiled update
 and of temporaries.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -99,13 +97,7 @@ def tabulate(rows: Sequence[Memory]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> tuple[list[cost.Ratio], list[Memory]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.gates", description=str(__doc__).splitlines()[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer measurements")
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = benchmarks.options("gates", __doc__, arguments)
     setting = cost.TINY if options.tiny else cost.QUICK if options.quick else cost.FULL
     versions = benchmarks.versions()
     console = Console(width=150, highlight=False)

@@ -7,13 +7,11 @@ Steps are compiled with donated arguments, and timed in pairs with float32 steps
 process, relative to PyTorch's fused float32 Adam.
 """
 
-import argparse
 import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -234,13 +232,7 @@ def tabulate_memory(rows: Iterable[Temporary]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the tables, save the results; return them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.storage", description=str(__doc__).splitlines()[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer measurements")
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = benchmarks.options("storage", __doc__, arguments)
     setting = TINY if options.tiny else QUICK if options.quick else FULL
     versions = benchmarks.versions()
     console = Console(width=140, highlight=False)

@@ -8,10 +8,8 @@ quartiles. A training that logs every 100 steps pays for watching in one of them
 `observe=False` in the others.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -111,13 +109,7 @@ def measure(setting: cost.Setting, models: Mapping[str, Model]) -> Iterator[cost
 
 
 def main(arguments: Sequence[str] | None = None) -> list[cost.Ratio]:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.watch", description=str(__doc__).splitlines()[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer measurements")
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = benchmarks.options("watch", __doc__, arguments)
     setting = cost.TINY if options.tiny else cost.QUICK if options.quick else cost.FULL
     versions = benchmarks.versions()
     console = Console(width=140, highlight=False)
