@@ -1236,6 +1236,13 @@ VARIANTS: dict[str, Row] = {
         usual={"max_norm": 0.5},
         single=True,
     ),
+    "gated": Row(
+        lambda learning_rate, **numbers: adamx.skip_nonfinite(adamx.adam(learning_rate, **numbers)),
+        ADAM,
+        RECIPES["adam"].oracle,
+        usual={},
+        without={"visible": "a step whose gradient is not finite does not count"},
+    ),
     "lars_nesterov": Row(
         functools.partial(adamx.lars, nesterov=True),
         RECIPES["lars"].numbers,
@@ -1358,6 +1365,7 @@ REPRESENTATIVES: dict[str, str] = {
     "lookahead_of_adam": "a copy of the parameters that is stepped to",
     "averaged": "an average that goes on where there is no gradient",
     "lion": "a sign, which forgets the bias",
+    "gated": "entries that are kept as a whole",
 }
 
 
