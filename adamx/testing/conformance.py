@@ -25,6 +25,7 @@ from adamx.links.stage import Stage
 from adamx.states.hyperparams import hyperparams
 from adamx.testing.equations import Evaluator
 from adamx.tools.config import from_config, to_config
+from adamx.tools.factories import Names
 from adamx.trees.paths import paths_of
 from adamx.wrappers import across, quantize_state
 
@@ -716,10 +717,11 @@ def _is_importable(definition: Any) -> bool:
 
 @_promise("config", "its config can be written as JSON and gives an equal optimiser")
 def _(case: _Case) -> None:
+    ours = Names(None)
     own = {
         x.name: types.SimpleNamespace(definition=x.definition)
         for x in case.stages
-        if not x.definition.factory.__module__.startswith("adamx.stages.")
+        if ours.stage(x.definition) is None
     }
     try:
         written = json.dumps(to_config(case.opt, known=own))
