@@ -21,7 +21,7 @@ from adamx.links.rule import CONSECUTIVE, SKIPPED
 from adamx.links.stage import Stage
 from adamx.numerics.meshes import bare
 from adamx.numerics.types import PyTree, State
-from adamx.states.reading import copied, the_state
+from adamx.states.reading import copied, kind_of, the_state
 from adamx.trees.arrays import kind
 from adamx.trees.packed import form_of, is_packed, unpacked
 from adamx.trees.paths import Place, place_of
@@ -265,7 +265,7 @@ def _check_bases(parts: Sequence[_Part], links: Mapping[str, Link]) -> None:
     dropped = {
         part.parameter: part.stage
         for part in parts
-        if part.outcome == "dropped" and re.split(r"@|_\d+$", part.stage)[0] in _BASES
+        if part.outcome == "dropped" and kind_of(part.stage) in _BASES
     }
     for part in parts if dropped else ():
         link = links.get(part.stage)

@@ -34,7 +34,7 @@ from adamx.links.slots import Slots
 from adamx.links.stage import Stage, Takes
 from adamx.numerics.formats import wider
 from adamx.numerics.types import Array, PyTree
-from adamx.states.reading import find
+from adamx.states.reading import stages_of_kinds
 
 __all__ = [
     "LossScale",
@@ -478,12 +478,8 @@ def get_loss_scale(state: PyTree) -> LossScale:
     >>> adamx.get_loss_scale(adamx.loss_scale(adamx.sgd(0.1)).init(jnp.zeros(1))).value
     Array(32768., dtype=float32)
     """
-    scales = [
-        entry["scale"]
-        for found in find(state)
-        for name, entry in found.state.items()
-        if name.startswith("loss_scale") and isinstance(entry, Mapping) and "scale" in entry
-    ]
+    kinds = {"loss_scale": ("scale", "finite_steps")}
+    scales = [kept.entry["scale"] for _, kept in stages_of_kinds(state, kinds).values()]
     if len(scales) != 1:
         raise ValueError(
             f"the state holds {len(scales) or 'no'} gates 'loss_scale', where one is needed; wrap "
