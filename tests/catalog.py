@@ -680,8 +680,9 @@ STAGES: dict[str, Row] = {
     ),
     "tail_average": Row(
         adamx.tail_average,
-        {"start": 20.0, "every": 3.0},
+        {"start": 0.4, "every": 3.0, "total_steps": 50.0},
         stages.unchanged,
+        constant=frozenset({"total_steps"}),
     ),
     "trust_ratio": Row(
         adamx.trust_ratio,
