@@ -22,6 +22,7 @@ from examples.paper.training import Grid, Problem, compare, decided
 BATCH = 128
 DROPPED = {"input": 0.2, "fully connected": 0.5}  # the paper does not say
 FIRST = 3  # epochs of the left panel
+NOISE = 0.05  # two runs of this program gave Adam's cost at the end 2 % above SGD's, and 4 % below
 
 METHODS = {
     "AdaGrad": adamx.adagrad,
@@ -203,6 +204,7 @@ def claims_of(grids: dict[str, Grid], dropout: str) -> list[Claim]:
     early = f"mean cost of the first {FIRST} epochs: {listed(first)}"
     late = f"training cost at the end: {listed(last)}"
     where = "with dropout" if dropout else "without dropout"
+    clear = abs(last["Adam"] - last["SGDNesterov"]) > NOISE * last["SGDNesterov"]
     return [
         Claim(
             f"Adam and AdaGrad make rapid progress at first, {where}",
@@ -219,8 +221,10 @@ def claims_of(grids: dict[str, Grid], dropout: str) -> list[Claim]:
         Claim(
             f"Adam improves on SGD with momentum, {where}",
             "marginally",
-            late,
-            decided(last["Adam"] < last["SGDNesterov"], grids["Adam"], grids["SGDNesterov"]),
+            f"{late}; to tell, more than {NOISE:.0%} apart",
+            decided(last["Adam"] < last["SGDNesterov"], grids["Adam"], grids["SGDNesterov"])
+            if clear
+            else None,
         ),
     ]
 
