@@ -12,7 +12,7 @@ import optax
 
 from adamx import engine
 from adamx.core import editing
-from adamx.errors import as_given
+from adamx.errors import StageError, as_given
 from adamx.links.foreign import Foreign
 from adamx.links.link import Link
 from adamx.links.naming import names, written
@@ -21,7 +21,7 @@ from adamx.links.rule import Reach, Rule
 from adamx.links.signal import Signal
 from adamx.links.stage import Definition, Takes
 from adamx.numerics.types import PyTree, State
-from adamx.trees.steps import Params
+from adamx.trees.steps import Params, with_new
 
 __all__ = ["Transformation", "chain", "stage"]
 
@@ -111,6 +111,41 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 needs; it names the stage and the parameter.
         """
         return _update(self._program, updates, state, params, **extra_args)
+
+    def step(
+        self, grads: PyTree, state: State, params: Params, **extra_args: Any
+    ) -> tuple[Params, State]:
+        """The parameters after one step, and the new state: ``update`` and ``apply_updates``.
+
+        The results are the same. With quantized slots on TPUs, one kernel decodes the slots, takes
+        the step and writes the new parameter, so that no array of updates is in memory
+        (:doc:`performance`). Use it in a training step of your own; ``TrainState.apply_gradients``
+        of Flax calls ``update``.
+
+        Args:
+            grads: the gradients, as in :meth:`update`.
+            state: the state that ``init`` or the last step returned.
+            params: the parameters.
+            **extra_args: as in :meth:`update`.
+
+        Returns:
+            The new parameters, in their own dtypes; a parameter without a gradient, and whatever
+            else is at a ``None`` of ``grads``, is returned unchanged. And the new state.
+
+        Raises:
+            StageError: as :meth:`update` does, and if there are no parameters.
+
+        >>> import adamx, jax.numpy as jnp
+        >>> opt, params = adamx.sgd(0.1), {"w": jnp.ones(2)}
+        >>> opt.step({"w": jnp.ones(2)}, opt.init(params), params)[0]
+        {'w': Array([0.9, 0.9], dtype=float32)}
+        """
+        if params is None:
+            raise StageError(
+                "step() was called without parameters; call step(grads, state, params)"
+            )
+        new, state = engine.update(self._program, grads, state, params, extra_args, applies=True)
+        return with_new(params, new), state
 
     def replace(self, changes: Mapping[str, Any] = MappingProxyType({}), /, **named: Any) -> Self:
         """A new chain with other values of some arguments.

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from adamx.trees.arrays import kind, kinds
 
 __all__ = [
     "Block",
+    "Ends",
     "Entering",
     "Locate",
     "Ready",
@@ -35,6 +36,7 @@ __all__ = [
     "errors_of",
     "fixed",
     "global_sum",
+    "of_parameter",
     "phase_of",
     "promotion",
     "refresh_of",
@@ -53,13 +55,18 @@ class Ready(NamedTuple):
     """The rule in the precision of clocks."""
 
 
+Ends = Literal["signal", "update", "param"]
+"""What a block returns beside the new slots: the signal for links behind it; the update, which
+leaves the chain; or the parameter after the update has been added to it."""
+
+
 class Block(NamedTuple):
     """Consecutive stages, as one function of one array."""
 
     ready: tuple[Ready, ...]
     stages: Static
     names: tuple[str, ...]
-    is_last: bool
+    ends: Ends
     numbers: list[Any]
     steps: list[Step]
     reach: Reach
@@ -70,14 +77,14 @@ class Block(NamedTuple):
     """Whether a stage has a costly computation of some steps."""
 
     @classmethod
-    def of(cls, ready: Sequence[Ready], *, is_last: bool) -> Block:
-        """The block of these stages; if it is the last one, it returns updates, not signals."""
+    def of(cls, ready: Sequence[Ready], *, ends: Ends) -> Block:
+        """The block of these stages."""
         static, numbers = Static.split([x.stage for x in ready])
         return cls(
             tuple(ready),
             static,
             tuple(x.name for x in ready),
-            is_last,
+            ends,
             numbers,
             [x.step for x in ready],
             widest(x.rule.reach for x in ready),
@@ -94,7 +101,7 @@ class Block(NamedTuple):
         rows = [tuple(row) for _, row in itertools.groupby(self.ready, kind_of)]
         if len(rows) == 1:
             return [self]
-        return [Block.of(x, is_last=self.is_last and x is rows[-1]) for x in rows]
+        return [Block.of(x, ends=self.ends if x is rows[-1] else "signal") for x in rows]
 
     @property
     def packs(self) -> bool:
@@ -130,13 +137,13 @@ Locate = Callable[..., Any]
 
 def fixed(block: Block, leaf: Entering) -> tuple[Any, ...]:
     """The arguments of :func:`through` that are the same for all arrays of this kind."""
-    return block.stages, block.names, block.is_last, leaf.shards, block.numbers, block.steps
+    return block.stages, block.names, block.ends, leaf.shards, block.numbers, block.steps
 
 
 def through(
     static: Static,
     names: tuple[str, ...],
-    is_last: bool,
+    ends: Ends,
     shards: tuple[str, ...],
     numbers: list[Any],
     steps: list[Step],
@@ -146,7 +153,7 @@ def through(
     refreshed: tuple[Any, ...],
     index: Any,
 ) -> tuple[Any, list[Slots]]:
-    """Run stages on one array; ``index`` is its number, or None if no stage uses it."""
+    """Run stages on one array; ``index`` is its number, or None if no reading depends on it."""
     if not isinstance(signal, Signal):
         signal = Signal.enter(*signal)
     done = []
@@ -157,7 +164,9 @@ def through(
             strict=True,
         ):
             rule, step = _at_precision(stage, step._replace(own=numbers_of), signal)
-            step = _of_parameter(rule, step, index, name, shards)._replace(refreshed=known)
+            if index is not None:
+                step = of_parameter(rule, step, index, name, shards)
+            step = step._replace(refreshed=known)
             shape = signal.update.shape
             shape = rule.reshape(shape, signal.whole) if rule.reshape else shape
             with errors_of(name, "update", functools.partial(_arrays, signal, before)):
@@ -169,7 +178,10 @@ def through(
                 made, after = update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)
                 done.append(keep(before, after))
-        return signal.output if is_last else signal, done
+        left = (
+            signal.output if ends == "update" else signal.new_param if ends == "param" else signal
+        )
+        return left, done
 
 
 advance = jax.jit(through, static_argnums=(0, 1, 2, 3))
@@ -228,7 +240,7 @@ def refresh_of(block: Block, leaf: Entering) -> tuple[Refresh, Step, Any]:
     (ready,), (slots,), (own,) = block.ready, leaf.slots, leaf.own
     signal = leaf.signal if isinstance(leaf.signal, Signal) else Signal.enter(*leaf.signal)
     rule, step = _at_precision(ready.stage, ready.step._replace(own=own), signal)
-    step = _of_parameter(rule, step, np.uint32(leaf.number), ready.name, leaf.shards)
+    step = of_parameter(rule, step, np.uint32(leaf.number), ready.name, leaf.shards)
     assert rule.refresh is not None
     errors = errors_of(ready.name, "refresh", functools.partial(_arrays, signal, slots))
     with errors, promotion(signal.update), divided(leaf.shards):
@@ -263,7 +275,7 @@ def _arrays(signal: Signal, slots: Slots) -> str:
     return f"its gradient is {kind(signal.gradient)}, its slots are {kept or 'none'}"
 
 
-def _of_parameter(rule: Rule, step: Step, index: Any, name: str, shards: tuple[str, ...]) -> Step:
+def of_parameter(rule: Rule, step: Step, index: Any, name: str, shards: tuple[str, ...]) -> Step:
     """The step with the clocks' readings for one parameter, or one of its shards."""
     readings = {
         k: _of_shard(clock.of_parameter(step.clock[k], index, name), clock, shards)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.arguments import hyper
+from adamx.engine.block import Ends
 from adamx.links.link import Link
 from adamx.links.observer import Observer
 from adamx.links.rule import CONSECUTIVE
@@ -47,10 +48,15 @@ def pass_gate(row: Row, name: str, here: list[bool] | None, places: range) -> No
         row.inside = own if outer is None else own & outer
         row.pass_along(places)
         if not row.is_done:
-            row.advance(last=is_last)
+            row.advance(ends=_ends(is_last=is_last))
         for i in mine:
             row.signals[i] = chosen(own, row.signals[i], _still(row.signals[i]))
         row.inside, row.is_done = outer, is_last
+
+
+def _ends(*, is_last: bool) -> Ends:
+    """What leaves the links inside of a gate: no parameters, as the update may become zero."""
+    return "update" if is_last else "signal"
 
 
 def _resting_pays(row: Row, places: range) -> bool:
@@ -89,7 +95,7 @@ def _pass_or_rest(row: Row, name: str, mine: list[int], places: range, *, is_las
         inside.after = {x.name: {} for x in row.waiting}
         inside.pass_along(places)
         if not inside.is_done:
-            inside.advance(last=is_last)
+            inside.advance(ends=_ends(is_last=is_last))
         row.places = inside.places
         signals = [inside.signals[i] for i in mine]
         signals = [x.of_param(None) if isinstance(x, Signal) else x for x in signals]

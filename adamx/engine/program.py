@@ -144,9 +144,15 @@ class Program:
 
 
 def update(
-    program: Program, updates: PyTree, state: State, params: PyTree, extra: dict[str, Any]
+    program: Program,
+    updates: PyTree,
+    state: State,
+    params: PyTree,
+    extra: dict[str, Any],
+    *,
+    applies: bool = False,
 ) -> tuple[PyTree, State]:
-    """Run one step."""
+    """Run one step; if it ``applies`` the updates, return new parameters in their place."""
     links = program.links
     gradients, tree = jax.tree.flatten(updates)
     check_state(links, state)
@@ -164,13 +170,15 @@ def update(
     if compiles and len(gradients) > MANY and program.slots is not None:
 
         def some(tree: Any, gradients: list[Any], params: Aligned | None, state: State) -> Any:
-            return _compiled_step(static, tree, looks, numbers, gradients, params, state, seen)
+            fixed = static, tree, looks, applies
+            return _compiled_step(*fixed, numbers, gradients, params, state, seen)
 
         done = step_in_parts(some, program.slots, tree, gradients, aligned, state)
         if done is not None:
             return tree.unflatten(done[0]), done[1]
     step = _compiled_step if compiles else _step
-    outputs, state = step(static, tree, looks, numbers, gradients, aligned, state, seen)
+    fixed = static, tree, looks, applies
+    outputs, state = step(*fixed, numbers, gradients, aligned, state, seen)
     if not traced:
         program.check(state)
     return tree.unflatten(outputs), state
@@ -225,6 +233,7 @@ def _step(
     static: Static,
     tree: Any,
     looks: bool,
+    applies: bool,
     numbers: list[Any],
     gradients: list[Any],
     params: Aligned | None,
@@ -236,7 +245,7 @@ def _step(
     ) -> tuple[list[Any], State]:
         row = Row(static.join(numbers), tree, gradients, params, state, looks, extra)
         row.pass_along()
-        return row.finish()
+        return row.finish(applies=applies)
 
     def specs() -> Any:
         return jax.tree.map(spec_of, (gradients if params is None else params.own, state))
@@ -244,4 +253,4 @@ def _step(
     return automatic(run, (numbers, gradients, params, state, extra), specs)
 
 
-_compiled_step = jax.jit(_step, static_argnums=(0, 1, 2))
+_compiled_step = jax.jit(_step, static_argnums=(0, 1, 2, 3))

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adamx.arguments import hyper
-from adamx.engine.block import Block, Entering, Ready, errors_of, global_sum, reshaped
+from adamx.engine.block import Block, Ends, Entering, Ready, errors_of, global_sum, reshaped
 from adamx.engine.forms import Form, check_clock, check_count, check_scalars
 from adamx.engine.gated import chosen, pass_gate
 from adamx.engine.kept import without_slope
@@ -34,6 +34,7 @@ from adamx.links.rule import Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.links.stage import Stage, joined
+from adamx.numerics.formats import add
 from adamx.numerics.shards import axes_of, bound
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
@@ -469,7 +470,7 @@ class Row:
         slots = {slot: column[i] for slot, column in kept.items()}
         return slots if is_mine and jax.tree.leaves(slots) else None
 
-    def advance(self, *, last: bool = False) -> None:
+    def advance(self, *, ends: Ends = "signal") -> None:
         """Run the waiting stages, each on the parameters that it applies to."""
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
         leaves: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
@@ -481,7 +482,7 @@ class Row:
                 which = tuple(id(self.waiting[k].ready[i]) for k in some)
                 leaves.setdefault((some, which), []).append(i)
         for (mine, _), places in leaves.items():
-            block = Block.of([self.waiting[k].ready[places[0]] for k in mine], is_last=last)
+            block = Block.of([self.waiting[k].ready[places[0]] for k in mine], ends=ends)
             stages = [ready.stage for ready in block.ready]
             entering = [
                 Entering(
@@ -555,9 +556,18 @@ class Row:
                 self.at_leaf(i, _check_passed, name, u, signal.update.shape)
                 self.signals[i] = signal.with_update(jnp.asarray(u).astype(signal.update.dtype))
 
-    def finish(self) -> tuple[list[Any], State]:
+    def finish(self, *, applies: bool = False) -> tuple[list[Any], State]:
+        """The updates of the parameters that have a gradient, and the new state.
+
+        If the step ``applies`` the updates, they are the new parameters.
+        """
         if not self.is_done:
-            self.advance(last=True)
+            self.advance(ends="param" if applies else "update")
+        elif applies and self.params is not None:
+            self.signals = [
+                x if x is None else add(jnp.asarray(theta), x)
+                for theta, x in zip(self.params, self.signals, strict=True)
+            ]
         count = self.state["count"]
         largest = jnp.iinfo(count.dtype).max
         self.after["count"] = jnp.where(count < largest, count + 1, count)

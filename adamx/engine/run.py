@@ -29,6 +29,7 @@ from adamx.engine.block import (
     refresh_of,
     through,
 )
+from adamx.engine.kernels import Kernels
 from adamx.links.slots import Slots
 from adamx.numerics.meshes import (
     divided_along,
@@ -73,7 +74,11 @@ def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple
     """One array at a time; arrays of one shape and dtype share one trace."""
     takes_turns = block.packs and platform() != "cpu"
     done: list[tuple[Any, list[Slots]]] = []
+    kernels = Kernels(block)
     for leaf in leaves:
+        if (kernel := locate(leaf.number, kernels, leaf)) is not None:
+            done.append(locate(leaf.number, kernel.run, block, leaf))
+            continue
         if takes_turns and done:
             leaf = _after(leaf, done[-1][1])
         made = locate(

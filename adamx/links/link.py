@@ -65,6 +65,8 @@ class Around(ByValue):
         places: whether it decides where slots are between steps. It then surrounds the rule outside
             of all wrappers that do not, so that packed slots are moved.
         per_parameter: whether it differs between parameters (:meth:`of_parameter`).
+        tiles: whether a rule inside may run on parts of an array, each a number of whole rows, if
+            its reach is an element or a row.
         label: if it selects, the name of the group: links are called ``stage@label``.
         shards: inside ``shard_map``, the mesh axes along which parameters inside are divided; None
             if their types tell.
@@ -79,6 +81,7 @@ class Around(ByValue):
     packs: ClassVar[bool] = False
     places: ClassVar[bool] = False
     per_parameter: ClassVar[bool] = False
+    tiles: bool = False
     label: str = ""
     shards: tuple[str, ...] | None = None
 

@@ -115,14 +115,26 @@ class Signal:
         Raises:
             StageError: if the update is still in a basis.
         """
+        dtype = wider(*self._dtypes)
+        return self._leaving(saturated(self.update, dtype).astype(dtype))
+
+    @property
+    def new_param(self) -> Values:
+        """The parameter after ``apply_updates`` adds :attr:`output`, as it leaves the chain.
+
+        Raises:
+            StageError: if the update is still in a basis, and without parameters.
+        """
+        return self._leaving(self.next_param.astype(self.param_dtype))
+
+    def _leaving(self, x: Values) -> Values:
+        """An array that leaves the chain, where the parameter is."""
         if SPACE in self.notes:
             raise StageError(
                 "the chain ends in a basis, so that its update would not fit the parameter; put "
                 "the stages that work in the basis into in_basis(basis, chain(…)), which leaves it"
             )
-        dtype = wider(*self._dtypes)
-        update = saturated(self.update, dtype).astype(dtype)
-        return self.notes[PLACE].back(update) if PLACE in self.notes else update
+        return self.notes[PLACE].back(x) if PLACE in self.notes else x
 
     def limited(self) -> Signal:
         """The signal with finite elements limited to ±2⁶³ (in float64 to ±2⁵¹¹).

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.numerics import tiles
 from adamx.numerics.named import named
 from adamx.numerics.types import Reals, Values
 
@@ -89,6 +90,8 @@ def rounded(x: Values, dtype: Any) -> Values:
     narrow, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
     if narrow.bits >= wide.bits:
         return x
+    if tiles.current() is not None and dtype == jnp.bfloat16:
+        return _rounded_to_bfloat16(x)
     if is_tiny(dtype):  # they use other formats' codes of infinity and NaN as largest numbers
         return jax.lax.optimization_barrier(x.astype(dtype)).astype(x.dtype)
     near = jax.lax.reduce_precision(x, narrow.nexp, narrow.nmant)
@@ -98,6 +101,14 @@ def rounded(x: Values, dtype: Any) -> Values:
     spacing = np.asarray(narrow.smallest_subnormal, wide.dtype)
     small = jax.lax.round(x / spacing, jax.lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
     return jnp.where(jnp.abs(x) < np.asarray(narrow.tiny, wide.dtype), small, near)
+
+
+def _rounded_to_bfloat16(x: Reals) -> Reals:
+    """float32 rounded to bfloat16, for kernels, whose compiler does not reduce the precision."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    is_odd = (bits >> np.uint32(16)) & np.uint32(1)
+    near = (bits + np.uint32(0x7FFF) + is_odd) & np.uint32(0xFFFF0000)
+    return jnp.where(jnp.isnan(x), x, jax.lax.bitcast_convert_type(near, jnp.float32))
 
 
 def add(param: Values, update: Values) -> Values:

@@ -24,12 +24,14 @@ __all__ = [
     "automatic",
     "bare",
     "current_mesh",
+    "device_kind",
     "divided_along",
     "divided_like",
     "free_axes",
     "gathered",
     "is_explicit",
     "is_on_host",
+    "is_undivided",
     "names_of",
     "on_device",
     "on_shares",
@@ -131,14 +133,28 @@ def platform() -> str:
     It is that of the current mesh, which may be the description of a machine elsewhere, or else
     that of JAX's default device.
     """
-    mesh = current_mesh()
-    known = getattr(getattr(mesh, "abstract_device", None), "platform", None)
+    known = getattr(_abstract_device(), "platform", None)
     if known is not None:
         return known
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
+
+
+def device_kind() -> str:
+    """The kind of device for which a program is traced, such as "TPU v5 lite"."""
+    known = getattr(_abstract_device(), "device_kind", None)
+    if known is not None:
+        return known
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if device is None or isinstance(device, str):
+        device = jax.devices(device)[0]
+    return device.device_kind
+
+
+def _abstract_device() -> Any:
+    return getattr(current_mesh(), "abstract_device", None)
 
 
 def free_axes() -> tuple[str, ...]:
@@ -148,6 +164,15 @@ def free_axes() -> tuple[str, ...]:
         return ()
     taken = {*getattr(mesh, "manual_axes", ()), *_explicit_axes(mesh)}
     return tuple(name for name, n in mesh.shape.items() if n > 1 and name not in taken)
+
+
+def is_undivided() -> bool:
+    """Whether XLA divides no array here: on one device, or where ``shard_map`` has divided all."""
+    mesh = current_mesh()
+    if mesh is None:
+        return jax.device_count() == 1
+    manual = {*getattr(mesh, "manual_axes", ())}
+    return all(n == 1 or name in manual for name, n in mesh.shape.items())
 
 
 def parts_along(axes: tuple[str, ...]) -> int:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.numerics import tiles
 from adamx.numerics.named import named
 from adamx.numerics.types import Array, Float, Key, UInt32
 
@@ -69,6 +70,14 @@ def _position(shape: tuple[int, ...]) -> tuple[Any, Any]:
 
     It is a sum over the axes, which is computed in place on each part of a divided array.
     """
+    tile = tiles.current()
+    if tile is not None:
+        assert shape == tile.shape, (shape, tile)
+        row, column = (
+            jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + tile.start[axis].astype(jnp.uint32)
+            for axis in (0, 1)
+        )
+        return row * np.uint32(tile.whole[1]) + column, None
     inner = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     split = next((axis for axis, n in enumerate(inner) if n * shape[axis] <= 2**32), len(shape))
     of_axis = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from adamx.errors import StageError
+from adamx.numerics import tiles
 from adamx.numerics.types import Array, Inexact, PyTree, Values
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "bound",
     "divided",
     "elements",
+    "like",
     "number_of_shard",
     "of_whole",
     "over_shards",
@@ -59,6 +61,12 @@ def axes_of(tree: PyTree) -> frozenset[str]:
 def varying(tree: PyTree, axes: Iterable[str]) -> PyTree:
     """The same values, marked to differ along these axes too."""
     return jax.tree.map(lambda x: _cast(x, tuple(sorted({*axes} - _axes(x)))), tree)
+
+
+def like(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """An array of this shape, with the dtype of x, which differs along the same mesh axes."""
+    known = {k: y for k in ("manual_axis_type", "vma") if (y := getattr(x, k, None)) is not None}
+    return jax.ShapeDtypeStruct(shape, x.dtype, **known)
 
 
 def _axes(x: Any) -> frozenset[str]:
@@ -165,6 +173,8 @@ def elements(x: Values, axis: int | tuple[int, ...] | None = None) -> float:
     if not _is_whole(x, axis):
         assert axis is not None
         return math.prod(float(x.shape[a]) for a in _tuple(axis))
+    if (tile := tiles.current()) is not None:
+        return tile.elements
     return float(x.size) * shard_count(_here.get().axes)
 
 

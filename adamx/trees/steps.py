@@ -15,7 +15,7 @@ from adamx.trees.arrays import is_eager
 from adamx.trees.differences import mismatch
 from adamx.trees.paths import path_of
 
-__all__ = ["Params", "apply_updates"]
+__all__ = ["Params", "apply_updates", "with_new"]
 
 
 Params = TypeVar("Params")
@@ -42,14 +42,7 @@ def apply_updates(params: Params, updates: PyTree) -> Params:
     >>> adamx.apply_updates({"w": jnp.ones(2)}, {"w": -0.5 * jnp.ones(2)})
     {'w': Array([0.5, 0.5], dtype=float32)}
     """
-    steps, tree = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    try:
-        thetas = tree.flatten_up_to(params)
-    except (ValueError, TypeError):
-        raise mismatch("the updates", updates, "the parameters", params, _UPDATES) from None
-    moved = [i for i, step in enumerate(steps) if step is not None]
-    if not jax.tree_util.all_leaves([thetas[i] for i in moved]):
-        raise mismatch("the updates", updates, "the parameters", params, _UPDATES)
+    tree, steps, thetas, moved = _beside(updates, params)
     for i in moved:
         if np.shape(thetas[i]) != np.shape(steps[i]):
             where = path_of(tree, i)
@@ -62,6 +55,27 @@ def apply_updates(params: Params, updates: PyTree) -> Params:
     for i, theta in zip(moved, new, strict=True):
         thetas[i] = theta
     return tree.unflatten(thetas)
+
+
+def with_new(params: Params, new: PyTree) -> Params:
+    """The parameters, with those of a tree like the gradients that is not None in their place."""
+    tree, found, thetas, moved = _beside(new, params)
+    for i in moved:
+        thetas[i] = found[i]
+    return tree.unflatten(thetas)
+
+
+def _beside(updates: PyTree, params: PyTree) -> tuple[Any, list[Any], list[Any], list[int]]:
+    """The tree of the updates, its leaves, what the parameters hold there, and where one is."""
+    steps, tree = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    try:
+        thetas = tree.flatten_up_to(params)
+    except (ValueError, TypeError):
+        raise mismatch("the updates", updates, "the parameters", params, _UPDATES) from None
+    moved = [i for i, step in enumerate(steps) if step is not None]
+    if not jax.tree_util.all_leaves([thetas[i] for i in moved]):
+        raise mismatch("the updates", updates, "the parameters", params, _UPDATES)
+    return tree, steps, thetas, moved
 
 
 def _add_all(params: list[Any], updates: list[Any]) -> list[Array]:

@@ -71,6 +71,7 @@ class Across(Around, axis="across"):
     required = ("across",)
     optional = ("selector",)
     varies = True
+    tiles = True
     value: tuple[tuple[str, ...], Where]
 
     def __init__(self, axes: tuple[str, ...], selector: Selector = "*"):

@@ -23,11 +23,13 @@ from jax.experimental import layout
 
 from adamx.errors import as_given
 from adamx.identity import ByValue
+from adamx.numerics import tiles
 from adamx.numerics.meshes import automatic, bare, divided_like, on_device
 from adamx.numerics.types import (
     Array,
     BFloat16,
     Float32,
+    Int,
     Int8,
     Int32,
     PyTree,
@@ -70,6 +72,8 @@ class Codec:
             x was not, the result has an element that is not.
         rounding: ``"stochastic"`` or ``"nearest"``: which bits ``encode`` gets.
         arguments: the arguments that it was made with, for its repr and for configurations.
+        by_rows: whether both functions work on every row of an array (along the last axis) alone,
+            so that an array may be encoded a few rows at a time, as kernels do.
 
     Codecs with equal functions are equal.
 
@@ -89,6 +93,7 @@ class Codec:
     decode: Decode
     rounding: str = "stochastic"
     arguments: tuple[tuple[str, Any], ...] = ()
+    by_rows: bool = False
     _record: ByValue = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +123,8 @@ class Codec:
         return hash(self._record)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Codec, (self.name, self.encode, self.decode, self.rounding, self.arguments)
+        given = self.name, self.encode, self.decode, self.rounding, self.arguments, self.by_rows
+        return Codec, given
 
     def __repr__(self) -> str:
         known = CODECS.get(self.name)
@@ -147,7 +153,7 @@ def bf16(*, rounding: str = "stochastic") -> Codec:
     >>> opt.init(jnp.zeros(5000))["scale_by_rms"]["nu"]["@bf16"].dtype
     dtype(bfloat16)
     """
-    return Codec("bf16", _to_bf16, _from_bf16, rounding)
+    return Codec("bf16", _to_bf16, _from_bf16, rounding, by_rows=True)
 
 
 def fp8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
@@ -256,7 +262,7 @@ def _blockwise(name: str, encode: Any, decode: Decode, block_size: int, rounding
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"{name}: block_size must be a whole number ≥ 1, got {block_size!r}")
     encode = functools.partial(encode, block_size=block_size)
-    return Codec(name, encode, decode, rounding, (("block_size", block_size),))
+    return Codec(name, encode, decode, rounding, (("block_size", block_size),), by_rows=True)
 
 
 # float32 as an integer
@@ -317,7 +323,12 @@ def _length(row: int, count: int) -> int:
     return min(row, power) if _ceil(row, power) == count else equal
 
 
-def _largest(x: UInt8[Array, "*rows row"], count: int) -> Exponents:
+def _bytes() -> Any:
+    """The dtype of exponents where they are computed: Mosaic has no maximum of bytes."""
+    return jnp.uint8 if tiles.current() is None else jnp.int32
+
+
+def _largest(x: Int[Array, "*rows row"], count: int) -> Int[Array, "*rows blocks"]:
     """The largest element of each block."""
     x = _row_major(x)
     *rows, row = x.shape
@@ -334,7 +345,7 @@ def _fields(exponents: Exponents, row: int) -> Patterns:
     """For every element, the exponent of its block."""
     *rows, count = exponents.shape
     length = _length(row, count)
-    blocks = jnp.broadcast_to(exponents[..., None], (*rows, count, length))
+    blocks = jnp.broadcast_to(exponents.astype(_bytes())[..., None], (*rows, count, length))
     return _row_major(blocks.reshape(*rows, count * length)[..., :row]).astype(jnp.int32)
 
 
@@ -344,6 +355,8 @@ def _row_major(x: Array) -> Array:
     XLA would choose another layout for blocks of 64, which are shorter than the 128 lanes of a
     TPU, and transpose parameters, gradients and codes (``examples/benchmarks/tpu.py``).
     """
+    if tiles.current() is not None:
+        return x
     kind = getattr(layout, "DeviceLocalLayout", layout.Layout)  # its name in JAX 0.6
     order = kind(major_to_minor=tuple(range(x.ndim)))
     return jax.lax.platform_dependent(
@@ -358,8 +371,9 @@ def _exponents(x: Numbers, block_size: int, top: float, smallest: int) -> Expone
     """
     raised = jnp.abs(x) * np.nextafter(np.float32(2 / top), np.float32(2))
     # Take exponents before the maximum: they need one byte each if XLA writes them to memory.
-    fields = (_pattern(raised) >> _MANTISSA).astype(jnp.uint8)
-    return jnp.maximum(_largest(fields, _count(x.shape[-1], block_size)), np.uint8(smallest))
+    fields = (_pattern(raised) >> _MANTISSA).astype(_bytes())
+    largest = _largest(fields, _count(x.shape[-1], block_size))
+    return jnp.maximum(largest, largest.dtype.type(smallest)).astype(jnp.uint8)
 
 
 def _twice(magnitude: Numbers, fields: Patterns) -> Numbers:

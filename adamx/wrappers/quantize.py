@@ -18,7 +18,7 @@ from adamx.core.transformation import links_of
 from adamx.errors import as_given
 from adamx.links.link import Around
 from adamx.links.stage import Stage
-from adamx.numerics import random
+from adamx.numerics import random, tiles
 from adamx.numerics.meshes import automatic, divided_like
 from adamx.numerics.types import Array, Key, PyTree, UInt32, Values
 from adamx.trees.arrays import kinds
@@ -126,6 +126,11 @@ class Quantized(Around, axis="quantize_state"):
             raise ValueError(f"seed must be a whole number, got {as_given(seed)}")
         single = tuple((slot, as_codec(x)) for slot, x in slots.items())
         return cls((as_codec(codec), single, min_size, seed))
+
+    @property
+    def tiles(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        default, single, _, _ = self.value
+        return all(x is None or x.by_rows for x in (default, *dict(single).values()))
 
     def codec(self, slot: str, first: Any) -> Codec | None:
         """The codec of a slot with this start; None if it is kept as it is."""
@@ -267,7 +272,9 @@ class _Encoded:
 
             def encoded(x: Any) -> Any:
                 bits = _nearest(x) if key is None else random.bits(key, x.shape, slot)
-                return _encode(self.codecs[slot], x, bits, slot, nonnegative)
+                return _encode(
+                    self.codecs[slot], x, bits, slot, nonnegative, tiles.current() is not None
+                )
 
             def specs() -> Any:
                 made = jax.eval_shape(encoded, jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -288,9 +295,14 @@ def _nearest(x: Any) -> UInt32[Array, "*shape"]:
     return jnp.full(x.shape, np.uint32(1 << 31))
 
 
-@functools.partial(jax.jit, static_argnames=("codec", "slot", "nonnegative"))
+@functools.partial(jax.jit, static_argnames=("codec", "slot", "nonnegative", "in_tile"))
 def _encode(
-    codec: Codec, x: Values, bits: UInt32[Array, "*shape"], slot: str, nonnegative: bool
+    codec: Codec,
+    x: Values,
+    bits: UInt32[Array, "*shape"],
+    slot: str,
+    nonnegative: bool,
+    in_tile: bool,  # in which codecs use other instructions, so that traces can't be shared
 ) -> dict[str, PyTree]:
     if jnp.iscomplexobj(x):
         raise StageError(

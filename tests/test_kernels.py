@@ -1,0 +1,187 @@
+"""Kernels give the results of the programs that XLA makes of the same blocks.
+
+They run in JAX's interpreter of Pallas here. ``examples/benchmarks/tpu.py`` compiles them for TPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx.engine import kernels
+from adamx.numerics import random, tiles
+from adamx.numerics.formats import rounded
+
+# A few whole tiles, a last tile that is not full, and a stack of matrices.
+SHAPES = {"a": (64, 256), "b": (100, 128), "c": (3, 3, 32, 128)}
+ADAMW = adamx.adamw(1e-2)
+
+
+def int8(opt: Any) -> adamx.Transformation:
+    return adamx.quantize_state(opt, "int8")
+
+
+def tree(key: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    draw = np.random.default_rng(key)
+    return {name: jnp.asarray(draw.normal(size=shape), dtype) for name, shape in SHAPES.items()}
+
+
+def trained(
+    opt: adamx.Transformation, dtype: Any = jnp.float32, bad: int = -1
+) -> tuple[Any, Any, int]:
+    """Parameters and state after three steps, and the number of kernels of a step."""
+    params, step = tree(0, dtype), jax.jit(opt.update)
+    state = opt.init(params)
+    count = str(jax.make_jaxpr(opt.update)(params, state, params)).count("pallas_call[")
+    for i in range(3):
+        grads = tree(i + 1, dtype)
+        if i == bad:
+            grads["b"] = grads["b"].at[3, 3].set(jnp.nan)
+        updates, state = step(grads, state, params)
+        params = adamx.apply_updates(params, updates)
+    return params, state, count
+
+
+def assert_alike(opt: adamx.Transformation, monkeypatch: Any, count: int = 3, **how: Any) -> None:
+    monkeypatch.setenv("ADAMX_KERNELS", "off")
+    *whole, none = trained(opt, **how)
+    monkeypatch.setenv("ADAMX_KERNELS", "interpret")
+    *tiled, some = trained(opt, **how)
+    assert (none, some) == (0, count)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(tiled), strict=True
+    ):
+        assert x.dtype == y.dtype
+        wide = [np.asarray(z.astype(jnp.float32)) for z in (x, y)]
+        # XLA contracts products and sums of float32 in other ways in another program.
+        error = 2e-7 * np.nanmax(np.abs(wide[0])) if x.dtype == jnp.float32 else 0
+        np.testing.assert_allclose(*wide, rtol=0, atol=error, err_msg=str(path))
+
+
+NARROW = [
+    "adabelief adadelta adagrad adam adam_atan2 adamax adamc adamw adan ademamix adopt amsgrad",
+    "grams laprop lion nadam nadamw prodigy radam rmsprop schedule_free_adamw signum yogi",
+]
+
+
+@pytest.mark.parametrize("name", " ".join(NARROW).split())
+def test_a_kernel_takes_the_steps_of_every_recipe_of_elements(name, monkeypatch):
+    assert_alike(int8(adamx.get_recipe(name)(1e-2)), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    ["bf16", "fp8", adamx.int8(rounding="nearest"), adamx.fp8(block_size=32), adamx.int8(48)],
+    ids=repr,
+)
+def test_a_kernel_encodes_as_every_codec_does(codec, monkeypatch):
+    assert_alike(adamx.quantize_state(ADAMW, codec), monkeypatch)
+
+
+CROSSED = {
+    "clipping, watch in front": (
+        int8(adamx.chain(adamx.watch(), adamx.clip_by_global_norm(1.0), ADAMW)),
+        {},
+    ),
+    "partition": (adamx.partition({"a": int8(ADAMW), "*": int8(adamx.lion(1e-2))}), {}),
+    "one slot": (adamx.quantize_state(ADAMW, nu="int8"), {}),
+    "two codecs": (adamx.quantize_state(ADAMW, mu="bf16", nu="fp8"), {}),
+    "schedule": (int8(adamx.adamw(optax.linear_schedule(0.0, 1e-2, 10))), {}),
+    "skip_nonfinite": (adamx.skip_nonfinite(int8(ADAMW)), {"bad": 1}),
+    "NaN": (int8(ADAMW), {"bad": 1}),
+    "accumulate": (int8(adamx.accumulate(ADAMW, 2)), {}),
+    "delay_start": (int8(adamx.delay_start(ADAMW, 1)), {}),
+    "per_layer": (adamx.per_layer("c", int8(ADAMW)), {"count": 2}),
+    "compensated": (int8(adamx.adamw(1e-2, compensated=True)), {}),
+    "stochastic_rounding": (
+        adamx.chain(int8(ADAMW), adamx.stochastic_rounding()),
+        {"dtype": jnp.bfloat16},
+    ),
+    "kahan_summation": (
+        adamx.chain(int8(ADAMW), adamx.kahan_summation()),
+        {"dtype": jnp.bfloat16},
+    ),
+    "master_weights": (adamx.chain(int8(ADAMW), adamx.master_weights()), {"dtype": jnp.bfloat16}),
+    # Left to XLA: sums over arrays, stages behind the block, blocks that are too short, float16.
+    "lamb": (int8(adamx.lamb(1e-2)), {"count": 0}),
+    "watch behind": (adamx.chain(int8(ADAMW), adamx.watch()), {"count": 0}),
+    "short blocks": (adamx.quantize_state(ADAMW, adamx.int8(16)), {"count": 0}),
+    "float16": (int8(ADAMW), {"dtype": jnp.float16, "count": 0}),
+    "no packed slots": (ADAMW, {"count": 0}),
+}
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_a_kernel_takes_the_steps_of_every_axis(name, monkeypatch):
+    opt, how = CROSSED[name]
+    assert_alike(opt, monkeypatch, **how)
+
+
+def test_tiles_of_rows_and_of_columns_give_the_same_results(monkeypatch):
+    """The random bits of an element, and the blocks of a row, do not depend on the tile."""
+    of_tiles = {}
+    monkeypatch.setenv("ADAMX_KERNELS", "interpret")
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(70, 12288)), jnp.float32)}
+    opt = int8(ADAMW)
+    for budget in (2**40, 2**25, 2**24 * 21 // 20):
+        monkeypatch.setattr(kernels, "BUDGET", budget)
+        shapes = []
+        made = kernels.tile_shapes
+
+        def spied(*args: Any, shapes: Any = shapes, made: Any = made, **how: Any) -> Any:
+            shapes += (found := list(made(*args, **how)))
+            return iter(found)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "tile_shapes", spied)
+            state = opt.init(params)
+            made_of = jax.jit(lambda s: opt.update(params, s, params))(state)
+        of_tiles[shapes[0]] = jax.tree.leaves(made_of)
+    assert {*of_tiles} == {(96, 12288), (32, 12288), (32, 8192)}
+    first, *others = of_tiles.values()
+    for other in others:
+        for x, y in zip(first, other, strict=True):
+            np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(y, np.float32))
+
+
+def test_a_kernel_of_a_custom_codec_needs_its_word(monkeypatch):
+    """An encoder may use the whole array, unless it says that it works by rows."""
+
+    def encode(x: Any, bits: Any, nonnegative: bool) -> Any:
+        return x.astype(jnp.bfloat16)
+
+    def decode(x: Any) -> Any:
+        return x.astype(jnp.float32)
+
+    for by_rows, count in ((False, 0), (True, 3)):
+        codec = adamx.Codec("half", encode, decode, by_rows=by_rows)
+        assert_alike(adamx.quantize_state(ADAMW, codec), monkeypatch, count)
+
+
+def test_an_unknown_mode_is_an_error(monkeypatch):
+    monkeypatch.setenv("ADAMX_KERNELS", "on")
+    with pytest.raises(ValueError, match="must be auto, off or interpret, got 'on'"):
+        trained(int8(ADAMW))
+
+
+def test_a_tile_has_the_bits_of_its_place():
+    whole = random.bits(random.key(3), (64, 256), "mu")
+    tile = tiles.Tile((32, 128), (64, 256), (jnp.int32(32), jnp.int32(128)), 64.0 * 256)
+    with tiles.within(tile):
+        own = random.bits(random.key(3), (32, 128), "mu")
+    np.testing.assert_array_equal(own, whole[32:, 128:])
+
+
+def test_bfloat16_is_rounded_in_tiles_as_elsewhere():
+    patterns = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    special = np.array([0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0x7FC00000, 0x80000000, 1], np.uint32)
+    x = jnp.asarray(np.concatenate([patterns, special]).view(np.float32))
+    with tiles.within(tiles.Tile((1, 1), (1, 1), (0, 0), 1.0)):
+        own = rounded(x, jnp.bfloat16)
+    np.testing.assert_array_equal(own, rounded(x, jnp.bfloat16))
