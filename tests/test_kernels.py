@@ -18,8 +18,8 @@ from adamx.engine import kernels
 from adamx.numerics import random, tiles
 from adamx.numerics.formats import rounded
 
-# A few whole tiles, a last tile that is not full, and a stack of matrices.
-SHAPES = {"a": (64, 256), "b": (100, 128), "c": (3, 3, 32, 128)}
+# Matrices, a stack of them, and a vector; the rows of the last one are not a multiple of 128.
+SHAPES = {"a": (64, 256), "b": (100, 128), "c": (3, 3, 32, 128), "d": (4096,), "e": (70, 100)}
 ADAMW = adamx.adamw(1e-2)
 
 
@@ -48,7 +48,7 @@ def trained(
     return params, state, count
 
 
-def assert_alike(opt: adamx.Transformation, monkeypatch: Any, count: int = 3, **how: Any) -> None:
+def assert_alike(opt: adamx.Transformation, monkeypatch: Any, count: int = 4, **how: Any) -> None:
     monkeypatch.setenv("ADAMX_KERNELS", "off")
     *whole, none = trained(opt, **how)
     monkeypatch.setenv("ADAMX_KERNELS", "interpret")
@@ -97,7 +97,7 @@ CROSSED = {
     "NaN": (int8(ADAMW), {"bad": 1}),
     "accumulate": (int8(adamx.accumulate(ADAMW, 2)), {}),
     "delay_start": (int8(adamx.delay_start(ADAMW, 1)), {}),
-    "per_layer": (adamx.per_layer("c", int8(ADAMW)), {"count": 2}),
+    "per_layer": (adamx.per_layer("c", int8(ADAMW)), {"count": 3}),
     "compensated": (int8(adamx.adamw(1e-2, compensated=True)), {}),
     "stochastic_rounding": (
         adamx.chain(int8(ADAMW), adamx.stochastic_rounding()),
@@ -123,14 +123,36 @@ def test_a_kernel_takes_the_steps_of_every_axis(name, monkeypatch):
     assert_alike(opt, monkeypatch, **how)
 
 
+def test_a_kernel_adds_the_update_where_a_step_does(monkeypatch):
+    """``step`` returns what ``update`` and ``apply_updates`` do, from the same kernels."""
+    monkeypatch.setenv("ADAMX_KERNELS", "interpret")
+    for opt, dtype in (
+        (int8(ADAMW), jnp.float32),
+        (adamx.chain(int8(ADAMW), adamx.stochastic_rounding()), jnp.bfloat16),
+    ):
+        params, grads = tree(0, dtype), tree(1, dtype)
+        state = opt.init(params)
+        count = str(jax.make_jaxpr(opt.step)(grads, state, params)).count("pallas_call[")
+        assert count == 4
+        updates, after = jax.jit(opt.update)(grads, state, params)
+        whole = adamx.apply_updates(params, updates), after
+        fused = jax.jit(opt.step)(grads, state, params)
+        for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(fused), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_allclose(
+                np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=1e-6
+            )
+
+
 def test_tiles_of_rows_and_of_columns_give_the_same_results(monkeypatch):
     """The random bits of an element, and the blocks of a row, do not depend on the tile."""
     of_tiles = {}
     monkeypatch.setenv("ADAMX_KERNELS", "interpret")
     params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(70, 12288)), jnp.float32)}
     opt = int8(ADAMW)
-    for budget in (2**40, 2**25, 2**24 * 21 // 20):
+    for budget, elements in ((2**40, 2**21), (2**25, 2**16), (2**24 * 21 // 20, 2**16)):
         monkeypatch.setattr(kernels, "BUDGET", budget)
+        monkeypatch.setattr(kernels, "ELEMENTS", elements)
         shapes = []
         made = kernels.tile_shapes
 
@@ -143,7 +165,7 @@ def test_tiles_of_rows_and_of_columns_give_the_same_results(monkeypatch):
             state = opt.init(params)
             made_of = jax.jit(lambda s: opt.update(params, s, params))(state)
         of_tiles[shapes[0]] = jax.tree.leaves(made_of)
-    assert {*of_tiles} == {(96, 12288), (32, 12288), (32, 8192)}
+    assert {*of_tiles} == {(70, 12288), (32, 12288), (32, 8192)}
     first, *others = of_tiles.values()
     for other in others:
         for x, y in zip(first, other, strict=True):
@@ -159,7 +181,7 @@ def test_a_kernel_of_a_custom_codec_needs_its_word(monkeypatch):
     def decode(x: Any) -> Any:
         return x.astype(jnp.float32)
 
-    for by_rows, count in ((False, 0), (True, 3)):
+    for by_rows, count in ((False, 0), (True, 4)):
         codec = adamx.Codec("half", encode, decode, by_rows=by_rows)
         assert_alike(adamx.quantize_state(ADAMW, codec), monkeypatch, count)
 

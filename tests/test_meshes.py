@@ -350,6 +350,31 @@ def test_shard_map_over_one_axis_of_an_explicit_mesh():
     assert_close(found, training(opt)(PARAMS, GRADS[0]))
 
 
+@needs_eight_devices
+def test_kernels_run_on_the_shards_of_shard_map(monkeypatch):
+    """Each shard gets the bits that it gets without kernels."""
+    opt = adamx.quantize_state(adamx.adamw(RATE), "int8")
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)}
+
+    def two_steps(params):
+        after, state = opt.step(params, opt.init(params), params)
+        return opt.step(after, state, after)[0]
+
+    def mapped(params):
+        specs = {"in_specs": P("x", "y"), "out_specs": P("x", "y")}
+        # JAX's interpreter of Pallas does not know along which axes values differ.
+        return jax.shard_map(two_steps, mesh=mesh, **specs, check_vma=False)(params)
+
+    found = {}
+    with mesh_of("automatic", (4, 2), ("x", "y")) as mesh:
+        for kind, count in (("off", 0), ("interpret", 2)):
+            monkeypatch.setenv("ADAMX_KERNELS", kind)
+            jax.clear_caches()
+            assert str(jax.make_jaxpr(mapped)(params)).count("pallas_call[") == count
+            found[kind] = jax.jit(mapped)(params)
+    assert_close(found["interpret"], found["off"])
+
+
 def test_init_of_captured_parameters_inside_jit():
     params = jax.device_put({"w": jnp.ones(4)}, jax.devices()[0])
     state = jax.jit(lambda rate: adamx.adam(rate).init(params))(0.1)

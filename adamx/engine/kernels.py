@@ -47,6 +47,10 @@ LIMIT, BUDGET = 48 * 2**20, 24 * 2**20
 """Bytes of fast memory that a kernel may take (all other TPUs have 64 MiB or more), and an estimate
 of what it takes at most."""
 
+ELEMENTS = 2**16
+"""Elements of a tile: a few hundred kilobytes for each array, which are moved at full speed. Mosaic
+compiles a kernel for larger ones more slowly, as it unrolls all loops over a tile."""
+
 DTYPES = frozenset(
     map(jnp.dtype, ("float32", "bfloat16", "float8_e4m3fn", "int32", "int8", "uint32", "uint8"))
 )
@@ -145,6 +149,7 @@ class Kernel:
         rows: the number of rows of a tile.
         widths: the number of columns of a tile, of each array and each result.
         results: the results for the whole array.
+        moved: the bytes of all arrays and results.
         aliases: the places of results that take the place of an array.
         interpret: whether JAX's interpreter of Pallas runs it.
     """
@@ -156,6 +161,7 @@ class Kernel:
     rows: int
     widths: tuple[int, ...]
     results: Results
+    moved: int
     aliases: dict[int, int]
     interpret: bool
 
@@ -202,11 +208,17 @@ class Kernel:
             out_shape=made,
             input_output_aliases=self.aliases,
             interpret=self.interpret,
+            cost_estimate=pl.CostEstimate(
+                flops=len(self.program.eqns) * rows * self.widths[0] * self.grid[1],
+                transcendentals=0,
+                bytes_accessed=self.moved,
+            ),
             compiler_params=compiler(
                 dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=LIMIT
             ),
         )
         return jax.jit(lambda arrays, numbers: run(*arrays, *(x.reshape(1, 1) for x in numbers)))
+
 
 
 def _as_word(x: Any) -> jax.Array:
@@ -266,8 +278,18 @@ def kernel_for(block: Block, leaf: Entering, *, interpret: bool) -> Kernel | Non
         if [x.shape for x in program.out_avals] != [x.shape for x in parts[len(arrays) :]]:
             return None  # a codec would divide rows of this length into other blocks
         grid = -(-rows // tile[0]), -(-columns // tile[1])
-        same = _aliases(block, leaf, results.made)
-        return Kernel(program, arrays, (*outer,), grid, tile[0], widths, results, same, interpret)
+        return Kernel(
+            program=program,
+            arrays=arrays,
+            shape=(*outer,),
+            grid=grid,
+            rows=tile[0],
+            widths=widths,
+            results=results,
+            moved=sum(x.size * x.dtype.itemsize for x in forms),
+            aliases=_aliases(block, leaf, results.made),
+            interpret=interpret,
+        )
     return None
 
 
@@ -313,7 +335,7 @@ class Results:
 
 def _is_matrix(outer: Sequence[int], columns: int) -> bool:
     """Whether an array is a matrix in a TPU's memory, of which 32 bits number the elements."""
-    is_flat = len(outer) == 1 or bool(outer and outer[-1] % ROWS == 0)
+    is_flat = len(outer) <= 1 or outer[-1] % ROWS == 0
     return is_flat and columns % LANES == 0 and 0 < math.prod(outer) * columns <= 2**32
 
 
@@ -348,17 +370,20 @@ def tile_shapes(forms: Sequence[Any], *, by_columns: bool) -> Iterator[tuple[int
         return
     # Each tile is in memory twice, as the next one is fetched meanwhile; beside them, values.
     of_row = 2 * sum(x.shape[1] * x.dtype.itemsize for x in forms) + 4 * VALUES * columns
-    count = min(BUDGET // of_row // ROWS * ROWS, -(-rows // ROWS) * ROWS, 16 * ROWS)
-    if count:
-        yield count, columns
+    if BUDGET // of_row >= ROWS:
+        yield _rows(rows, ELEMENTS // columns), columns
         return
     # Parts of a row have the blocks of the row if the length of blocks is a power of two.
     lengths = {columns / x.shape[1] for x in forms}
     if by_columns and all(math.frexp(length)[0] == 0.5 for length in lengths):
         least = LANES * int(max(lengths))  # a tile of every matrix has whole lanes
-        fits = BUDGET * columns // (of_row * ROWS) // least * least
-        if fits:
-            yield ROWS, fits
+        if BUDGET * columns >= of_row * ROWS * least:
+            yield _rows(rows, 0), least
+
+
+def _rows(rows: int, wanted: int) -> int:
+    """The number of rows of a tile."""
+    return min(rows, max(ROWS, wanted // ROWS * ROWS))
 
 
 def primitives(jaxpr: Any) -> set[str]:

@@ -5,7 +5,8 @@
     python -m examples.benchmarks.tpu --plan 1000 1e12 [--json FILE]
 
 XLA's compiler for TPUs is in the package libtpu and needs no TPU. Nothing runs, so nothing is
-timed. A step is `update` and `apply_updates` under `jit`, with parameters and state donated.
+timed. A step is `step`, or Optax's `update` and `apply_updates`, under `jit`, with parameters and
+state donated.
 
 An optimiser is compiled for one chip (`single`), and for all chips of the topology: with all arrays
 on every chip (`replicated`), with the rows of matrices (`fsdp`) or their columns (`tensor`) divided
@@ -66,7 +67,6 @@ class Row(NamedTuple):
     """An optimiser, and the parameters for which its step is compiled."""
 
     make: Callable[[], optax.GradientTransformation]
-    apply: Callable[[Any, Any], Any] = adamx.apply_updates
     shapes: Mapping[str, tuple[int, ...]] = MATRICES
     dtype: Any = jnp.float32
 
@@ -135,7 +135,7 @@ def rows() -> dict[str, Row]:
         "adamw of bfloat16, kahan_summation": in_bf16(lambda: adamw(None, adamx.kahan_summation())),
         "adamw of bfloat16, master_weights": in_bf16(lambda: adamw(None, adamx.master_weights())),
     }
-    theirs = {"optax.adamw": Row(partial(optax.adamw, RATE), optax.apply_updates)}
+    theirs = {"optax.adamw": Row(partial(optax.adamw, RATE))}
     return {**theirs, **recipes, **axes}
 
 
@@ -248,8 +248,10 @@ def compiled(what: str, row: Row, where: str, placement: Placement) -> Needs:
     opt = row.make()
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        if isinstance(opt, adamx.Transformation):
+            return opt.step(grads, state, params)
         updates, state = opt.update(grads, state, params)
-        return row.apply(params, updates), state
+        return optax.apply_updates(params, updates), state
 
     def placed(path: Any, x: Any) -> Any:
         names = [str(getattr(k, "key", "")) for k in path]
