@@ -173,7 +173,7 @@ def test_tiles_of_rows_and_of_columns_give_the_same_results(monkeypatch):
 
 
 def test_a_kernel_of_a_custom_codec_needs_its_word(monkeypatch):
-    """An encoder may use the whole array, unless it says that it works by rows."""
+    """An encoder may use the whole array, unless it says that it works on parts."""
 
     def encode(x: Any, bits: Any, nonnegative: bool) -> Any:
         return x.astype(jnp.bfloat16)
@@ -181,8 +181,8 @@ def test_a_kernel_of_a_custom_codec_needs_its_word(monkeypatch):
     def decode(x: Any) -> Any:
         return x.astype(jnp.float32)
 
-    for by_rows, count in ((False, 0), (True, 4)):
-        codec = adamx.Codec("half", encode, decode, by_rows=by_rows)
+    for reach, count in (("array", 0), ("row", 4), ("block", 4)):
+        codec = adamx.Codec("half", encode, decode, reach=reach)
         assert_alike(adamx.quantize_state(ADAMW, codec), monkeypatch, count)
 
 

@@ -114,12 +114,15 @@ def _is_possible(block: Block) -> bool:
 
     A block that is not the last one would have to write the notes of its stages to memory.
     """
-    return (
-        block.ends != "signal"
-        and not block.refreshes
-        and block.reach in ("element", "row")
-        and all(around.tiles for x in block.ready for around in x.stage.around)
-    )
+    around = {x.reach for ready in block.ready for x in ready.stage.around}
+    narrow = block.reach in ("element", "row") and "array" not in around
+    return narrow and block.ends != "signal" and not block.refreshes
+
+
+def _divides_rows(block: Block) -> bool:
+    """Whether the block may run on blocks of a row."""
+    around = {x.reach for ready in block.ready for x in ready.stage.around}
+    return block.reach == "element" and "row" not in around
 
 
 def arguments(block: Block, leaf: Entering) -> tuple[Any, ...]:
@@ -220,7 +223,6 @@ class Kernel:
         return jax.jit(lambda arrays, numbers: run(*arrays, *(x.reshape(1, 1) for x in numbers)))
 
 
-
 def _as_word(x: Any) -> jax.Array:
     """A number in 32 bits, which a kernel can read."""
     x = jnp.asarray(x)
@@ -257,7 +259,7 @@ def kernel_for(block: Block, leaf: Entering, *, interpret: bool) -> Kernel | Non
     forms = [_matrix(x, rows) for x in known]
     with divided(leaf.shards):
         count = elements(given[0])
-    for tile in tile_shapes(forms, by_columns=block.reach == "element"):
+    for tile in tile_shapes(forms, by_columns=_divides_rows(block)):
         widths = tuple(x.shape[1] * tile[1] // columns for x in forms)
 
         def on_tile(row: Any, column: Any, *values: Any, tile: Any = tile) -> list[Any]:
@@ -377,8 +379,9 @@ def tile_shapes(forms: Sequence[Any], *, by_columns: bool) -> Iterator[tuple[int
     lengths = {columns / x.shape[1] for x in forms}
     if by_columns and all(math.frexp(length)[0] == 0.5 for length in lengths):
         least = LANES * int(max(lengths))  # a tile of every matrix has whole lanes
-        if BUDGET * columns >= of_row * ROWS * least:
-            yield _rows(rows, 0), least
+        width = max(least, ELEMENTS // ROWS // least * least)
+        if width < columns and BUDGET * columns >= of_row * ROWS * width:
+            yield _rows(rows, 0), width
 
 
 def _rows(rows: int, wanted: int) -> int:

@@ -22,7 +22,7 @@ class Gated(Entered, axis="gate"):
     """The stage of a gate, or a link inside of it."""
 
     required = ("gate",)
-    tiles = True
+    reach = "element"
 
     def written(self, inside: Sequence[tuple[Any, str]]) -> str:
         parts = {around.value: links for around, links in inside}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from adamx.errors import StageError
 from adamx.identity import ByValue
@@ -13,7 +13,11 @@ from adamx.links.rule import Rule
 from adamx.numerics.types import PyTree, State
 from adamx.trees.paths import Leaf
 
-__all__ = ["Around", "Beginning", "Entered", "Link", "Row", "choose", "variants"]
+__all__ = ["Around", "Beginning", "Entered", "Link", "Part", "Row", "choose", "variants"]
+
+
+Part = Literal["element", "block", "row", "array"]
+"""A part of an array, in the order of size."""
 
 
 class Around(ByValue):
@@ -65,8 +69,9 @@ class Around(ByValue):
         places: whether it decides where slots are between steps. It then surrounds the rule outside
             of all wrappers that do not, so that packed slots are moved.
         per_parameter: whether it differs between parameters (:meth:`of_parameter`).
-        tiles: whether a rule inside may run on parts of an array, each a number of whole rows, if
-            its reach is an element or a row.
+        reach: on which part of an array a rule inside may run alone, if its own reach allows that:
+            an ``"element"``, a ``"block"`` of consecutive elements of a row, a ``"row"``, or only
+            the whole ``"array"``.
         label: if it selects, the name of the group: links are called ``stage@label``.
         shards: inside ``shard_map``, the mesh axes along which parameters inside are divided; None
             if their types tell.
@@ -81,7 +86,7 @@ class Around(ByValue):
     packs: ClassVar[bool] = False
     places: ClassVar[bool] = False
     per_parameter: ClassVar[bool] = False
-    tiles: bool = False
+    reach: Part = "array"
     label: str = ""
     shards: tuple[str, ...] | None = None
 

@@ -71,7 +71,7 @@ class Across(Around, axis="across"):
     required = ("across",)
     optional = ("selector",)
     varies = True
-    tiles = True
+    reach = "element"
     value: tuple[tuple[str, ...], Where]
 
     def __init__(self, axes: tuple[str, ...], selector: Selector = "*"):

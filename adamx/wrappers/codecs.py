@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -72,13 +72,15 @@ class Codec:
             x was not, the result has an element that is not.
         rounding: ``"stochastic"`` or ``"nearest"``: which bits ``encode`` gets.
         arguments: the arguments that it was made with, for its repr and for configurations.
-        by_rows: whether both functions work on every row of an array (along the last axis) alone,
-            so that an array may be encoded a few rows at a time, as kernels do.
+        reach: the part of an array that both functions may be given alone, as kernels do: a
+            ``"row"`` along the last axis; a ``"block"``, consecutive elements of a row, as many as
+            there are for each element of the shortest array of codes; or only the whole
+            ``"array"``.
 
     Codecs with equal functions are equal.
 
     Raises:
-        ValueError: for an unknown rounding.
+        ValueError: for an unknown rounding or reach.
 
     >>> def encode(x, bits, nonnegative):
     ...     return x.astype(jnp.float16)  # a bad one: it is biased, and 1e-8 becomes zero
@@ -93,10 +95,14 @@ class Codec:
     decode: Decode
     rounding: str = "stochastic"
     arguments: tuple[tuple[str, Any], ...] = ()
-    by_rows: bool = False
+    reach: Literal["block", "row", "array"] = "array"
     _record: ByValue = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.reach not in ("block", "row", "array"):
+            raise ValueError(
+                f"{self.name}: reach must be 'block', 'row' or 'array', got {self.reach!r}"
+            )
         if self.rounding not in ("stochastic", "nearest"):
             raise ValueError(
                 f"{self.name}: rounding must be 'stochastic' or 'nearest', got {self.rounding!r}"
@@ -123,7 +129,7 @@ class Codec:
         return hash(self._record)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        given = self.name, self.encode, self.decode, self.rounding, self.arguments, self.by_rows
+        given = self.name, self.encode, self.decode, self.rounding, self.arguments, self.reach
         return Codec, given
 
     def __repr__(self) -> str:
@@ -153,7 +159,7 @@ def bf16(*, rounding: str = "stochastic") -> Codec:
     >>> opt.init(jnp.zeros(5000))["scale_by_rms"]["nu"]["@bf16"].dtype
     dtype(bfloat16)
     """
-    return Codec("bf16", _to_bf16, _from_bf16, rounding, by_rows=True)
+    return Codec("bf16", _to_bf16, _from_bf16, rounding, reach="block")
 
 
 def fp8(block_size: int = 64, *, rounding: str = "stochastic") -> Codec:
@@ -262,7 +268,7 @@ def _blockwise(name: str, encode: Any, decode: Decode, block_size: int, rounding
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"{name}: block_size must be a whole number ≥ 1, got {block_size!r}")
     encode = functools.partial(encode, block_size=block_size)
-    return Codec(name, encode, decode, rounding, (("block_size", block_size),), by_rows=True)
+    return Codec(name, encode, decode, rounding, (("block_size", block_size),), reach="block")
 
 
 # float32 as an integer

@@ -62,7 +62,7 @@ class Delayed(Around, axis="delay_start"):
     """The number of steps before the links inside start."""
 
     required = ("delay_start",)
-    tiles = True
+    reach = "element"
 
     value: int
 

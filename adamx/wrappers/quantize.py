@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import optax
 from adamx.core import Rule, Signal, Slot, StageError, Step, Transformation, elements
 from adamx.core.transformation import links_of
 from adamx.errors import as_given
-from adamx.links.link import Around
+from adamx.links.link import Around, Part
 from adamx.links.stage import Stage
 from adamx.numerics import random, tiles
 from adamx.numerics.meshes import automatic, divided_like
@@ -128,9 +128,11 @@ class Quantized(Around, axis="quantize_state"):
         return cls((as_codec(codec), single, min_size, seed))
 
     @property
-    def tiles(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def reach(self) -> Part:  # pyright: ignore[reportIncompatibleVariableOverride]
         default, single, _, _ = self.value
-        return all(x is None or x.by_rows for x in (default, *dict(single).values()))
+        codecs = (x for x in (default, *dict(single).values()) if x is not None)
+        reaches: list[Part] = ["element", *(x.reach for x in codecs)]
+        return max(reaches, key=get_args(Part).index)
 
     def codec(self, slot: str, first: Any) -> Codec | None:
         """The codec of a slot with this start; None if it is kept as it is."""

@@ -101,7 +101,7 @@ class Where(Around, axis="where"):
 
     required = ("where",)
     selects = True
-    tiles = True
+    reach = "element"
     value: Selector
 
     def __init__(self, selector: Selector):
@@ -141,7 +141,7 @@ class Part(Around, axis="partition"):
 
     required = ("partition", "part")
     selects = True
-    tiles = True
+    reach = "element"
     value: tuple[tuple[Selector, ...], int]
 
     def __init__(self, selectors: tuple[Selector, ...], index: int):
