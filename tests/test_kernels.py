@@ -186,6 +186,58 @@ def test_a_kernel_of_a_custom_codec_needs_its_word(monkeypatch):
         assert_alike(adamx.quantize_state(ADAMW, codec), monkeypatch, count)
 
 
+def test_derivatives_of_a_step_with_kernels(monkeypatch):
+    """Those by hyperparameters and parameters are the usual ones; a slot has none."""
+    params, grads = tree(0), tree(1)
+
+    def size(rate: Any, params: Any, grads: Any) -> Any:
+        opt = int8(adamx.adamw(rate))
+        new, _ = opt.step(grads, int8(ADAMW).init(tree(0)), params)
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(new))
+
+    found = {}
+    for kind in ("off", "interpret"):
+        monkeypatch.setenv("ADAMX_KERNELS", kind)
+        found[kind] = jax.jit(jax.grad(size, (0, 1)))(1e-2, params, grads)
+        with pytest.raises(adamx.StageError, match="a quantized slot has no derivative"):
+            jax.grad(size, 2)(1e-2, params, grads)
+    for x, y in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+def test_constants_and_empty_arrays_are_left_to_xla(monkeypatch):
+    two = jnp.float32(2.0)
+    constant = adamx.Codec(
+        "constant",
+        lambda x, bits, nonnegative: (x / two).astype(jnp.bfloat16),
+        lambda x: x.astype(jnp.float32) * two,
+        reach="row",
+    )
+    empty = adamx.Codec(
+        "empty",
+        lambda x, bits, nonnegative: {
+            "x": x.astype(jnp.bfloat16),
+            "none": jnp.zeros((*x.shape[:-1], 0), jnp.uint8),
+        },
+        lambda kept: kept["x"].astype(jnp.float32),
+        reach="row",
+    )
+    for codec in (constant, empty):
+        assert_alike(adamx.quantize_state(ADAMW, codec), monkeypatch, 0)
+
+
+def test_a_step_outside_jit_follows_the_variable(monkeypatch):
+    runs = []
+    run = kernels.Kernel.run
+    monkeypatch.setattr(kernels.Kernel, "run", lambda *args: runs.append(1) or run(*args))
+    params = tree(0)
+    state = int8(ADAMW).init(params)
+    for kind, count in (("off", 0), ("interpret", 4), ("off", 4)):
+        monkeypatch.setenv("ADAMX_KERNELS", kind)
+        int8(ADAMW).update(params, state, params)
+        assert len(runs) == count
+
+
 def test_an_unknown_mode_is_an_error(monkeypatch):
     monkeypatch.setenv("ADAMX_KERNELS", "on")
     with pytest.raises(ValueError, match="must be auto, off or interpret, got 'on'"):

@@ -272,7 +272,8 @@ def stage(
         reach: which elements of its array an element of the result depends on: ``"element"`` (the
             element at the same place), ``"row"`` (its row, along the last axis), ``"sums"`` (the
             element at the same place, and sums that the rule takes with ``norm``, ``mean``,
-            ``total`` or ``Squares``) or ``"array"`` (the whole array).
+            ``total`` or ``Squares``) or ``"array"`` (the whole array). The rule may get a part of
+            an array, as much as its reach allows, so it must not depend on the array's shape.
         place: where the stage may stand; :func:`adamx.chain` raises an error for another order.
             ``"direction"``: before the learning rate, where the update is a direction.
             ``"rate"``: turns a direction into a step, as a learning rate does; once in a chain.

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import jaxpr_as_fun
 
 from adamx.engine.block import Block, Entering, of_parameter, through
@@ -35,7 +36,7 @@ from adamx.numerics.tiles import Tile
 from adamx.trees.arrays import kind
 from adamx.trees.packed import is_packed
 
-__all__ = ["Kernels"]
+__all__ = ["Kernels", "asked_for"]
 
 ROWS, LANES = 32, 128
 """A tile of bytes in the memory of a TPU; tiles of wider numbers have fewer rows."""
@@ -72,13 +73,18 @@ PRIMITIVES = frozenset(_KNOWN.split())
 """What Mosaic, the compiler of kernels for TPUs, can compile; other blocks are left to XLA."""
 
 
+def asked_for() -> str:
+    """The value of ``ADAMX_KERNELS``."""
+    return os.environ.get("ADAMX_KERNELS", "auto")
+
+
 def mode() -> str:
     """``"tpu"``, ``"interpret"``, or ``"off"`` where no kernels run.
 
     Raises:
         ValueError: for another value of ``ADAMX_KERNELS`` than ``auto``, ``off`` and ``interpret``.
     """
-    asked = os.environ.get("ADAMX_KERNELS", "auto")
+    asked = asked_for()
     if asked not in ("auto", "off", "interpret"):
         raise ValueError(f"ADAMX_KERNELS must be auto, off or interpret, got {asked!r}")
     if asked != "auto":
@@ -169,12 +175,29 @@ class Kernel:
     interpret: bool
 
     def run(self, block: Block, leaf: Entering) -> tuple[Any, list[Slots]]:
-        """The results of the block for an array."""
-        given = jax.tree.leaves(arguments(block, leaf))
-        arrays = [given[i].reshape(-1, given[i].shape[-1]) for i in self.arrays]
-        numbers = [_as_word(x) for i, x in enumerate(given) if i not in self.arrays]
-        made = self.call(arrays, numbers)
-        return self.results.joined([x.reshape(*self.shape, x.shape[-1]) for x in made], given)
+        """The results of the block for an array. Their derivatives are those of the block."""
+        given, tree = jax.tree.flatten(arguments(block, leaf))
+
+        @jax.custom_jvp
+        def run(*given: Any) -> Any:
+            arrays = [given[i].reshape(-1, given[i].shape[-1]) for i in self.arrays]
+            numbers = [_as_word(x) for i, x in enumerate(given) if i not in self.arrays]
+            made = self.call(arrays, numbers)
+            return self.results.joined([x.reshape(*self.shape, x.shape[-1]) for x in made], given)
+
+        def slope(primals: Any, tangents: Any) -> Any:
+            moved = [not isinstance(x, SymbolicZero) for x in tangents]
+
+            def whole(*given: Any) -> Any:
+                own = iter(given)
+                filled = [next(own) if y else x for x, y in zip(primals, moved, strict=True)]
+                return body(block, tree.unflatten(filled))
+
+            points, slopes = (tuple(itertools.compress(x, moved)) for x in (primals, tangents))
+            return jax.jvp(whole, points, slopes)
+
+        run.defjvp(slope, symbolic_zeros=True)
+        return run(*given)
 
     @functools.cached_property
     def call(self) -> Callable[..., Any]:
@@ -252,7 +275,7 @@ def kernel_for(block: Block, leaf: Entering, *, interpret: bool) -> Kernel | Non
     if results is None:
         return None
     known = [*(given[i] for i in arrays), *results.made]
-    if any([*np.shape(x)[:-1]] != outer for x in known):
+    if any([*np.shape(x)[:-1]] != outer or not np.size(x) for x in known):
         return None
     if not all(jnp.result_type(x) in DTYPES for x in known) or not all(map(_is_word, numbers)):
         return None
@@ -275,7 +298,7 @@ def kernel_for(block: Block, leaf: Entering, *, interpret: bool) -> Kernel | Non
         ]
         words = [jax.ShapeDtypeStruct((), jnp.result_type(x)) for x in numbers]
         program = jax.make_jaxpr(on_tile)(start, start, *parts[: len(arrays)], *words)
-        if any(map(np.ndim, program.consts)) or not primitives(program.jaxpr) <= PRIMITIVES:
+        if program.consts or not primitives(program.jaxpr) <= PRIMITIVES:
             return None
         if [x.shape for x in program.out_avals] != [x.shape for x in parts[len(arrays) :]]:
             return None  # a codec would divide rows of this length into other blocks

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.arguments import hyper
+from adamx.engine import kernels
 from adamx.engine.parts import MANY, step_in_parts
 from adamx.engine.row import Row
 from adamx.errors import StageError, as_given, described
@@ -170,14 +171,14 @@ def update(
     if compiles and len(gradients) > MANY and program.slots is not None:
 
         def some(tree: Any, gradients: list[Any], params: Aligned | None, state: State) -> Any:
-            fixed = static, tree, looks, applies
+            fixed = static, tree, looks, applies, kernels.asked_for()
             return _compiled_step(*fixed, numbers, gradients, params, state, seen)
 
         done = step_in_parts(some, program.slots, tree, gradients, aligned, state)
         if done is not None:
             return tree.unflatten(done[0]), done[1]
     step = _compiled_step if compiles else _step
-    fixed = static, tree, looks, applies
+    fixed = static, tree, looks, applies, kernels.asked_for()
     outputs, state = step(*fixed, numbers, gradients, aligned, state, seen)
     if not traced:
         program.check(state)
@@ -234,6 +235,7 @@ def _step(
     tree: Any,
     looks: bool,
     applies: bool,
+    asked: str,
     numbers: list[Any],
     gradients: list[Any],
     params: Aligned | None,
@@ -253,4 +255,4 @@ def _step(
     return automatic(run, (numbers, gradients, params, state, extra), specs)
 
 
-_compiled_step = jax.jit(_step, static_argnums=(0, 1, 2, 3))
+_compiled_step = jax.jit(_step, static_argnums=(0, 1, 2, 3, 4))
