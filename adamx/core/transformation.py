@@ -119,7 +119,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
         The results are the same. With quantized slots on TPUs, one kernel decodes the slots, takes
         the step and writes the new parameter, so that no array of updates is in memory
-        (:doc:`performance`). Use it in a training step of your own; ``TrainState.apply_gradients``
+        (:doc:`/performance`). Use it in a training step of your own; ``TrainState.apply_gradients``
         of Flax calls ``update``.
 
         Args:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Annotated as Float8e4m3fn
     from typing import Annotated as Float32
     from typing import Annotated as Inexact
-    from typing import Annotated as Int
     from typing import Annotated as Int8
     from typing import Annotated as Int32
+    from typing import Annotated as Integer
     from typing import Annotated as UInt8
     from typing import Annotated as UInt32
 else:
@@ -46,7 +46,7 @@ else:
 
     BFloat16, Bool, Float, Float8e4m3fn = map(_Kinds, ("BFloat16", "Bool", "Float", "Float8e4m3fn"))
     Float32, Inexact, Int8, Int32 = map(_Kinds, ("Float32", "Inexact", "Int8", "Int32"))
-    Int, UInt8, UInt32 = map(_Kinds, ("Int", "UInt8", "UInt32"))
+    Integer, UInt8, UInt32 = map(_Kinds, ("Integer", "UInt8", "UInt32"))
 
 __all__ = [
     "Array",
@@ -56,9 +56,9 @@ __all__ = [
     "Float8e4m3fn",
     "Float32",
     "Inexact",
-    "Int",
     "Int8",
     "Int32",
+    "Integer",
     "Key",
     "PyTree",
     "Reals",

@@ -29,9 +29,9 @@ from adamx.numerics.types import (
     Array,
     BFloat16,
     Float32,
-    Int,
     Int8,
     Int32,
+    Integer,
     PyTree,
     UInt8,
     UInt32,
@@ -334,7 +334,7 @@ def _bytes() -> Any:
     return jnp.uint8 if tiles.current() is None else jnp.int32
 
 
-def _largest(x: Int[Array, "*rows row"], count: int) -> Int[Array, "*rows blocks"]:
+def _largest(x: Integer[Array, "*rows row"], count: int) -> Integer[Array, "*rows blocks"]:
     """The largest element of each block."""
     x = _row_major(x)
     *rows, row = x.shape
