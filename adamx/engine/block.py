@@ -178,10 +178,13 @@ def through(
                 made, after = update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)
                 done.append(keep(before, after))
-        left = (
-            signal.output if ends == "update" else signal.new_param if ends == "param" else signal
-        )
-        return left, done
+        match ends:
+            case "signal":
+                return signal, done
+            case "update":
+                return signal.output, done
+            case "param":
+                return signal.new_param, done
 
 
 advance = jax.jit(through, static_argnums=(0, 1, 2, 3))

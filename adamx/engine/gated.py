@@ -37,26 +37,22 @@ def pass_gate(row: Row, name: str, here: list[bool] | None, places: range) -> No
         here: for every parameter, whether the gate applies to it; None for all.
         places: those of the links inside.
     """
-    is_last = places.stop == len(row.named) and here is None
+    # No parameter leaves the links inside, as the update may become zero.
+    ends = "update" if places.stop == len(row.named) and here is None else "signal"
     mine = [i for i in range(len(row.signals)) if here is None or here[i]]
     if row.glances or not mine:
         row.pass_along(places)
     elif places and row.idles[name] and _resting_pays(row, places):
-        _pass_or_rest(row, name, mine, places, is_last=is_last)
+        _pass_or_rest(row, name, mine, places, ends)
     else:
         outer, own = row.inside, row.open[name]
         row.inside = own if outer is None else own & outer
         row.pass_along(places)
         if not row.is_done:
-            row.advance(ends=_ends(is_last=is_last))
+            row.advance(ends=ends)
         for i in mine:
             row.signals[i] = chosen(own, row.signals[i], _still(row.signals[i]))
-        row.inside, row.is_done = outer, is_last
-
-
-def _ends(*, is_last: bool) -> Ends:
-    """What leaves the links inside of a gate: no parameters, as the update may become zero."""
-    return "update" if is_last else "signal"
+        row.inside, row.is_done = outer, ends == "update"
 
 
 def _resting_pays(row: Row, places: range) -> bool:
@@ -78,7 +74,7 @@ def _reaches_far(link: Link) -> bool:
     return link.at(np.int32(0)).rule(hyper.clock_dtype()).reach in ("row", "array")
 
 
-def _pass_or_rest(row: Row, name: str, mine: list[int], places: range, *, is_last: bool) -> None:
+def _pass_or_rest(row: Row, name: str, mine: list[int], places: range, ends: Ends) -> None:
     """Run the links inside of a gate only if this step counts for them.
 
     The stages that wait, the gate among them, run in front of the links inside for the signals, in
@@ -95,7 +91,7 @@ def _pass_or_rest(row: Row, name: str, mine: list[int], places: range, *, is_las
         inside.after = {x.name: {} for x in row.waiting}
         inside.pass_along(places)
         if not inside.is_done:
-            inside.advance(ends=_ends(is_last=is_last))
+            inside.advance(ends=ends)
         row.places = inside.places
         signals = [inside.signals[i] for i in mine]
         signals = [x.of_param(None) if isinstance(x, Signal) else x for x in signals]
@@ -119,7 +115,7 @@ def _pass_or_rest(row: Row, name: str, mine: list[int], places: range, *, is_las
         is_signal = isinstance(signal, Signal)
         row.signals[i] = signal.of_param(row.signals[i]) if is_signal else signal
     row.after |= after
-    row.is_done = is_last
+    row.is_done = ends == "update"
 
 
 def chosen(counts: Any, new: Any, old: Any) -> Any:

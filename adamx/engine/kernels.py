@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import jaxpr_as_fun
 
 from adamx.engine.block import Block, Entering, of_parameter, through
+from adamx.engine.results import Results
 from adamx.links.slots import Slots
 from adamx.numerics import tiles
 from adamx.numerics.meshes import device_kind, is_undivided, platform
@@ -157,7 +158,8 @@ class Kernel:
         grid: the number of tiles along both axes of the arrays as matrices.
         rows: the number of rows of a tile.
         widths: the number of columns of a tile, of each array and each result.
-        results: the results for the whole array.
+        results: which results it computes.
+        made: the shapes and dtypes of these, for the whole array.
         moved: the bytes of all arrays and results.
         aliases: the places of results that take the place of an array.
         interpret: whether JAX's interpreter of Pallas runs it.
@@ -170,6 +172,7 @@ class Kernel:
     rows: int
     widths: tuple[int, ...]
     results: Results
+    made: tuple[Any, ...]
     moved: int
     aliases: dict[int, int]
     interpret: bool
@@ -224,7 +227,7 @@ class Kernel:
             return pl.BlockSpec((self.rows, width), lambda i, j: (i, j))
 
         rows = math.prod(self.shape)
-        made = [like(x, (rows, x.shape[-1])) for x in self.results.made]
+        made = [like(x, (rows, x.shape[-1])) for x in self.made]
         one = pl.BlockSpec(memory_space=tpu.SMEM)
         run = pl.pallas_call(
             on_tile,
@@ -258,104 +261,67 @@ def _from_word(x: Any, dtype: Any) -> Any:
     return x != 0 if dtype == jnp.bool_ else x.astype(dtype)
 
 
-def _matrix(x: Any, rows: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype)
-
-
 def kernel_for(block: Block, leaf: Entering, *, interpret: bool) -> Kernel | None:
     """The kernel of a block for arrays like this one, if there is one."""
     given, tree = jax.tree.flatten(arguments(block, leaf))
     *outer, columns = np.shape(given[0]) or (0,)
+    if not _is_matrix(outer, columns):
+        return None
     rows, is_array = math.prod(outer), [np.ndim(x) > 0 for x in given]
     arrays = tuple(itertools.compress(range(len(given)), is_array))
     numbers = [x for x, y in zip(given, is_array, strict=True) if not y]
-    if not _is_matrix(outer, columns):
-        return None
-    results = Results.of(lambda *x: body(block, tree.unflatten(x)), given)
-    if results is None:
-        return None
-    known = [*(given[i] for i in arrays), *results.made]
+    results: Any = None
+
+    def whole(*given: Any) -> list[Any]:
+        nonlocal results
+        made = body(block, tree.unflatten(given))
+        results = Results.of(made, given, hands=lambda x: not np.ndim(x))
+        return results.computed(made)
+
+    made = jax.eval_shape(whole, *given)
+    known = [*(given[i] for i in arrays), *made]
     if any([*np.shape(x)[:-1]] != outer or not np.size(x) for x in known):
         return None
     if not all(jnp.result_type(x) in DTYPES for x in known) or not all(map(_is_word, numbers)):
         return None
-    forms = [_matrix(x, rows) for x in known]
+    forms = [jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype) for x in known]
+    tile = tile_shape(forms, by_columns=_divides_rows(block))
+    if tile is None:
+        return None
     with divided(leaf.shards):
         count = elements(given[0])
-    for tile in tile_shapes(forms, by_columns=_divides_rows(block)):
-        widths = tuple(x.shape[1] * tile[1] // columns for x in forms)
 
-        def on_tile(row: Any, column: Any, *values: Any, tile: Any = tile) -> list[Any]:
-            own = iter(values[: len(arrays)]), iter(values[len(arrays) :])
-            filled = [next(own[0] if y else own[1]) for y in is_array]
-            with tiles.within(Tile(tile, (rows, columns), (row, column), count)):
-                return results.computed(body(block, tree.unflatten(filled)))
+    def on_tile(row: Any, column: Any, *values: Any) -> list[Any]:
+        own = iter(values[: len(arrays)]), iter(values[len(arrays) :])
+        filled = [next(own[0] if y else own[1]) for y in is_array]
+        with tiles.within(Tile(tile, (rows, columns), (row, column), count)):
+            return results.computed(body(block, tree.unflatten(filled)))
 
-        start = jax.ShapeDtypeStruct((), jnp.int32)
-        parts = [
-            jax.ShapeDtypeStruct((tile[0], width), x.dtype)
-            for x, width in zip(forms, widths, strict=True)
-        ]
-        words = [jax.ShapeDtypeStruct((), jnp.result_type(x)) for x in numbers]
-        program = jax.make_jaxpr(on_tile)(start, start, *parts[: len(arrays)], *words)
-        if program.consts or not primitives(program.jaxpr) <= PRIMITIVES:
-            return None
-        if [x.shape for x in program.out_avals] != [x.shape for x in parts[len(arrays) :]]:
-            return None  # a codec would divide rows of this length into other blocks
-        grid = -(-rows // tile[0]), -(-columns // tile[1])
-        return Kernel(
-            program=program,
-            arrays=arrays,
-            shape=(*outer,),
-            grid=grid,
-            rows=tile[0],
-            widths=widths,
-            results=results,
-            moved=sum(x.size * x.dtype.itemsize for x in forms),
-            aliases=_aliases(block, leaf, results.made),
-            interpret=interpret,
-        )
-    return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """What a block makes of an array: results that are computed, and numbers that are handed on.
-
-    Attributes:
-        tree: the tree of all results.
-        handed: for each of them, the place among the arguments of a number that it is, or None.
-        made: the shapes and dtypes of those that are computed.
-    """
-
-    tree: Any
-    handed: tuple[int | None, ...]
-    made: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, function: Callable[..., Any], given: Sequence[Any]) -> Results | None:
-        """The results of a function of these arguments; None if it computes a number."""
-        handed: list[int | None] = []
-
-        def traced(*given: Any) -> Any:
-            made = function(*given)
-            places = {id(x): i for i, x in enumerate(given) if not np.ndim(x)}
-            handed.extend(places.get(id(x)) for x in jax.tree.leaves(made))
-            return made
-
-        made, tree = jax.tree.flatten(jax.eval_shape(traced, *given))
-        own = tuple(x for x, place in zip(made, handed, strict=True) if place is None)
-        return cls(tree, tuple(handed), own) if all(x.ndim for x in own) else None
-
-    def computed(self, made: Any) -> list[Any]:
-        """Those of the results that are computed."""
-        leaves = jax.tree.leaves(made)
-        return [x for x, place in zip(leaves, self.handed, strict=True) if place is None]
-
-    def joined(self, computed: Sequence[Any], given: Sequence[Any]) -> Any:
-        """All results."""
-        new = iter(computed)
-        return self.tree.unflatten(next(new) if i is None else given[i] for i in self.handed)
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    widths = tuple(x.shape[1] * tile[1] // columns for x in forms)
+    parts = [
+        jax.ShapeDtypeStruct((tile[0], width), x.dtype)
+        for x, width in zip(forms, widths, strict=True)
+    ]
+    words = [jax.ShapeDtypeStruct((), jnp.result_type(x)) for x in numbers]
+    program = jax.make_jaxpr(on_tile)(start, start, *parts[: len(arrays)], *words)
+    if program.consts or not primitives(program.jaxpr) <= PRIMITIVES:
+        return None
+    if [x.shape for x in program.out_avals] != [x.shape for x in parts[len(arrays) :]]:
+        return None  # a codec would divide rows of this length into other blocks
+    return Kernel(
+        program=program,
+        arrays=arrays,
+        shape=(*outer,),
+        grid=(-(-rows // tile[0]), -(-columns // tile[1])),
+        rows=tile[0],
+        widths=widths,
+        results=results,
+        made=tuple(made),
+        moved=sum(x.size * x.dtype.itemsize for x in forms),
+        aliases=_aliases(block, leaf, made),
+        interpret=interpret,
+    )
 
 
 def _is_matrix(outer: Sequence[int], columns: int) -> bool:
@@ -383,28 +349,31 @@ def _aliases(block: Block, leaf: Entering, made: Sequence[Any]) -> dict[int, int
     return same
 
 
-def tile_shapes(forms: Sequence[Any], *, by_columns: bool) -> Iterator[tuple[int, int]]:
-    """The shapes of tiles to try: as many whole rows as fit, or some columns of a few rows.
+def tile_shape(forms: Sequence[Any], *, by_columns: bool) -> tuple[int, int] | None:
+    """The shape of tiles: as many whole rows as fit, or else some columns of a few rows.
 
     Args:
         forms: all matrices of the kernel; the first one has the parameter's shape.
         by_columns: whether rows may be divided.
+
+    Returns:
+        None if no tile fits.
     """
     rows, columns = forms[0].shape
-    if any(1 < columns / x.shape[1] < BLOCK for x in forms):
-        return
+    lengths = {columns / x.shape[1] for x in forms}
+    if any(1 < length < BLOCK for length in lengths):
+        return None
     # Each tile is in memory twice, as the next one is fetched meanwhile; beside them, values.
     of_row = 2 * sum(x.shape[1] * x.dtype.itemsize for x in forms) + 4 * VALUES * columns
     if BUDGET // of_row >= ROWS:
-        yield _rows(rows, ELEMENTS // columns), columns
-        return
+        return _rows(rows, ELEMENTS // columns), columns
     # Parts of a row have the blocks of the row if the length of blocks is a power of two.
-    lengths = {columns / x.shape[1] for x in forms}
-    if by_columns and all(math.frexp(length)[0] == 0.5 for length in lengths):
-        least = LANES * int(max(lengths))  # a tile of every matrix has whole lanes
-        width = max(least, ELEMENTS // ROWS // least * least)
-        if width < columns and BUDGET * columns >= of_row * ROWS * width:
-            yield _rows(rows, 0), width
+    if not by_columns or any(math.frexp(length)[0] != 0.5 for length in lengths):
+        return None
+    least = LANES * int(max(lengths))  # a tile of every matrix has whole lanes
+    width = max(least, ELEMENTS // ROWS // least * least)
+    fits = width < columns and BUDGET * columns >= of_row * ROWS * width
+    return (_rows(rows, 0), width) if fits else None
 
 
 def _rows(rows: int, wanted: int) -> int:

@@ -168,18 +168,17 @@ def update(
     compiles = not traced and program.lasts
     program = program.now(traced=traced)
     static, numbers = program.split
+    fixed = static, looks, applies, kernels.asked_for()
     if compiles and len(gradients) > MANY and program.slots is not None:
 
         def some(tree: Any, gradients: list[Any], params: Aligned | None, state: State) -> Any:
-            fixed = static, tree, looks, applies, kernels.asked_for()
-            return _compiled_step(*fixed, numbers, gradients, params, state, seen)
+            return _compiled_step(*fixed, tree, numbers, gradients, params, state, seen)
 
         done = step_in_parts(some, program.slots, tree, gradients, aligned, state)
         if done is not None:
             return tree.unflatten(done[0]), done[1]
     step = _compiled_step if compiles else _step
-    fixed = static, tree, looks, applies, kernels.asked_for()
-    outputs, state = step(*fixed, numbers, gradients, aligned, state, seen)
+    outputs, state = step(*fixed, tree, numbers, gradients, aligned, state, seen)
     if not traced:
         program.check(state)
     return tree.unflatten(outputs), state
@@ -232,10 +231,10 @@ def check_state(links: Sequence[Link], state: Any) -> None:
 
 def _step(
     static: Static,
-    tree: Any,
     looks: bool,
     applies: bool,
-    asked: str,
+    asked: str,  # read where kernels are chosen; here, another value is another compiled step
+    tree: Any,
     numbers: list[Any],
     gradients: list[Any],
     params: Aligned | None,

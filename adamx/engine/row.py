@@ -563,7 +563,8 @@ class Row:
         """
         if not self.is_done:
             self.advance(ends="param" if applies else "update")
-        elif applies and self.params is not None:
+        elif applies:
+            assert self.params is not None
             self.signals = [
                 x if x is None else add(jnp.asarray(theta), x)
                 for theta, x in zip(self.params, self.signals, strict=True)

@@ -30,6 +30,7 @@ from adamx.engine.block import (
     through,
 )
 from adamx.engine.kernels import Kernels
+from adamx.engine.results import Results
 from adamx.links.slots import Slots
 from adamx.numerics.meshes import (
     divided_along,
@@ -154,16 +155,13 @@ def _on_stack(block: Block, some: Sequence[Entering], axes: tuple[str, ...]) -> 
     What a stage only hands on does not pass through the stack.
     """
     entering = [(x.signal, x.slots, x.own, x.refreshed) for x in some]
-    handed: list[int | None] = []
-    tree: Any = None
+    results: Any = None
 
     def of_one(given: Any, number: Any) -> list[Any]:
-        nonlocal handed, tree
-        body = functools.partial(through, *fixed(block, some[0]))
-        made, tree = jax.tree.flatten(body(*given, number))
-        before = {id(x): i for i, x in enumerate(jax.tree.leaves(given))}
-        handed = [before.get(id(x)) for x in made]
-        return [x for x, place in zip(made, handed, strict=True) if place is None]
+        nonlocal results
+        made = functools.partial(through, *fixed(block, some[0]))(*given, number)
+        results = Results.of(made, jax.tree.leaves(given))
+        return results.computed(made)
 
     numbers = np.asarray([x.number for x in some], np.uint32) if block.numbered else None
     stack = jax.tree.map(lambda *x: jnp.stack(x), *entering)
@@ -176,11 +174,9 @@ def _on_stack(block: Block, some: Sequence[Entering], axes: tuple[str, ...]) -> 
     made = jax.vmap(of_one, axis_size=count + short)(stack, numbers)
     if axes:
         made = jax.tree.map(gathered, made)
-    results = []
-    for k in range(count):
-        own, new = jax.tree.leaves(entering[k]), iter([x[k] for x in made])
-        results.append(tree.unflatten(next(new) if i is None else own[i] for i in handed))
-    return results
+    return [
+        results.joined([x[k] for x in made], jax.tree.leaves(entering[k])) for k in range(count)
+    ]
 
 
 def _filled(x: Any, short: int) -> Any:

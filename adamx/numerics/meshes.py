@@ -133,28 +133,22 @@ def platform() -> str:
     It is that of the current mesh, which may be the description of a machine elsewhere, or else
     that of JAX's default device.
     """
-    known = getattr(_abstract_device(), "platform", None)
-    if known is not None:
-        return known
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    if device is None:
-        return jax.default_backend()
-    return device if isinstance(device, str) else device.platform
+    return _of_device("platform")
 
 
 def device_kind() -> str:
     """The kind of device for which a program is traced, such as "TPU v5 lite"."""
-    known = getattr(_abstract_device(), "device_kind", None)
+    return _of_device("device_kind")
+
+
+def _of_device(attribute: str) -> str:
+    known = getattr(getattr(current_mesh(), "abstract_device", None), attribute, None)
     if known is not None:
         return known
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if device is None or isinstance(device, str):
         device = jax.devices(device)[0]
-    return device.device_kind
-
-
-def _abstract_device() -> Any:
-    return getattr(current_mesh(), "abstract_device", None)
+    return getattr(device, attribute)
 
 
 def free_axes() -> tuple[str, ...]:
