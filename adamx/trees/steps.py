@@ -58,7 +58,7 @@ def apply_updates(params: Params, updates: PyTree) -> Params:
 
 
 def with_new(params: Params, new: PyTree) -> Params:
-    """The parameters, with those of a tree like the gradients that is not None in their place."""
+    """The parameters, with the arrays of ``new`` in their place where it is not None."""
     tree, found, thetas, moved = _beside(new, params)
     for i in moved:
         thetas[i] = found[i]

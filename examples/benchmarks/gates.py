@@ -31,6 +31,8 @@ OPTAX = optax.adamw(1e-3)
 
 # What is measured, beside what, and what the ratio should not exceed.
 PAIRS = {
+    "adamw / adamw": (ADAM, adamx.adamw(1e-3), None),  # the noise
+    "(clip, adamw) / adamw": (CLIPPED, ADAM, None),  # what any global norm costs
     "skip_nonfinite(adamw) / adamw": (adamx.skip_nonfinite(ADAM), ADAM, 1.03),
     "skip_spikes(adamw) / adamw": (adamx.skip_spikes(ADAM), ADAM, 1.03),
     "loss_scale(adamw) / adamw": (adamx.loss_scale(ADAM, 1.0, period=10**9), ADAM, 1.03),

@@ -57,6 +57,11 @@ RATE = 1e-3
 MATRICES = {"up": (4096, 8192), "down": (8192, 4096), "bias": (8192,), "norm": (4096,)}
 SMALL = {"up": (512, 1024), "down": (1024, 512), "bias": (1024,), "norm": (512,)}
 MANY = {f"w{i}": (4096, 4096) for i in range(8)}
+SIZES = (
+    *((1024, 1024), (1024, 4096), (4096, 1024), (1024,), (4096,), (2048, 1024)),
+    *((1024, 2048), (2048,), (512, 1024), (1024, 512), (512,), (1024, 3072)),
+)
+MIXED = {f"w{i}": SIZES[i % len(SIZES)] for i in range(302)}
 LAYERS = {"blocks": (8, 2048, 2048), "norm": (8, 2048)}
 
 # Their decompositions of matrices compile for minutes, so they are compiled only if asked for.
@@ -102,6 +107,8 @@ def rows() -> dict[str, Row]:
         **{f"adamw, {x}": Row(partial(adamw, x)) for x in ("bf16", "fp8", "int8")},
         "adamw, int8 to nearest": Row(partial(adamw, adamx.int8(rounding="nearest"))),
         "adamw, int8, 8 matrices": Row(partial(adamw, "int8"), shapes=MANY),
+        "adamw, 302 arrays": Row(adamw, shapes=MIXED),
+        "adamw, int8, 302 arrays": Row(partial(adamw, "int8"), shapes=MIXED),
         "lion, int8": Row(lambda: adamx.quantize_state(adamx.lion(RATE), "int8")),
         "adafactor, int8": Row(lambda: adamx.quantize_state(adamx.adafactor(RATE), "int8")),
         "muon, int8": Row(lambda: adamx.quantize_state(recipe("muon"), "int8")),
