@@ -9,7 +9,7 @@ pytest.importorskip("rich")
 
 import reference
 from examples import benchmarks
-from examples.benchmarks import accuracy, cost, gates, matrix_costs, parameters, watch
+from examples.benchmarks import accuracy, cost, gates, matrix_costs, parameters, tables, tpu, watch
 
 pytestmark = pytest.mark.slow
 
@@ -17,16 +17,20 @@ STEPS = 120
 
 
 def run(main, path, *arguments):
-    """What `main` returned and the JSON it stored."""
+    """What `main` returned and the results it stored, of which all tables can be made."""
     returned = main([*arguments, "--json", str(path)])
-    return returned, json.loads(path.read_text("utf-8"))
+    stored = json.loads(path.read_text("utf-8"))
+    assert stored["module"] == main.__module__
+    assert stored["command"] == " ".join(["python -m", main.__module__, *arguments])
+    assert stored["versions"] == benchmarks.versions()
+    return returned, stored["results"]
 
 
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory):
     path = tmp_path_factory.mktemp("accuracy") / "new" / "accuracy.json"
     returned, stored = run(accuracy.main, path, "--steps", str(STEPS))
-    assert stored["versions"] == benchmarks.versions()
+    assert tables.accuracy(stored).count("adamx, `compensated=True`") == 5
     assert stored["steps"] == STEPS
     assert [row["worst"] for row in stored["scores"]] == [row.worst for row in returned]
     return {(row.case, row.optimiser): row for row in returned}
@@ -98,8 +102,7 @@ def costs(tmp_path_factory):
 
 
 def test_costs_are_measured(costs):
-    assert costs["versions"] == benchmarks.versions()
-    rows = {name: [row["what"] for row in costs[name]] for name in costs if name != "versions"}
+    rows = {name: [row["what"] for row in of_kind] for name, of_kind in costs.items()}
     assert rows["step"] == rows["compensated"] == ["2×8"]
     assert rows["build"] == ["trace", "lower", "compile"]
     assert rows["update"] == ["adamx, 2×8", "optax, 2×8"]
@@ -136,7 +139,7 @@ def test_ratio_is_the_median_of_the_pairs_ratios():
     [(12.34, "12.3 s"), (2.1, "2.10 s"), (0.0999, "99.9 ms"), (1e-3, "1.00 ms"), (9e-6, "9.00 µs")],
 )
 def test_times_are_printed_with_three_digits(seconds, printed):
-    assert cost.in_units(seconds) == printed
+    assert tables.in_units(seconds) == printed
 
 
 @pytest.mark.parametrize("value", [1.03, 1.031])
@@ -192,3 +195,10 @@ def test_the_costs_of_matrices_are_measured_in_pairs(tmp_path):
     for rows in (stored["32"]["over_adamw"], stored["32"]["over_rest"]):
         assert [row["what"] for row in rows] == ["muon", "soap"]
         assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in rows)
+
+
+def test_a_plan_is_made_without_a_compiler(tmp_path):
+    _, stored = run(tpu.main, tmp_path / "plan.json", "--plan", "8", "1e10")
+    *rows, moved = tables.plan(stored).splitlines()
+    assert len(rows) == 2 + len(tpu.planned()) and moved.startswith("| received from chips |")
+    assert "| adamw | 8.00 |" in tables.plan(stored)

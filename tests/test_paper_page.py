@@ -1,39 +1,59 @@
 """The page of the experiments is what their runs have stored."""
 
-import json
-
 import pytest
 
 pytest.importorskip("rich")
 
+from rich.console import Console
+
+from examples.benchmarks import made
 from examples.paper import page
 from examples.paper.__main__ import RUNS, parse
+from examples.paper.lab import Claim, Lab, Outcome, Size
 
 
-def test_the_page_shows_every_run_that_was_made(tmp_path, capsys):
-    folder = tmp_path / "out" / "steps"
-    folder.mkdir(parents=True)
-    (folder / "steps.png").write_bytes(b"picture")
-    claims = [{"claim": "|Δ| ≤ α", "paper": "α", "here": "7 α", "holds": False}]
-    versions = dict.fromkeys(("date", "python", "jax", "optax", "adamx"), "1.2")
-    stored = {
-        "run": "steps",
-        "size": "quick",
-        "title": "Steps",
-        "setting": {"rates": {"Adam": [0.1, 0.25]}},
-        "rows": [{"method": "Adam", "cost": 0.123456}],
-        "claims": claims,
-        **versions,
-    }
-    (folder / "steps.json").write_text(json.dumps(stored))
-    page.main(["--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs")])
-    text = (tmp_path / "docs" / "paper.md").read_text()
-    assert r"| [steps](#steps) | \|Δ\| ≤ α | α | 7 α | no |" in text
-    assert "python -m examples.paper steps --quick`, 1.2" in text
+@pytest.fixture
+def docs(tmp_path):
+    """A folder of documentation with the results of every run."""
+    docs = tmp_path / "docs"
+    outcome = Outcome(
+        "A title",
+        {"rates": {"Adam": [0.1, 0.25]}},
+        [{"method": "Adam", "cost": 0.123456}],
+        {"Adam": [1.0, 0.5]},
+        [Claim("|Δ| ≤ α", "α", "7 α", False)],
+    )
+
+    class Picture:
+        def savefig(self, path, dpi):
+            path.write_bytes(b"picture")
+
+    for run in RUNS:
+        lab = Lab(run, Size("full"), tmp_path / "out", Console(quiet=True), docs)
+        lab.report(outcome, lambda _, run=run: {f"{run}.png": Picture()})
+    return docs
+
+
+def test_the_page_shows_every_run(docs):
+    page.main(["--docs", str(docs)])
+    text = (docs / "paper.md").read_text("utf-8")
+    assert text == page.written(docs)
+    for run in RUNS:
+        assert rf"| [{run}](#{run}) | \|Δ\| ≤ α | α | 7 α | no |" in text
+        assert f"`python -m examples.paper {run} --full`, " in text
+        assert f"![A title](paper/{run}.png)" in text
+        assert (docs / "paper" / f"{run}.png").read_bytes() == b"picture"
+        assert "curves" not in made.read(f"paper/{run}", docs / "results")["results"]
     assert "* rates: Adam 0.1, 0.25" in text and "| Adam | 0.1235 |" in text
-    assert "![Steps](paper/steps.png)" in text
-    assert (tmp_path / "docs" / "paper" / "steps.png").read_bytes() == b"picture"
-    assert capsys.readouterr().out.count("has not been run") == len(RUNS) - 1
+
+
+def test_a_missing_run_is_an_error(docs):
+    (docs / "results" / "paper" / "steps.json").unlink()
+    with pytest.raises(
+        SystemExit, match=r"steps\.json is missing; `python -m examples.paper steps`"
+    ):
+        page.main(["--docs", str(docs)])
+    assert not (docs / "paper.md").exists()
 
 
 def test_every_run_says_what_it_is(capsys):

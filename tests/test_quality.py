@@ -58,11 +58,12 @@ def test_every_format_is_trained_and_nothing_twice(options, tmp_path, monkeypatc
     assert rows[0].ratio == 1 and rows[0].difference == rows[0].points == (0, 0)
     assert rows[1].train_loss != rows[0].train_loss
     stored = json.loads(path.read_text("utf-8"))
-    assert stored["noise"] == json.loads(json.dumps([x._asdict() for x in rows]))
+    stored = stored["results"]["tasks"]["noise"]
+    assert stored["rows"] == json.loads(json.dumps([x._asdict() for x in rows]))
 
     printed = capsys.readouterr().out
     assert "noise: 3 steps of 8 of 30 examples, 2 seeds." in printed
-    assert f"| int8, nearest | {rows[1].bytes_per_parameter:19.2f} |" in printed
+    assert f"| int8, nearest | {rows[1].bytes_per_parameter:.2f} |" in printed
 
     trained = []
 

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("rich")
 
 from examples import benchmarks
-from examples.benchmarks import storage
+from examples.benchmarks import storage, tables
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +18,10 @@ def found(tmp_path_factory):
     path = tmp_path_factory.mktemp("storage") / "storage.json"
     returned = storage.main(["--tiny", "--json", str(path)])
     stored = json.loads(path.read_text("utf-8"))
-    assert stored == json.loads(json.dumps(returned))
+    assert stored["results"] == json.loads(json.dumps(returned))
     assert stored["versions"] == benchmarks.versions()
-    return {name: {row["what"]: row for row in stored[name]} for name in storage.TABLES}
+    assert "| perceptron 64-70-4 |" in tables.stored_steps(stored["results"])
+    return {name: {row["what"]: row for row in stored["results"][name]} for name in storage.TABLES}
 
 
 def test_bytes_are_those_of_the_weights_and_of_what_is_too_small_to_store(found):

@@ -905,10 +905,13 @@ def measured(tmp_path_factory):
     pytest.importorskip("rich")
     pytest.importorskip("flax")
     from examples.benchmarks import sweep as benchmark
+    from examples.benchmarks import tables
 
     path = tmp_path_factory.mktemp("sweep") / "new" / "sweep.json"
     returned = benchmark.main(["--tiny", "--json", str(path)])
-    assert json.loads(path.read_text("utf-8")) == json.loads(json.dumps(returned))
+    stored = json.loads(path.read_text("utf-8"))["results"]
+    assert stored == json.loads(json.dumps(returned))
+    assert "| adamx.sweep | curve |" in tables.sweep_agreement(stored)
     return copy.deepcopy(returned)
 
 

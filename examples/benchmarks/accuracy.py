@@ -14,7 +14,6 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -219,16 +218,11 @@ def summary(scores: Sequence[Score], steps: int) -> Iterator[str]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.accuracy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmarks.parser("accuracy", __doc__)
     parser.add_argument("--quick", action="store_true", help="5,000 steps instead of 50,000")
     parser.add_argument("--seed", type=int, default=0, help="seed of the gradients")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = benchmarks.parse(parser, arguments)
     options.steps = options.steps or (5_000 if options.quick else 50_000)
     return options
 
@@ -236,9 +230,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> list[Score]:
     """Measure, print the table, save the results; return the table's rows."""
     options = parse(arguments)
-    versions = benchmarks.versions()
     console = Console(width=140, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+    console.print(benchmarks.headline(benchmarks.versions()), soft_wrap=True)
     if torch is None:
         console.print("PyTorch is not installed, so its rows are omitted.")
 
@@ -250,8 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Score]:
         ]
     console.print(tabulate(scores))
     console.print(*summary(scores, options.steps), sep="\n")
-    results = {"versions": versions, "steps": options.steps, "seed": options.seed, "bar": BAR}
-    benchmarks.save(results | {"scores": [row._asdict() for row in scores]}, options.json)
+    results = {"steps": options.steps, "seed": options.seed, "bar": BAR}
+    benchmarks.save(results | {"scores": [row._asdict() for row in scores]}, options)
     return scores
 
 

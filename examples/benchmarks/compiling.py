@@ -7,13 +7,10 @@ is traced and compiled in each of several rounds. The table shows medians, the n
 instructions of the compiled program, and its collectives (all-reduce, all-gather, …). Nothing runs.
 """
 
-import argparse
 import math
 import re
-import statistics
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 try:
@@ -22,12 +19,11 @@ try:
     import numpy as np
     import optax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     import adamx
     from examples import benchmarks
+    from examples.benchmarks import tables
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -51,7 +47,6 @@ STEPS: Mapping[str, Make] = {
         for codec in ("bf16", "fp8", "int8")
     },
 }
-BESIDE = {"adamw, clipped": "Optax's adamw, clipped"}
 
 SHAPES = (
     *((64, 64), (64, 256), (256, 64), (64,), (256,), (128, 64)),
@@ -101,17 +96,14 @@ def compiled(make: Make, params: Any, mesh: Mesh) -> Compiled:
     return Compiled(middle - start, end - middle, text.count(" = "), len(found))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = benchmarks.parser("compiling", __doc__)
     parser.add_argument("--leaves", type=int, default=302, help="the number of arrays")
     parser.add_argument("--devices", type=int, default=8, help="the number of simulated devices")
     parser.add_argument("--rounds", type=int, default=3, help="how often each step is compiled")
     parser.add_argument("--only", nargs="+", help="the names of steps", choices=list(STEPS))
     parser.add_argument("--quick", action="store_true", help="24 arrays, 2 devices, one round")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    options = parser.parse_args()
+    options = benchmarks.parse(parser, arguments)
     if options.quick:
         options.leaves, options.devices, options.rounds = 24, 2, 1
     jax.config.update("jax_num_cpu_devices", options.devices)
@@ -122,23 +114,16 @@ def main() -> None:
         for name in steps:
             rounds[name].append(compiled(STEPS[name], params, mesh))
     console = Console(width=120, highlight=False)
-    versions = benchmarks.versions()
-    console.print(benchmarks.headline(versions))
-    table = Table(box=box.MARKDOWN, title=f"{options.leaves} arrays on {mesh.size} devices")
-    for column in ("", "trace", "compile", "ratio to Optax", "instructions", "collectives"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    medians = {
-        name: Compiled(*(statistics.median(x) for x in zip(*found, strict=True)))
-        for name, found in rounds.items()
+    console.print(benchmarks.headline(benchmarks.versions()))
+    results = {
+        "leaves": options.leaves,
+        "devices": mesh.size,
+        "steps": {name: [x._asdict() for x in found] for name, found in rounds.items()},
     }
-    for name, x in medians.items():
-        beside = medians.get(BESIDE.get(name, "Optax's adamw"))
-        ratio = f"{x.compiled / beside.compiled:.2f}" if beside and beside is not x else ""
-        times = f"{x.traced:.1f} s", f"{x.compiled:.1f} s"
-        table.add_row(name, *times, ratio, f"{x.instructions:,}", f"{x.collectives:,}")
-    console.print(table)
-    rows = {name: [x._asdict() for x in found] for name, found in rounds.items()}
-    benchmarks.save({"versions": versions, "leaves": options.leaves, "steps": rows}, options.json)
+    console.print(f"{options.leaves} arrays on {mesh.size} devices")
+    console.print(tables.compiling(results), soft_wrap=True, markup=False)
+    benchmarks.save(results, options)
+    return results
 
 
 if __name__ == "__main__":

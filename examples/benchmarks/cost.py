@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 try:
@@ -29,6 +28,7 @@ try:
 
     import adamx
     from examples import benchmarks
+    from examples.benchmarks.tables import in_units
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -386,16 +386,6 @@ def measure_memory(setting: Setting) -> Iterator[Memory]:
 # Presentation.
 
 
-def in_units(seconds: float) -> str:
-    """A time with three digits: `1.23 ms`."""
-    value, unit = seconds, "s"
-    for smaller in ("ms", "µs"):
-        if value < 1:
-            value, unit = 1000 * value, smaller
-    digits = max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:.{digits}f} {unit}"
-
-
 def verdict(value: float, bar: float | None) -> str:
     return "" if bar is None else f"≤ {bar:g} {'✓' if value <= bar else '✗'}"
 
@@ -439,26 +429,20 @@ def columns(*headings: str) -> Table:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmarks.parser("cost", __doc__)
     option = partial(parser.add_argument, action="store_const", dest="setting", default=FULL)
     option("--quick", const=QUICK, help="fewer repetitions")
     option("--tiny", const=TINY, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    return parser.parse_args(arguments)
+    return benchmarks.parse(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the tables, save the results; return them."""
     options = parse(arguments)
     setting = options.setting
-    versions = benchmarks.versions()
     console = Console(width=120, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
-    results: dict[str, Any] = {"versions": versions}
+    console.print(benchmarks.headline(benchmarks.versions()), soft_wrap=True)
+    results: dict[str, Any] = {}
 
     def show(name: str, title: str, rows: Iterable[Any], tabulate: Callable[..., Table]) -> None:
         measured = list(rows)
@@ -493,7 +477,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             measure_memory(setting),
             tabulate_memory,
         )
-    benchmarks.save(results, options.json)
+    benchmarks.save(results, options)
     return results
 
 

@@ -7,14 +7,12 @@
    gradients. It reports the mean over the elements that fall, with its standard error, and the
    effect on Adam's step, which is proportional to 1/√v.
 2. Bias. Blocks have scales over 30 decades, and the elements of a block span 4.5 decades (squares
-9).
-   Each is encoded with many keys. The program reports the difference between the mean of the
+   9). Each is encoded with many keys. The program reports the difference between the mean of the
    decoded values and the encoded value, in standard errors. It counts the squares below the
    smallest code of their block, which are rounded up.
 3. A training. A perceptron learns scikit-learn's digits with a constant learning rate, until its
-loss
-   and the gradients have become a thousand times smaller. Arrays of fewer than 4096 elements stay
-   float32, as in all published recipes.
+   loss and the gradients have become a thousand times smaller. Arrays of fewer than 4096 elements
+   stay float32, as in all published recipes.
 
 `--out DIR` plots the first part to faithfulness.png.
 """
@@ -31,12 +29,11 @@ try:
     import numpy as np
     import optax
     from matplotlib.figure import Figure
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     import adamx
     from examples import benchmarks, data, digits
+    from examples.benchmarks import tables
     from examples.benchmarks.published import PUBLISHED
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -155,31 +152,6 @@ def falls(codes: Mapping[str, adamx.Codec], setting: Setting) -> list[Fall]:
     ]
 
 
-def tabulate_falls(rows: Sequence[Fall], every: int) -> Table:
-    shown = [i for i, t in enumerate(rows[0].steps) if t % every == 0]
-    heads = [f"t={rows[0].steps[i]}" for i in shown]
-    table = new_table("v over float32's", f"within {BAR:.0%}", *heads, "±", "others")
-    for row in rows:
-        table.add_row(
-            row.code,
-            mark(row.worst(every) <= BAR),
-            *(short(row.falling[i]) for i in shown),
-            short(row.error[-1]),
-            short(row.staying[-1]),
-        )
-    return table
-
-
-def tabulate_steps(rows: Sequence[Fall]) -> Table:
-    last = rows[0].steps[-1]
-    table = new_table(
-        f"at t={last}", "spread of v", "of the others'", "√v in float32 over √v", "its spread"
-    )
-    for row in rows:
-        table.add_row(row.code, *map(short, (*row.spread, *row.step)))
-    return table
-
-
 def draw(rows: Sequence[Fall]) -> Figure:
     """Plot v over the v of float32 against the step."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
@@ -280,23 +252,6 @@ def biases(codes: Mapping[str, adamx.Codec], setting: Setting) -> list[Bias]:
     ]
 
 
-def tabulate_biases(rows: Sequence[Bias]) -> Table:
-    table = new_table(
-        "", "slot", "elements", "rms z", "largest |z|", "√(2 log n)", "squares rounded up"
-    )
-    for row in rows:
-        table.add_row(
-            row.code,
-            row.slot,
-            f"{row.elements:,}",
-            f"{row.rms:.3f}",
-            f"{row.largest:.2f}",
-            f"{row.expected:.2f}",
-            f"{row.raised:.1%}" if row.slot == "squares" else "",
-        )
-    return table
-
-
 # 3. A training.
 
 
@@ -312,15 +267,6 @@ class Training(NamedTuple):
     code: str
     losses: list[float]
     spikes: list[float]
-
-    @property
-    def diverged(self) -> int:
-        """The number of trainings that end no better than a guess."""
-        return sum(not loss < math.log(10) for loss in self.losses)
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.losses))
 
 
 def train(code: str, codec: adamx.Codec | None, setting: Setting) -> Training:
@@ -356,85 +302,35 @@ def trainings(codes: Mapping[str, adamx.Codec], setting: Setting) -> list[Traini
     return [train(code, codec, setting) for code, codec in {"float32": None, **codes}.items()]
 
 
-def tabulate_trainings(rows: Sequence[Training]) -> Table:
-    exact = rows[0]
-    table = new_table(
-        "training loss at the end",
-        "mean",
-        "least … largest",
-        "over float32's",
-        "its seeds' spread",
-        "largest of a batch, second half",
-    )
-    for row in rows:
-        mean = [
-            f"{row.mean:.2e}",
-            f"{min(row.losses):.2e} … {max(row.losses):.2e}",
-            f"{row.mean / exact.mean:.2f}",
-            beside(row.mean, exact.losses),
-        ]
-        if row.diverged:
-            mean = [f"{row.diverged} of {len(row.losses)} diverged", "", "", ""]
-        table.add_row(row.code, *mean, f"{max(row.spikes):.2g}")
-    return table
-
-
-# Printing.
-
-
-def new_table(*headings: str) -> Table:
-    table = Table(headings[0], box=box.MARKDOWN)
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def short(ratio: float) -> str:
-    return f"{ratio:.3f}" if ratio < 10 else f"{ratio:.1f}" if math.isfinite(ratio) else "∞"
-
-
-def mark(held: bool) -> str:
-    return "✓" if held else "✗"
-
-
-def beside(value: float, spread: Sequence[float]) -> str:
-    return "below" if value < min(spread) else "above" if value > max(spread) else "within"
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.faithfulness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmarks.parser("faithfulness", __doc__)
     parser.add_argument("--quick", action="store_true", help="fewer elements, keys and steps")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="save the plot faithfulness.png in this folder"
     )
-    return parser.parse_args(arguments)
+    return benchmarks.parse(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
     """Measure, print the tables, save the results; return the tables' rows."""
     options = parse(arguments)
     setting = TINY if options.tiny else QUICK if options.quick else FULL
-    versions = benchmarks.versions()
-    console = Console(width=160, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(benchmarks.headline(benchmarks.versions()))
     codes = OURS | PUBLISHED
-
     fall = falls(codes, setting)
-    console.print(tabulate_falls(fall, setting.shown), tabulate_steps(fall))
-    unbiased = biases(OURS, setting)
-    console.print(tabulate_biases(unbiased))
-    trained = trainings(codes, setting)
-    console.print(tabulate_trainings(trained))
-
-    results = {"falls": fall, "biases": unbiased, "trainings": trained}
+    results = {
+        "falls": fall,
+        "biases": biases(OURS, setting),
+        "trainings": trainings(codes, setting),
+    }
     stored = {name: [row._asdict() for row in rows] for name, rows in results.items()}
-    benchmarks.save({"versions": versions, **setting._asdict(), **stored}, options.json)
+    stored["falls"] = [{**row._asdict(), "worst": row.worst(setting.shown)} for row in fall]
+    stored |= {**setting._asdict(), "bar": BAR}
+    for table in tables.TABLES["faithfulness"].values():
+        console.print(table(stored), "", sep="\n")
+    benchmarks.save(stored, options)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         draw(fall).savefig(options.out / "faithfulness.png", dpi=120)

@@ -3,9 +3,11 @@
     python -m examples.benchmarks.gates [--quick] [--json FILE]
 
 The steps of each model with and without a gate, in which nothing is skipped, are timed in pairs, in
-alternating order; so are those of adamx and Optax. A ratio is the median of the ratios within the
-pairs, with its quartiles. The first table has the memory of the compiled update alone: of the state
-and of temporaries.
+alternating order; so are those of adamx and Optax. The time of a program depends on where XLA puts
+its arrays in memory, by a tenth and more for convolutions. So each pair of programs is compiled
+several times, each time with the parameters in another order. A ratio is the median of the ratios
+of these, with its quartiles. The first table has the memory of the compiled update alone: of the
+state and of temporaries.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,11 +69,19 @@ class Memory(NamedTuple):
     temporary: float
 
 
-def measure(setting: cost.Setting, models: Mapping[str, watch.Model]) -> Iterator[cost.Ratio]:
+def measure(
+    setting: cost.Setting, models: Mapping[str, watch.Model], orders: int
+) -> Iterator[cost.Ratio]:
+    each = setting._replace(budget=setting.budget / orders, least=min(3, setting.least))
     for name, model in models.items():
         for pair, (one, other, bar) in PAIRS.items():
-            first, second = watch.training(model, one), watch.training(model, other)
-            yield cost.compare(f"{name}: {pair}", first, second, setting, bar=bar)
+            times = []
+            for order in range(orders):
+                first = watch.training(model, one, order=2 * order)
+                second = watch.training(model, other, order=2 * order + 1)
+                found = cost.compare(pair, first, second, each)
+                times.append((found.first, found.second))
+            yield cost.ratio(f"{name}: {pair}", times, bar)
 
 
 def memory(size: int, count: int = 4) -> Iterator[Memory]:
@@ -101,19 +111,18 @@ def tabulate(rows: Sequence[Memory]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> tuple[list[cost.Ratio], list[Memory]]:
     options = benchmarks.options("gates", __doc__, arguments)
     setting = cost.TINY if options.tiny else cost.QUICK if options.quick else cost.FULL
-    versions = benchmarks.versions()
     console = Console(width=150, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+    console.print(benchmarks.headline(benchmarks.versions()), soft_wrap=True)
     sizes = list(memory(16 if options.tiny else 1024))
     console.print(tabulate(sizes))
-    rows = list(measure(setting, watch.TINY if options.tiny else watch.MODELS))
+    orders = 1 if options.tiny else 5 if options.quick else 25
+    rows = list(measure(setting, watch.TINY if options.tiny else watch.MODELS, orders))
     console.print(cost.tabulate_ratios(rows, "first", "second"))
     results = {
-        "versions": versions,
         "ratios": [row._asdict() for row in rows],
         "memory": [row._asdict() for row in sizes],
     }
-    benchmarks.save(results, options.json)
+    benchmarks.save(results, options)
     return rows, sizes
 
 

@@ -1,6 +1,6 @@
 """How many steps the optimisers of matrices need to reach AdamW's loss.
 
-    python -m examples.benchmarks.matrices [--quick] [--task NAME …] [--seeds N] [--out FOLDER]
+    python -m examples.benchmarks.matrices [--quick] [--task NAME …] [--seeds N] [--json FILE]
 
 There are two trainings: a transformer on the characters of Shakespeare, and convolutions on
 CIFAR-10. Every optimiser has four learning rates, with a factor of √10 between them. The rate with
@@ -12,14 +12,13 @@ after how many steps each optimiser has reached the loss of AdamW's last step, a
 that AdamW needs 1.5 times as many steps. If it was not reached in every run, the table says so.
 
 Matrices between hidden layers have the optimiser of the row. All other parameters have AdamW, with
-the same rate in every row. The folder keeps finished trainings, so an interrupted benchmark
-continues. Empty the folder if adamx has changed. See `examples.data` for the data.
+the same rate in every row. Finished trainings are kept in a folder (`--out`), so an interrupted
+benchmark continues; changed code has another folder. See `examples.data` for the data.
 """
 
 import argparse
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -234,29 +233,30 @@ def tabulate(name: str, rows: Sequence[Row]) -> Table:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmarks.parser("matrices", __doc__)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="few steps, one seed")
-    default = Path(tempfile.gettempdir()) / "adamx-matrices"
-    parser.add_argument("--out", type=Path, default=default, help="keeps finished trainings")
-    return parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, help="keeps finished trainings")
+    return benchmarks.parse(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
     options = parse(arguments)
     if options.quick:
         options.steps, options.seeds = 20, 1
-    options.out.mkdir(parents=True, exist_ok=True)
+    folder = options.out or benchmarks.kept("matrices")
+    folder.mkdir(parents=True, exist_ok=True)
     console = Console()
     console.print(benchmarks.headline(benchmarks.versions()))
     found = {}
     for name in options.task:
-        found[name] = compare(name, options.steps, options.seeds, options.out, console)
+        found[name] = compare(name, options.steps, options.seeds, folder, console)
         console.print(tabulate(name, found[name]))
+    stored = {name: [row._asdict() for row in rows] for name, rows in found.items()}
+    setting = {"steps": options.steps, "seeds": options.seeds}
+    benchmarks.save({**setting, "tasks": stored}, options)
     return found
 
 

@@ -11,11 +11,9 @@ decompositions of matrices are, and the stages of single elements remain. If `py
 `torch.compile` with the mode "default".
 """
 
-import argparse
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -107,19 +105,19 @@ def peers() -> dict[str, Callable[..., Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmarks.parser("matrix_costs", __doc__)
     parser.add_argument("--quick", action="store_true", help="one width, and few pairs")
     parser.add_argument("--widths", type=int, nargs="+", help="256 and 512 by default")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default")
     parser.add_argument("--alone", action="store_true", help="without the packages of PyTorch")
-    parser.add_argument("--json", type=Path, help="store the results here, too")
-    arguments = parser.parse_args(argv)
+    arguments = benchmarks.parse(parser, argv)
     quick = arguments.quick
     widths = arguments.widths or ((32,) if quick else (256, 512))
     names = QUICK if quick else tuple(METHODS)
     setting = cost.FULL._replace(least=2, budget=0 if quick else 20)
     names = arguments.methods or names
-    console, found = Console(width=140, highlight=False), {}
+    console, found = Console(width=140, highlight=False), dict[str, Any]()
+    console.print(benchmarks.headline(benchmarks.versions()))
     for width in widths:
         matrices = stacks.layers(2 if quick else 12, width)
         over_adamw, over_rest = [], []
@@ -153,11 +151,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "over_rest": [x._asdict() for x in over_rest],
             "peers": [x._asdict() for x in against],
         }
-    versions = benchmarks.versions()
-    console.print(benchmarks.headline(versions))
-    results = {"versions": versions, **found}
-    benchmarks.save(results, arguments.json)
-    return results
+    benchmarks.save(found, arguments)
+    return found
 
 
 if __name__ == "__main__":

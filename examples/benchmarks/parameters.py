@@ -15,7 +15,6 @@ over float32's seeds.
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -168,18 +167,13 @@ def tabulate(table_rows: Sequence[Row]) -> Table:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.parameters",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmarks.parser("parameters", __doc__)
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, fewer steps")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--seeds", type=int, default=4, help="number of trainings of each, at least 2"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    options = parser.parse_args(arguments)
+    options = benchmarks.parse(parser, arguments)
     if options.seeds < 2:
         parser.error(f"--seeds must be at least 2, for a standard deviation; got {options.seeds}")
     return options
@@ -194,9 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         setting = Setting(data.load_digits(), digits.Classifier((32,)), 400, 20, 64)
     else:
         setting = Setting(data.mnist(), digits.Classifier(), 6000, 2, 128)
-    versions = benchmarks.versions()
     console = Console(width=140, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+    console.print(benchmarks.headline(benchmarks.versions()), soft_wrap=True)
     ends: dict[str, list[End]] = {name: [] for name in METHODS}
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
         for seed in range(options.seeds):
@@ -210,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     )
     console.print(tabulate(table_rows))
     seeds = {name: [end._asdict() for end in own] for name, own in ends.items()}
-    results = {"versions": versions, "steps": setting.steps, "rate": RATE, "seeds": seeds}
-    benchmarks.save(results | {"rows": [row._asdict() for row in table_rows]}, options.json)
+    results = {"steps": setting.steps, "rate": RATE, "seeds": seeds}
+    benchmarks.save(results | {"rows": [row._asdict() for row in table_rows]}, options)
     return table_rows
 
 

@@ -1,6 +1,6 @@
 """Compare trainings with quantized optimiser states with the same trainings in float32.
 
-    python -m examples.benchmarks.quality [--quick] [--task NAME …] [--seeds N] [--out FOLDER]
+    python -m examples.benchmarks.quality [--quick] [--task NAME …] [--seeds N] [--json FILE]
 
 There are three trainings: a perceptron on MNIST, convolutions on CIFAR-10, and a transformer on the
 characters of Shakespeare. Each runs with Adam's state in float32 and in every format of
@@ -15,14 +15,13 @@ within a standard deviation over float32's seeds, and if the mean accuracy is wi
 Both bounds apply in both directions, because a training with a lower loss is a different training,
 too.
 
-The folder keeps finished trainings, so an interrupted benchmark continues. Empty the folder if
-adamx has changed. See `examples.data` for the data.
+Finished trainings are kept in a folder (`--out`), so an interrupted benchmark continues; changed
+code has another folder. See `examples.data` for the data.
 """
 
 import argparse
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,12 +33,11 @@ try:
     import jax.numpy as jnp
     import numpy as np
     import optax
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     import adamx
     from examples import benchmarks, data, digits
+    from examples.benchmarks import tables
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -320,37 +318,6 @@ def with_error(values: Any) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def tabulate(rows: Sequence[Row]) -> Table:
-    table = Table("state kept as", box=box.MARKDOWN)
-    for heading in (
-        "bytes per parameter",
-        "training loss",
-        "ratio",
-        "difference",
-        "holds",
-        "test loss",
-        "test accuracy",
-        "points",
-        "holds",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for x in rows:
-        first = x.kept_as == FLOAT32
-        table.add_row(
-            x.kept_as,
-            f"{x.bytes_per_parameter:.2f}",
-            f"{x.train_loss:.4f}",
-            f"{x.ratio:.4f}",
-            "" if first else "{:+.4f} ± {:.4f}".format(*x.difference),
-            "" if first else "✓" if x.loss_holds else "✗",
-            f"{x.test_loss:.4f}",
-            f"{100 * x.accuracy:.2f} %",
-            "" if first else "{:+.2f} ± {:.2f}".format(*x.points),
-            "" if first else "✓" if x.accuracy_holds else "✗",
-        )
-    return table
-
-
 def summary(task: Task, reference: Sequence[End]) -> str:
     losses = [end.train_loss for end in reference]
     accuracies = [100 * end.accuracy for end in reference]
@@ -364,25 +331,14 @@ def summary(task: Task, reference: Sequence[End]) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.quality",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmarks.parser("quality", __doc__)
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=4, help="at least 2 (default: 4)")
     parser.add_argument(
         "--quick", action="store_true", help="a short check: a tenth of the steps, 2 seeds"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        default=Path(tempfile.gettempdir()) / "adamx-quality",
-        help="folder for finished trainings (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keeps finished trainings")
+    options = benchmarks.parse(parser, arguments)
     options.seeds = 2 if options.quick else options.seeds
     if options.seeds < 2:
         parser.error("a standard deviation needs at least 2 seeds")
@@ -392,24 +348,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
     """Train, print the tables, save the results; return the rows of every task."""
     options = parse(arguments)
-    versions = benchmarks.versions()
-    console = Console(width=150, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(benchmarks.headline(benchmarks.versions()))
+    kept_in = options.out or benchmarks.kept("quality")
     results: dict[str, list[Row]] = {}
+    stored: dict[str, Any] = {"seeds": options.seeds, "tasks": {}}
     for name in options.task:
         task = TASKS[name]()
         if options.quick:
             task = task._replace(steps=max(1, task.steps // 10))
-        folder = options.out / f"{name}-{task.steps}"
+        folder = kept_in / f"{name}-{task.steps}"
         ends: dict[str, list[End]] = {kept: [] for kept in KEPT}
         for seed in range(options.seeds):  # so that an interruption leaves no incomplete file
             for kept in KEPT:
                 ends[kept].append(finished(folder, task, kept, seed))
-        console.print("", summary(task, ends[FLOAT32]), "", sep="\n", soft_wrap=True)
         results[name] = [row(kept, mine, ends[FLOAT32]) for kept, mine in ends.items()]
-        console.print(tabulate(results[name]))
-    stored = {name: [x._asdict() for x in rows] for name, rows in results.items()}
-    benchmarks.save({"versions": versions, "seeds": options.seeds} | stored, options.json)
+        rows = [x._asdict() for x in results[name]]
+        stored["tasks"][name] = {"summary": summary(task, ends[FLOAT32]), "rows": rows}
+        console.print(tables.quality(name, stored), "", sep="\n")
+    benchmarks.save(stored, options)
     return results
 
 

@@ -6,10 +6,8 @@ As `examples.benchmarks.cost` does it, two programs are timed in pairs. A step i
 `apply_updates` under `jit`; its compilation is measured from tracing to the end.
 """
 
-import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -102,18 +100,18 @@ def compiled(what: str, first: Any, second: Any, shape: Matrices, pairs: int, ba
 
 
 def main(argv: Any = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmarks.parser("stacks", __doc__)
     parser.add_argument("--quick", action="store_true", help="one size, and few pairs")
-    parser.add_argument("--json", type=Path, help="store the results here, too")
-    arguments = parser.parse_args(argv)
+    arguments = benchmarks.parse(parser, argv)
     setting = cost.QUICK if arguments.quick else cost.FULL
     sizes = QUICK if arguments.quick else FULL
-    console, found = Console(), {}
+    console, found = Console(), dict[str, list[cost.Ratio]]()
+    console.print(benchmarks.headline(benchmarks.versions()))
     for against, other, bars in (
         ("optax.contrib.muon", OPTAX, (STEP_BAR, COMPILE_BAR)),
         ("in stacks", STACKED, (None, None)),
     ):
-        rows = []
+        rows: list[cost.Ratio] = []
         for size in sizes:
             pair = (cost.training(SINGLE, size), cost.training(other, size))
             rows.append(cost.compare(f"step, {size.what}", *pair, setting, bars[0]))
@@ -121,13 +119,8 @@ def main(argv: Any = None) -> dict[str, Any]:
             rows.append(compiled(f"compile, {size.what}", SINGLE, other, size, pairs, bars[1]))
         found[against] = rows
         console.print(cost.tabulate_ratios(rows, "adamx, one by one", against))
-    versions = benchmarks.versions()
-    console.print(benchmarks.headline(versions))
-    results = {
-        "versions": versions,
-        **{against: [row._asdict() for row in rows] for against, rows in found.items()},
-    }
-    benchmarks.save(results, arguments.json)
+    results = {against: [row._asdict() for row in rows] for against, rows in found.items()}
+    benchmarks.save(results, arguments)
     return results
 
 

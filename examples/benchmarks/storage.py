@@ -234,10 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the tables, save the results; return them."""
     options = benchmarks.options("storage", __doc__, arguments)
     setting = TINY if options.tiny else QUICK if options.quick else FULL
-    versions = benchmarks.versions()
     console = Console(width=140, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
-    results: dict[str, Any] = {"versions": versions}
+    console.print(benchmarks.headline(benchmarks.versions()), soft_wrap=True)
+    results: dict[str, Any] = {}
 
     def show(name: str, title: str, rows: Iterable[Any], tabulate: Callable[..., Table]) -> None:
         measured = list(rows)
@@ -253,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         show("steps", "A step, compiled, with donated arguments", measure_steps(setting), steps)
     others = partial(beside, first="peer")
     show("peers", "PyTorch optimisers, relative to its fused AdamW", measure_peers(setting), others)
-    benchmarks.save(results, options.json)
+    benchmarks.save(results, options)
     return results
 
 

@@ -11,10 +11,8 @@ steps.
 
 import argparse
 import itertools
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -23,12 +21,11 @@ try:
     import numpy as np
     import optax
     from rich.console import Console
-    from rich.table import Table
 
     import adamx
     from adamx.tools.sweep import sweep
     from examples import benchmarks, data, digits
-    from examples.benchmarks import cost
+    from examples.benchmarks import cost, tables
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -154,90 +151,39 @@ def agreement(what: str, curves: np.ndarray, alone: np.ndarray) -> Agreement:
     return Agreement(what, differences.max(axis=1).tolist(), differences[:, -1].tolist())
 
 
-# Presentation.
-
-
-def tabulate_times(rows: Iterable[cost.Ratio]) -> Table:
-    table = cost.columns("time", SWEEP, "ratio", "quartiles", "rounds", "bar")
-    for row in rows:
-        table.add_row(
-            row.what,
-            cost.in_units(row.first),
-            cost.in_units(row.second),
-            f"{row.ratio:.2f}",
-            "{:.2f} … {:.2f}".format(*row.quartiles),
-            str(row.pairs),
-            "" if row.bar is None else f"≥ {row.bar:g} {'✓' if row.ratio >= row.bar else '✗'}",
-        )
-    return table
-
-
-def tabulate_agreement(rows: Iterable[Agreement], rates: Sequence[float]) -> Table:
-    """The rate with the largest difference, for each decade and for all rates."""
-    decades = [(f"{low:.0e} …", low, 10 * low) for low in (1e-5, 1e-4, 1e-3, 1e-2)]
-    heads = [head for head, *_ in decades]
-    table = cost.columns("", *heads, "worst", f"≤ {AGREEMENT_BAR:g}")
-    for row in rows:
-        for part, values in (("curve", row.curve), ("final loss", row.final)):
-            worst = [
-                max(
-                    (x for x, r in zip(values, rates, strict=True) if low <= r * 1.001 < high),
-                    default=0,
-                )
-                for _, low, high in decades
-            ]
-            held = sum(x <= AGREEMENT_BAR for x in values)
-            cells = [f"{x:.1e}" for x in (*worst, max(values))]
-            table.add_row(row.what, part, *cells, f"{held} of {len(values)}")
-    return table
-
-
-def load() -> list[float]:
-    """The load average over the last 1, 5 and 15 minutes, if known."""
-    return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmarks.parser("sweep", __doc__)
     option = partial(parser.add_argument, action="store_const", dest="setting", default=FULL)
     option("--quick", const=QUICK, help="fewer epochs, one round")
     option("--tiny", const=TINY, help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    return parser.parse_args(arguments)
+    return benchmarks.parse(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the tables, save the results; return them."""
     options = parse(arguments)
     setting = options.setting
-    versions, before = benchmarks.versions(), load()
-    console = Console(width=140, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(benchmarks.headline(benchmarks.versions()))
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
         problem = Problem(setting)
         ratios, curves = measure(problem, setting.rounds)
         alone = looped(adamx.adam, problem)
     agreements = [agreement(name, curves[name], alone) for name in (SWEEP, BATCHED)]
-    loads = {"before": before, "after": load()}
     rates, steps = alone.shape
-    console.print(f"{rates} learning rates, {steps} steps each, including compilation")
-    console.print(tabulate_times(ratios))
-    console.print("Relative difference to the single runs, the largest for each decade of rates")
-    console.print(tabulate_agreement(agreements, problem.rates))
-    console.print(f"load before {loads['before']}, after {loads['after']}")
     results = {
-        "versions": versions,
-        "load": loads,
         "setting": setting._asdict(),
+        "bar": AGREEMENT_BAR,
+        "steps": steps,
         "rates": problem.rates,
         "times": [row._asdict() for row in ratios],
         "agreement": [row._asdict() for row in agreements],
     }
-    benchmarks.save(results, options.json)
+    console.print(f"{rates} learning rates, {steps} steps each, including compilation")
+    console.print(tables.sweep_times(results), "", sep="\n")
+    console.print("Relative difference to the single runs, the largest for each decade of rates")
+    console.print(tables.sweep_agreement(results))
+    benchmarks.save(results, options)
     return results
 
 

@@ -21,7 +21,6 @@ states of a large model on each chip, and the bytes that a step moves between ch
 
 import argparse
 import fnmatch
-import importlib.metadata
 import inspect
 import math
 import os
@@ -31,7 +30,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -46,13 +44,14 @@ try:
 
     import adamx
     from examples import benchmarks
-    from examples.benchmarks import cost
+    from examples.benchmarks import cost, tables
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
     raise SystemExit(f"The benchmark needs {error.name}: pip install '.[demo]'") from error
 
 RATE = 1e-3
+DEPENDS = ("adamx.recipes",)  # which it gets by their names
 # Two large matrices: XLA keeps temporaries of up to about 100 MB in the cache of a chip.
 MATRICES = {"up": (4096, 8192), "down": (8192, 4096), "bias": (8192,), "norm": (4096,)}
 SMALL = {"up": (512, 1024), "down": (1024, 512), "bias": (1024,), "norm": (512,)}
@@ -363,10 +362,6 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f}"
 
 
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.1f}"
-
-
 def told(found: Sequence[Collective]) -> str:
     """`all-gather f32 12.6 MB × 3, …`."""
     large = [x for x in found if x.bytes >= FEW]
@@ -385,37 +380,21 @@ def tabulate(found: Iterable[Needs]) -> Table:
     for x in found:
         sizes = map(megabytes, (x.argument, x.output, x.alias, x.accessed))
         each = f"{x.temp / x.parameters:.2f}"
-        seconds = cost.in_units(x.seconds)
+        seconds = tables.in_units(x.seconds)
         table.add_row(x.what, x.placement, each, *sizes, told(x.collectives), seconds)
     return table
 
 
-def tabulate_plans(found: Sequence[Plan]) -> Table:
-    of = {(x.what, x.placement): x for x in found}
-    table = cost.columns("state", *PLACES, "from host and back")
-    for name in dict.fromkeys(x.what for x in found):
-        rows = [of[name, place] for place in PLACES]
-        sizes = (*(x.on_chip for x in rows), rows[-1].to_host)
-        table.add_row(name, f"{rows[0].state:.2f}", *map(gigabytes, sizes))
-    received = (gigabytes(of[found[0].what, place].received) for place in PLACES)
-    table.add_row("received from chips", "", *received, "")
-    return table
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.benchmarks.tpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = benchmarks.parser("tpu", __doc__)
     add = parser.add_argument
     rest = ", ".join(DECOMPOSING)
     add("--only", nargs="+", metavar="PATTERN", help=f"such as 'adamw*'; all, if not: {rest}")
     add("--on", nargs="+", metavar="PLACEMENT", default=["*"], help="single, fsdp, …")
     add("--topology", default="v5e:2x4", help="such as v5p:2x2x1 or v6e:2x4")
     add("--plan", nargs=2, type=float, metavar=("CHIPS", "PARAMETERS"), help="compile nothing")
-    add("--json", type=Path, metavar="FILE", help="write the results to this file")
-    return parser.parse_args(arguments)
+    add("--quick", action="store_true", help="AdamW only, on one chip")
+    return benchmarks.parse(parser, arguments)
 
 
 def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -432,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse(arguments)
     jax.config.update("jax_platforms", "cpu")  # else JAX looks for a TPU, and warns of its absence
     console = Console(width=200, highlight=False)
-    results: dict[str, Any] = {"versions": benchmarks.versions()}
+    results: dict[str, Any] = {}
     if options.plan:
         chips, parameters = options.plan
         planning = list(plans(int(chips), parameters))
@@ -440,28 +419,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             f"{parameters:,.0f} parameters on {int(chips):,} chips: the state in bytes per "
             "parameter; parameters, gradients and state in gigabytes on each chip, by placement"
         )
-        console.print(tabulate_plans(planning))
         results["plans"] = [x._asdict() for x in planning]
-        benchmarks.save(results, options.json)
+        console.print(tables.plan(results), soft_wrap=True, markup=False)
+        benchmarks.save(results, options)
         return results
+    if options.quick:
+        options.only, options.on = ["adamw"], ["single"]
     known, where = rows(), placements(options.topology)
     patterns = options.only or [x for x in known if x not in DECOMPOSING]
-    results |= {
-        "libtpu": importlib.metadata.version("libtpu"),
-        "topology": options.topology,
-        "needs": [],
-    }
+    results |= {"topology": options.topology, "needs": []}
     found: list[Needs] = []
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes
         for name in chosen(known, patterns):
             for place in chosen(where, options.on):
                 found.append(row := compiled(name, known[name], place, where[place]))
-                print(f"{name}, {place}: {cost.in_units(row.seconds)}", file=sys.stderr, flush=True)
+                print(
+                    f"{name}, {place}: {tables.in_units(row.seconds)}", file=sys.stderr, flush=True
+                )
                 of_each = [x._asdict() for x in row.collectives]
                 results["needs"].append({**row._asdict(), "collectives": of_each})
-                benchmarks.save(results, options.json)  # what is known, if it takes too long
-    versions = {**results["versions"], "libtpu": results["libtpu"], "topology": options.topology}
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+                benchmarks.save(results, options)  # what is known, if it takes too long
+    console.print(benchmarks.headline(benchmarks.versions()), options.topology, soft_wrap=True)
     console.print(
         "Temporaries in bytes per parameter on the chip; all other sizes in megabytes of one chip"
     )

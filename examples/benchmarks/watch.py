@@ -16,6 +16,7 @@ try:
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
+    import numpy as np
     import optax
     from rich.console import Console
 
@@ -63,23 +64,41 @@ WATCHED = {
 
 
 def training(
-    model: Model, opt: optax.GradientTransformation, observe: bool | None = None
+    model: Model,
+    opt: optax.GradientTransformation,
+    observe: bool | None = None,
+    order: int | None = None,
 ) -> cost.Start:
-    """A training step of the model, compiled, with donated arguments."""
+    """A training step of the model, compiled, with donated arguments.
+
+    Args:
+        order: if given, draws an order of the parameters, and with it their places in memory.
+    """
     images = jax.random.normal(jax.random.key(0), model.images)
     labels = jnp.arange(len(images), dtype=jnp.int32) % 10
     extra = {} if observe is None else {"observe": observe}
     given = optax.with_extra_args_support(opt)
 
+    def initial() -> Any:
+        return model.network.init(jax.random.key(1), images)
+
+    tree = jax.tree.structure(jax.eval_shape(initial))
+    places = np.arange(tree.num_leaves)
+    if order is not None:
+        places = np.random.default_rng(order).permutation(places)
+    back = np.argsort(places)
+
     @jax.jit
     def begin() -> Any:
-        params = model.network.init(jax.random.key(1), images)
+        leaves = jax.tree.leaves(initial())
+        params = [leaves[i] for i in places]
         return params, opt.init(params)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(params: Any, state: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            logits = model.network.apply(params, images)
+            named = tree.unflatten([params[i] for i in back])
+            logits = model.network.apply(named, images)
             return digits.cross_entropy(logits, labels)  # pyright: ignore[reportArgumentType]
 
         updates, state = given.update(jax.grad(loss)(params), state, params, **extra)
@@ -111,12 +130,11 @@ def measure(setting: cost.Setting, models: Mapping[str, Model]) -> Iterator[cost
 def main(arguments: Sequence[str] | None = None) -> list[cost.Ratio]:
     options = benchmarks.options("watch", __doc__, arguments)
     setting = cost.TINY if options.tiny else cost.QUICK if options.quick else cost.FULL
-    versions = benchmarks.versions()
     console = Console(width=140, highlight=False)
-    console.print(benchmarks.headline(versions), soft_wrap=True)
+    console.print(benchmarks.headline(benchmarks.versions()), soft_wrap=True)
     rows = list(measure(setting, TINY if options.tiny else MODELS))
     console.print(cost.tabulate_ratios(rows, "watched", "plain"))
-    benchmarks.save({"versions": versions, "ratios": [row._asdict() for row in rows]}, options.json)
+    benchmarks.save({"ratios": [row._asdict() for row in rows]}, options)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The experiments of the paper: python -m examples.paper RUN [--quick | --full] [--out DIR]"""
+"""The experiments of the paper: python -m examples.paper RUN [--quick | --full]"""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="a few minutes on two cores")
     size.add_argument("--full", action="store_true", help="the epochs and data of the paper")
     parser.add_argument(
-        "--out", type=Path, default=Path("out/paper"), help="folder for the results"
+        "--out", type=Path, default=Path("out/paper"), help="folder for all results"
+    )
+    parser.add_argument(
+        "--docs", type=Path, help="folder of the page; docs, except for quick runs, which have none"
     )
     return parser.parse_args(arguments)
 
@@ -42,13 +45,15 @@ def summary(module: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     try:
+        from examples.benchmarks import pages
         from examples.paper.lab import Lab, Size
     except ModuleNotFoundError as error:
         raise SystemExit(f"This needs {error.name}: pip install '.[demo]'") from error
     size = Size("quick" if options.quick else "full" if options.full else "usual")
+    docs = options.docs or (None if options.quick else pages.DOCS)
     for name in RUNS if options.run == "all" else [options.run]:
         experiment = importlib.import_module(f"examples.paper.{name}")
-        lab = Lab(name, size, options.out)
+        lab = Lab(name, size, options.out, docs=docs)
         try:
             data = experiment.load()
         except (OSError, ValueError) as error:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
 import os
 import pickle
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-import adamx
+from examples import benchmarks
+from examples.benchmarks import made
 
 __all__ = ["Claim", "Lab", "Outcome", "Size"]
 
@@ -69,12 +67,26 @@ class Outcome:
 
 
 class Lab:
-    """Runs an experiment. It saves intermediate results, so that interrupted runs continue."""
+    """Runs an experiment. It saves intermediate results, so that interrupted runs continue.
 
-    def __init__(self, run: str, size: Size, out: Path, console: Console | None = None):
-        self.run, self.size = run, size
+    Figures and all results are written to a folder in ``out``. If ``docs`` is given, the figures
+    and the results that :mod:`examples.paper.page` shows are written there, too.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        size: Size,
+        out: Path,
+        console: Console | None = None,
+        docs: Path | None = None,
+    ):
+        self.run, self.size, self.docs = run, size, docs
+        module = f"examples.paper.{run}"
+        arguments = [] if size.name == "usual" else [f"--{size.name}"]
+        self.began = made.begin(module, arguments) if docs is not None else {}
         self.folder = out / run
-        self.unfinished = self.folder / f"unfinished-{size.name}"
+        self.unfinished = self.folder / f"unfinished-{size.name}-{made.digest(module)}"
         self.console = console or Console()
         self._progress: Progress | None = None
 
@@ -139,9 +151,9 @@ class Lab:
     def report(self, outcome: Outcome, draw: Callable[[Outcome], Mapping[str, Any]]) -> None:
         """Write results and figures, print the tables, and remove intermediate results."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        stored = {**asdict(outcome), "claims": [claim._asdict() for claim in outcome.claims]}
-        made = {"run": self.run, "size": self.size.name, **versions()}
-        text = json.dumps(_jsonable({**made, **stored}), indent=1, allow_nan=False)
+        claims = [claim._asdict() for claim in outcome.claims]
+        stored = _jsonable({"run": self.run, **asdict(outcome), "claims": claims})
+        text = json.dumps(stored, indent=1, allow_nan=False)
         (self.folder / f"{self.run}.json").write_text(text + "\n")
         pictures = []
         for name, picture in draw(outcome).items():
@@ -150,6 +162,8 @@ class Lab:
                 picture.savefig(pictures[-1], dpi=120)
             else:  # an animation has its own save method
                 picture.save(pictures[-1], dpi=80)
+        if self.docs is not None:
+            self.store(self.docs, stored, pictures)
         self.console.print(f"[bold]{outcome.title}[/]", highlight=False)
         for name, value in outcome.setting.items():
             self.console.print(f"  {name}: {value}", highlight=False, markup=False)
@@ -159,15 +173,15 @@ class Lab:
         self.console.print("Written: " + ", ".join(map(str, pictures)), highlight=False)
         shutil.rmtree(self.unfinished, ignore_errors=True)
 
-
-def versions() -> dict[str, str]:
-    """The date and versions of the run."""
-    packages = {package.__name__: package.__version__ for package in (adamx, jax, optax)}
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "python": platform.python_version(),
-        **packages,
-    }
+    def store(self, docs: Path, stored: Mapping[str, Any], pictures: Sequence[Path]) -> None:
+        """Write what the page shows: the results without curves, and the figures."""
+        shown = {key: stored[key] for key in ("run", "title", "setting", "rows", "claims")}
+        results = {**shown, "pictures": [picture.name for picture in pictures]}
+        record = {**self.began, "versions": benchmarks.versions(), "results": results}
+        made.write(record, docs / "results" / "paper" / f"{self.run}.json")
+        (docs / "paper").mkdir(exist_ok=True)
+        for picture in pictures:
+            shutil.copy(picture, docs / "paper" / picture.name)
 
 
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> Table:
