@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: help demo paper tpu docs check-docs test test-all test-compatible lint format package test-oldest \
+.PHONY: help demo paper benchmarks tpu docs check-docs test test-all test-compatible lint format package test-oldest \
   test-newest newest clean
 .DEFAULT_GOAL := help
 
@@ -17,6 +17,9 @@ demo: $(VENV)/.demo ## train a classifier with every optimiser (ARGS="--quick", 
 
 paper: $(VENV)/.demo ## reproduce the paper's experiments (ARGS="--quick"; data in ADAMX_DATA_DIR)
 	$(VENV)/bin/python -m examples.paper all $(ARGS)
+
+benchmarks: $(VENV)/.demo ## measure what the docs' tables show, for hours (ARGS="--list", ARGS="gates cost")
+	$(VENV)/bin/python -m examples.benchmarks $(ARGS)
 
 # An environment of its own: where libtpu is installed, JAX looks for a TPU whenever it starts.
 tpu: ## compile every optimiser's step for TPUs, which needs no TPU but Linux (ARGS="--only adamw")

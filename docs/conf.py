@@ -24,6 +24,9 @@ from sphinx.util.logging import getLogger
 import adamx
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # where the examples are
+
+from examples.benchmarks import pages as results  # noqa: E402
 
 
 def digest(folder: Path) -> str:
@@ -143,6 +146,18 @@ def link_notebooks(app: Sphinx, page: str, source: list[str]) -> None:
     )
 
 
+def tell_changes(app: Sphinx, page: str, source: list[str]) -> None:
+    """Say under each table of results whether the code has changed since they were made."""
+    source[0] = results.with_changes(source[0])
+
+
+def with_results(app: Sphinx, env: BuildEnvironment, *pages: set[str]) -> list[str]:
+    """The pages that are read again even if only the code has changed."""
+    places = {page: Path(env.doc2path(page)) for page in env.found_docs}
+    marked = (x for x, path in places.items() if path.suffix == ".md" and path.exists())
+    return [x for x in marked if "<!-- results: " in places[x].read_text("utf-8")]
+
+
 class Names(SphinxDirective):
     """``.. names:: page`` lists what a page beside this one describes, as links."""
 
@@ -247,6 +262,8 @@ def setup(app: Sphinx) -> None:
     app.connect("doctree-resolved", list_names)
     app.connect("doctree-resolved", link_pictures)
     app.connect("source-read", link_notebooks)
+    app.connect("source-read", tell_changes)
+    app.connect("env-get-outdated", with_results)
     app.connect("env-before-read-docs", say_what_is_read)
     app.connect("source-read", say_which_notebook)
     app.connect("env-check-consistency", say_that_it_writes)

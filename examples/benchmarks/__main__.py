@@ -48,8 +48,10 @@ RUNS = {
     "accuracy": Run("accuracy", "updates beside float64", "5 minutes", needs=("torch",)),
     "compiling": Run("compiling", "compiling a step on 302 sharded arrays", "10 minutes"),
     "cost": Run("cost", "time, compilation and memory of a step beside Optax", "4 minutes"),
-    "faithfulness": Run("faithfulness", "v in formats of few bits", "10 minutes"),
-    "gates": Run("gates", "gates and accumulation in a training", "8 minutes"),
+    "faithfulness": Run(
+        "faithfulness", "v in formats of few bits", "10 minutes", ("--out", "docs/memory")
+    ),
+    "gates": Run("gates", "gates and accumulation in a training", "45 minutes"),
     "matrices": Run("matrices", "steps that optimisers of matrices need", "an hour or more"),
     "matrix_costs": Run("matrix_costs", "their time", "20 minutes", ("--alone",)),
     "matrix_costs-peers": Run(
@@ -64,7 +66,7 @@ RUNS = {
         PYTORCH,
     ),
     "parameters": Run("parameters", "bfloat16 parameters in many small steps", "10 minutes"),
-    "quality": Run("quality", "trainings with states of few bits", "30 minutes"),
+    "quality": Run("quality", "trainings with states of few bits", "30 minutes", ("--seeds", "5")),
     "stacks": Run("stacks", "Muon one by one, in stacks, and Optax's", "6 minutes"),
     "storage": Run("storage", "bytes and time of states of few bits", "8 minutes"),
     "storage-vector-width": Run(
