@@ -247,8 +247,9 @@ def located(name: str) -> Any:
 
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn, which fails the build, of public names that no page documents."""
+    names = public()  # which imports their modules, also where no page of the API is read again
     described = [located(name) for name in env.get_domain("py").data["objects"]]
-    for name, thing in public().items():
+    for name, thing in names.items():
         if not any(thing is other for other in described):
             getLogger(__name__).warning("%s is public, but on no page of docs/api", name)
         if (inspect.isroutine(thing) or inspect.isclass(thing)) and not inspect.getdoc(thing):

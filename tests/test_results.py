@@ -250,6 +250,10 @@ def test_the_code_of_a_result_is_what_it_imports(tmp_path):
     assert before == (code().digest("bench"), code().digest("other"))
     write("ours/c", "x = 2\n")
     assert before[0] == code().digest("bench") and before[1] != code().digest("other")
+    write("ours/d", 'FRAME = "d.txt"\n')
+    before = code().digest("bench")
+    (tmp_path / "ours/d.txt").write_text("frame")
+    assert before != code().digest("bench")
 
 
 def test_a_benchmark_depends_on_what_it_measures():

@@ -51,7 +51,7 @@ RUNS = {
     "faithfulness": Run(
         "faithfulness", "v in formats of few bits", "10 minutes", ("--out", "docs/memory")
     ),
-    "gates": Run("gates", "gates and accumulation in a training", "45 minutes"),
+    "gates": Run("gates", "gates and accumulation in a training", "an hour"),
     "matrices": Run("matrices", "steps that optimisers of matrices need", "an hour or more"),
     "matrix_costs": Run("matrix_costs", "their time", "20 minutes", ("--alone",)),
     "matrix_costs-peers": Run(

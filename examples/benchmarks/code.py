@@ -2,17 +2,20 @@
 
 The modules are found in the import statements of the benchmark and of the modules that it imports.
 Of a package such as ``adamx``, only the modules that define the imported names count: with
-``adamx.adamw``, the module of this recipe, its stages and the core. What a benchmark gets in
-another way, such as recipes by their names, it states as ``DEPENDS = ("adamx.recipes",)``.
+``adamx.adamw``, the module of this recipe, its stages and the core. A file beside a module counts
+if the module contains its name. What a benchmark gets in another way, such as recipes by their
+names, it states as ``DEPENDS = ("adamx.recipes",)``.
 """
 
 import ast
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FILE = re.compile(r"\w+\.\w+")
 
 # What starts benchmarks and writes results down, but has no influence on them.
 TELLING = {
@@ -32,8 +35,12 @@ class Code:
 
     def digest(self, module: str) -> str:
         """A name for the code on which a module depends, without comments and docstrings."""
-        code = "\n".join(f"# {name}\n{ast.unparse(self.tree(name))}" for name in self.of(module))
-        return hashlib.sha256(code.encode()).hexdigest()[:16]
+        found = hashlib.sha256()
+        for name in self.of(module):
+            found.update(f"# {name}\n{ast.unparse(self.tree(name))}\n".encode())
+            for path in self.beside(name):
+                found.update(path.read_bytes())
+        return found.hexdigest()[:16]
 
     def of(self, module: str) -> list[str]:
         """The modules on which a module depends, and itself."""
@@ -56,6 +63,13 @@ class Code:
         files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
         ours = module.partition(".")[0] in self.packages
         return next((x for x in files if ours and x.is_file()), None)
+
+    def beside(self, module: str) -> list[Path]:
+        """The files beside a module, such as ``frame.c``, whose names are strings in it."""
+        file = self.file(module)
+        texts = {x.value for x in ast.walk(self.tree(module)) if isinstance(x, ast.Constant)}
+        names = sorted(x for x in texts if isinstance(x, str) and FILE.fullmatch(x))
+        return [file.parent / x for x in names if file and (file.parent / x).is_file()]
 
     def is_package(self, module: str) -> bool:
         file = self.file(module)

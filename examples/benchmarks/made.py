@@ -18,7 +18,14 @@ SETTINGS = ("XLA_FLAGS", "MALLOC_", "OPENBLAS_", "ADAMX_KERNELS")
 """How the names of environment variables begin that change results."""
 
 NAMES = {"python": "Python", "jax": "JAX", "optax": "Optax", "torch": "PyTorch"}
-SHOWN = ("python", "jax", "optax", "adamx", "torch", "libtpu", "heavyball", "pytorch_optimizer")
+SHOWN = ("python", "jax", "optax", "adamx")
+PEERS = {
+    "examples.benchmarks.accuracy": ("torch",),
+    "examples.benchmarks.matrix_costs": ("pytorch_optimizer", "heavyball"),
+    "examples.benchmarks.storage": ("torchao", "bitsandbytes"),
+    "examples.benchmarks.tpu": ("libtpu",),
+}
+"""Packages beside which a benchmark measures, or which it needs."""
 
 
 def begin(module: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -131,7 +138,7 @@ def line(stored: Mapping[str, Any]) -> str:
     versions, machine = stored["versions"], stored["machine"]
     packages = [
         f"{NAMES.get(name, name)} {versions[name]}"
-        for name in SHOWN
+        for name in (*SHOWN, *PEERS.get(stored["module"], ()))
         if versions.get(name, "absent") != "absent"
     ]
     cores = [f"{machine['cores']} cores"] if machine["cores"] else []

@@ -379,7 +379,7 @@ def parameters(results: Results) -> str:
         relative = [f"{x['loss'] / exact['loss'] - 1:+.2%}", f"{x['farthest']:.2%}"]
         rows.append(
             [
-                x["name"],
+                x["name"] if x["name"] in ("float32", "bfloat16") else f"bfloat16, `{x['name']}`",
                 f"{x['bytes']:.2f}",
                 f"{x['start']:.4f}",
                 f"{x['loss']:.4f} ± {x['spread']:.4f}",
