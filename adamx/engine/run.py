@@ -74,11 +74,11 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[
 def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
     """One array at a time; arrays of one shape and dtype share one trace."""
     takes_turns = block.packs and platform() != "cpu"
+    of_kernels = Kernels(block).run(leaves, locate)
     done: list[tuple[Any, list[Slots]]] = []
-    kernels = Kernels(block)
-    for leaf in leaves:
-        if (kernel := locate(leaf.number, kernels, leaf)) is not None:
-            done.append(locate(leaf.number, kernel.run, block, leaf))
+    for i, leaf in enumerate(leaves):
+        if i in of_kernels:
+            done.append(of_kernels[i])
             continue
         if takes_turns and done:
             leaf = _after(leaf, done[-1][1])

@@ -38,12 +38,15 @@ STEP_BAR, TRACE_BAR, EAGER_BAR, RECOMPILE_BAR = 1.03, 0.25, 2.0, 0
 
 
 class Contender(NamedTuple):
-    make: Callable[..., optax.GradientTransformation]
-    apply: Callable[[Any, Any], Any]
+    """An optimiser, and how updates are added; if they are not, `step` gives new parameters."""
+
+    make: Callable[..., Any]
+    apply: Callable[[Any, Any], Any] | None = None
 
 
-ADAMX = Contender(adamx.adam, adamx.apply_updates)
-COMPENSATED = Contender(partial(adamx.adam, compensated=True), adamx.apply_updates)
+ADAMX = Contender(adamx.adam)
+UPDATE = Contender(adamx.adam, adamx.apply_updates)
+COMPENSATED = Contender(partial(adamx.adam, compensated=True))
 OPTAX = Contender(optax.adam, optax.apply_updates)
 
 
@@ -81,7 +84,10 @@ class Setting(NamedTuple):
 
 
 LARGE = Shape(1, 1_000_000)
-STEPS = (LARGE, Shape(1, 1000), Shape(10, 100_000), Shape(300, 10_000), Shape(1000, 1000))
+STEPS = (
+    *(Shape(1, 32_000_000), LARGE, Shape(1, 1000)),
+    *(Shape(10, 100_000), Shape(300, 10_000), Shape(1000, 1000)),
+)
 UPDATES = (Shape(300, 1000), Shape(1, 1000))
 SMALL = Shape(2, 8)
 
@@ -186,6 +192,8 @@ def training_step(contender: Contender, rate: float = 1e-3) -> tuple[Any, Any]:
     tx = contender.make(rate)
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        if contender.apply is None:
+            return tx.step(grads, state, params)
         updates, state = tx.update(grads, state, params)
         return contender.apply(params, updates), state
 
@@ -251,9 +259,10 @@ def build(contender: Contender, shape: Filled, rate: float, *, compile: bool) ->
 
 
 def measure_steps(setting: Setting) -> Iterator[Ratio]:
-    for shape in setting.steps:
-        ours, theirs = training(ADAMX, shape), training(OPTAX, shape)
-        yield compare(str(shape), ours, theirs, setting, STEP_BAR)
+    for how, contender in {"": ADAMX, ", update and apply_updates": UPDATE}.items():
+        for shape in setting.steps:
+            ours, theirs = training(contender, shape), training(OPTAX, shape)
+            yield compare(f"{shape}{how}", ours, theirs, setting, STEP_BAR)
 
 
 def measure_compensated(setting: Setting) -> Iterator[Ratio]:

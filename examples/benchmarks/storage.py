@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 try:
     import jax
     import jax.numpy as jnp
-    import optax
     from rich.console import Console
     from rich.table import Table
 
@@ -109,7 +108,7 @@ def contenders() -> dict[str, cost.Contender]:
     for rounding in ("stochastic", "nearest"):
         for name, codec in CODECS.items():
             make = partial(stored, codec=codec(rounding=rounding))
-            made[f"{name}, {rounding}"] = cost.Contender(make, optax.apply_updates)
+            made[f"{name}, {rounding}"] = cost.Contender(make)
     return made
 
 

@@ -1,0 +1,514 @@
+"""A jaxpr of a tile as a C function, which passes once over the tile.
+
+An array of the jaxpr has one element for each element of the tile, or one for each block of the
+tile, as the scales of a codec have. The function gets the number of elements of the tile when it is
+called, so one function serves arrays of every shape.
+
+Without blocks, all equations become one loop. With blocks, the function goes from block to block,
+and computes what a block has once, such as its scale, before the loop over the block's elements. A
+maximum over the block begins a new level: what depends on it is computed in another loop over the
+same block, whose values are still in the fastest memory of the core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+__all__ = ["TYPES", "Untranslatable", "function"]
+
+
+HEAD = """\
+static void on_tile(int n, int64_t start, const void* const* in, void* const* out,
+                    const void* const* number) {"""
+
+
+class Untranslatable(Exception):
+    """The jaxpr can't be written as loops over a tile."""
+
+
+TYPES = {
+    "bool": "uint8_t",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "int16": "int16_t",
+    "uint16": "uint16_t",
+    "int32": "int32_t",
+    "uint32": "uint32_t",
+    "float32": "float",
+    "float64": "double",
+    "bfloat16": "float",  # in memory, the upper half of a float32
+}
+STORED = {**TYPES, "bfloat16": "uint16_t"}
+
+
+Of = Literal["number", "block", "element"]
+"""What a value exists once for: a whole parameter, a block, or an element."""
+
+
+class Value(NamedTuple):
+    """A value of the jaxpr: a constant, an argument, or the result of an operation in C."""
+
+    name: str
+    dtype: str
+    of: Of = "number"
+
+
+@dataclasses.dataclass
+class Operation:
+    """An operation in C, which computes a value from others.
+
+    Attributes:
+        value: the value that it computes.
+        text: its expression.
+        given: the names of the values of blocks and elements from which it computes it.
+        level: the level at which it is computed.
+        block_maximum: whether it is a maximum over the elements of a block.
+        is_index: whether it depends on nothing but indices and numbers, as random bits do.
+    """
+
+    value: Value
+    text: str
+    given: tuple[str, ...]
+    level: int = 0
+    block_maximum: bool = False
+    is_index: bool = False
+
+    @property
+    def line(self) -> str:
+        return f"const {TYPES[self.value.dtype]} {self.value.name} = {self.text};"
+
+
+def function(program: Any, tile: int, places: dict[int, int]) -> str:
+    """The C function ``on_tile`` of a jaxpr.
+
+    Args:
+        program: the jaxpr: of the row and the column of the tile's first element, of arrays, and
+            of numbers.
+        tile: the number of elements of a tile.
+        places: by its place among the arrays, the place of the result that has its memory.
+
+    Raises:
+        Untranslatable: for a primitive, a dtype or a shape that can't be written in this way.
+    """
+    row, column, *rest = program.jaxpr.invars
+    count = sum(x.aval.ndim > 0 for x in rest)
+    reader = _Reader(tile)
+    arrays = [Value(f"a{i}", *reader.form(x.aval)) for i, x in enumerate(rest[:count])]
+    numbers = [Value(f"n{i}", *reader.form(x.aval)) for i, x in enumerate(rest[count:])]
+    start = [Value("row", "int32"), Value("column", "int32")]
+    known = dict(zip([row, column, *rest], [*start, *arrays, *numbers], strict=True))
+    results = []
+    for value, aval in zip(reader.values(program.jaxpr, known), program.out_avals, strict=True):
+        dtype, of = reader.form(aval)
+        is_made = value.name in reader.operations and value.of == of
+        results.append(value if is_made else reader.operation("{0}", dtype, of, value))
+    return _Writer(reader, arrays, numbers, results, places).text()
+
+
+class _Reader:
+    """Reads the equations of a jaxpr as operations."""
+
+    def __init__(self, tile: int):
+        self.tile, self.block = tile, 0
+        self.operations: dict[str, Operation] = {}
+
+    def form(self, aval: Any) -> tuple[str, Of]:
+        """The dtype of a value, and what it exists once for."""
+        dtype, size = str(aval.dtype), aval.size
+        if dtype not in TYPES:
+            raise Untranslatable(f"dtype {dtype}")
+        if not aval.ndim:
+            return dtype, "number"
+        if size == self.tile:
+            return dtype, "element"
+        if not size or self.tile % size or self.block not in (0, self.tile // size):
+            raise Untranslatable(f"shape {aval.shape}")
+        self.block = self.tile // size
+        return dtype, "block"
+
+    def values(self, jaxpr: Any, known: dict[Any, Value]) -> list[Value]:
+        """The values of a jaxpr's results."""
+
+        def value_of(x: Any) -> Value:
+            if not hasattr(x, "val"):
+                return known[x]
+            dtype, of = self.form(x.aval)
+            if of != "number":
+                raise Untranslatable("a constant array")
+            return Value(_constant(x.val, dtype), dtype)
+
+        for equation in jaxpr.eqns:
+            given = [value_of(x) for x in equation.invars]
+            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            if inner is None:
+                made = [self.equation(equation, given)]
+            elif getattr(inner, "consts", ()):
+                raise Untranslatable("constant arrays")
+            else:
+                inner = getattr(inner, "jaxpr", inner)
+                made = self.values(inner, dict(zip(inner.invars, given, strict=True)))
+            known.update(zip(equation.outvars, made, strict=True))
+        return [value_of(x) for x in jaxpr.outvars]
+
+    def equation(self, equation: Any, given: list[Value]) -> Value:
+        """The value that an equation computes."""
+        (result,), name, params = equation.outvars, equation.primitive.name, equation.params
+        before, (dtype, of) = given[0] if given else Value("", ""), self.form(result.aval)
+        match name:
+            case "reshape" | "squeeze" | "expand_dims" | "copy" | "stop_gradient":
+                return before if before.of == of else self.operation("{0}", dtype, of, before)
+            case "broadcast_in_dim":
+                if before.of == "block" and of == "element":
+                    _check_repeats(equation.invars[0].aval.shape, result.aval.shape, params)
+                return before
+            case "iota":
+                return self.operation(_index(result.aval, params["dimension"]), dtype, of)
+            case "reduce_max":
+                return self.maximum(before, equation.invars[0].aval.shape, params["axes"], of)
+            case "convert_element_type":
+                form = _converted(before.dtype, dtype)
+            case "bitcast_convert_type":
+                form = _same_bits(before.dtype, dtype)
+            case "integer_pow":
+                form = _power(params["y"])
+            case _ if name in FORMS and not (name in OF_NUMBERS and of != "number"):
+                known = FORMS[name]
+                form = known(before.dtype) if callable(known) else known
+            case _:
+                raise Untranslatable(f"primitive {name}")
+        if name == "select_n" and len(given) != 3:
+            raise Untranslatable("select_n of more than two cases")
+        return self.operation(form, dtype, of, *given)
+
+    def operation(self, form: str, dtype: str, of: Of, *given: Value) -> Value:
+        """The value of an operation, for each element that has one."""
+        text = form.format(*(x.name for x in given), i="i" if of == "element" else "o")
+        text = f"rounded({text})" if dtype == "bfloat16" else f"({TYPES[dtype]})({text})"
+        return self.add(text, dtype, of, *given)
+
+    def maximum(self, x: Value, shape: Sequence[int], axes: Sequence[int], of: Of) -> Value:
+        """The maximum over the last axes, which are those of a block."""
+        kept = [n for axis, n in enumerate(shape) if axis not in axes]
+        if x.of != "element" or of != "block" or [*shape[: len(kept)]] != kept:
+            raise Untranslatable(f"the maximum over axes {axes} of {shape}")
+        if x.dtype not in LARGEST:
+            raise Untranslatable(f"the maximum of {x.dtype}")
+        text = f"largest_{TYPES[x.dtype]}({x.name}, {self.block})"
+        return self.add(text, x.dtype, of, x, block_maximum=True)
+
+    def add(
+        self, text: str, dtype: str, of: Of, *given: Value, block_maximum: bool = False
+    ) -> Value:
+        value = Value(f"x{len(self.operations)}", dtype, of)
+        names = tuple(dict.fromkeys(x.name for x in given if x.of != "number"))
+        if of == "number" and names:
+            raise Untranslatable("a number computed from an array")
+        known = [self.operations[x] for x in names if x in self.operations]
+        level = max([0, *(x.level for x in known)]) + block_maximum
+        is_index = len(known) == len(names) and all(x.is_index for x in known)
+        made = Operation(value, text, names, level, block_maximum, is_index)
+        self.operations[value.name] = made
+        return value
+
+
+class _Writer:
+    """Writes operations as the loops of a function."""
+
+    def __init__(
+        self,
+        reader: _Reader,
+        arrays: Sequence[Value],
+        numbers: Sequence[Value],
+        results: Sequence[Value],
+        places: dict[int, int],
+    ):
+        self.block, self.operations = reader.block, reader.operations
+        self.arrays, self.numbers, self.results = arrays, numbers, results
+        self.levels = 1 + max([0, *(x.level for x in self.operations.values())])
+        self.read: dict[str, set[int]] = {}  # the levels at which a value of elements is needed
+        for x in self.operations.values():
+            self.note(x)
+        # A result is stored once the array whose memory it takes is not read any more.
+        self.stored: list[int] = []
+        owner = {result: arrays[array].name for array, result in places.items()}
+        for place, x in enumerate(results):
+            last = max([0, *self.read.get(owner.get(place, ""), ())])
+            self.stored.append(max(last, self.operations[x.name].level))
+            self.read.setdefault(x.name, set()).add(self.stored[-1])
+        for x in reversed(self.operations.values()):
+            self.postpone(x)
+
+    def note(self, x: Operation) -> None:
+        """Note that the operation needs its values at its level; a maximum needs those before."""
+        for name in x.given:
+            self.read.setdefault(name, set()).add(x.level - x.block_maximum)
+
+    def postpone(self, x: Operation) -> None:
+        """Compute a value in the loop that needs it, if that keeps no more values in memory."""
+        needed = self.read.get(x.value.name)
+        if x.value.of != "element" or not needed or min(needed) == x.level:
+            return
+        later = min(needed)
+        if any(name not in self.operations for name in x.given):
+            return  # another result may take the array's memory before
+        kept = [y for y in x.given if self.operations[y].value.of == "element"]
+        if not x.is_index and sum(later not in self.read[name] for name in kept) > 1:
+            return
+        x.level = later
+        self.read = {}
+        for y in self.operations.values():
+            self.note(y)
+        for at, y in zip(self.stored, self.results, strict=True):
+            self.read.setdefault(y.name, set()).add(at)
+
+    def text(self) -> str:
+        """The function."""
+        lines = ["const int32_t row = 0, column = (int32_t)start;"]
+        lines += [
+            f"const {STORED[x.dtype]}* {x.name}_ = (const {STORED[x.dtype]}*)in[{i}] + "
+            f"{self.first(x)};"
+            for i, x in enumerate(self.arrays)
+        ]
+        lines += [
+            f"{STORED[x.dtype]}* r{i} = ({STORED[x.dtype]}*)out[{i}] + {self.first(x)};"
+            for i, x in enumerate(self.results)
+        ]
+        for i, x in enumerate(self.numbers):
+            read = _load(x.dtype, f"((const {STORED[x.dtype]}*)number[{i}])[0]")
+            lines.append(f"const {TYPES[x.dtype]} {x.name} = {read};")
+        lines += [x.line for x in self.operations.values() if x.value.of == "number"]
+        levels = [line for level in range(self.levels) for line in self.level(level)]
+        if self.block:
+            kept = [x.value for x in self.operations.values() if self.is_kept(x)]
+            buffers = [f"{TYPES[x.dtype]} {x.name}_[{self.block}] ALIGNED;" for x in kept]
+            blocks = f"for (int o = 0; o < n / {self.block}; o++) {{"
+            levels = [blocks, *_indented([*buffers, *levels]), "}"]
+        return "\n".join([HEAD, *_indented([*lines, *levels]), "}"])
+
+    def first(self, x: Value) -> str:
+        return "start" if x.of == "element" else f"start / {self.block}"
+
+    def is_kept(self, x: Operation) -> bool:
+        """Whether another loop needs the value of elements."""
+        name = x.value.name
+        by_maximum = any(y.block_maximum and name in y.given for y in self.operations.values())
+        return x.value.of == "element" and (by_maximum or self.read.get(name, set()) != {x.level})
+
+    def level(self, level: int) -> list[str]:
+        """What is computed of a block at this level, and the loop over its elements."""
+        own = [x for x in self.operations.values() if x.level == level]
+        lines = []
+        if level == 0:
+            lines += [self.load(x, "o") for x in self.arrays if x.of == "block"]
+        for x in own:
+            if x.value.of == "block":
+                lines.append(self.maximum(x) if x.block_maximum else x.line)
+        lines += self.stores(level, "block", "o")
+        given = [x for x in self.arrays if x.of == "element" and level in self.read.get(x.name, ())]
+        inner = [self.load(x, "i") for x in given]
+        for x in self.operations.values():
+            name = x.value.name
+            if x.value.of == "element" and x.level < level and level in self.read[name]:
+                inner.append(f"const {TYPES[x.value.dtype]} {name} = {name}_[k];")
+        for x in own:
+            if x.value.of == "element":
+                inner.append(x.line)
+                if self.is_kept(x):
+                    inner.append(f"{x.value.name}_[k] = {x.value.name};")
+        inner += self.stores(level, "element", "i")
+        if not inner:
+            return lines
+        if not self.block:
+            return [*lines, *_loop("i", "n", inner)]
+        return [
+            *lines,
+            *_loop("k", str(self.block), [f"const int i = o * {self.block} + k;", *inner]),
+        ]
+
+    def load(self, x: Value, index: str) -> str:
+        return f"const {TYPES[x.dtype]} {x.name} = {_load(x.dtype, f'{x.name}_[{index}]')};"
+
+    def maximum(self, x: Operation) -> str:
+        """The line of a maximum over a block, whose values are in memory."""
+        (name,) = x.given
+        start = f"{name}_" if name in self.operations else f"{name}_ + o * {self.block}"
+        return x.line.replace(f"({name},", f"({start},")
+
+    def stores(self, level: int, of: Of, index: str) -> list[str]:
+        return [
+            f"r{i}[{index}] = {_store(x.dtype, x.name)};"
+            for i, (x, at) in enumerate(zip(self.results, self.stored, strict=True))
+            if at == level and x.of == of
+        ]
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {x}" for x in lines]
+
+
+def _check_repeats(before: Sequence[int], after: Sequence[int], params: Any) -> None:
+    """Check that a broadcast repeats each value of a block for the elements of the block."""
+    shape = [1] * len(after)
+    for axis, length in zip(params["broadcast_dimensions"], before, strict=True):
+        shape[axis] = length
+    last = max([0, *(axis + 1 for axis, length in enumerate(shape) if length > 1)])
+    if shape[:last] != [*after[:last]]:
+        raise Untranslatable(f"a broadcast from {tuple(before)} to {tuple(after)}")
+
+
+def _index(aval: Any, axis: int) -> str:
+    """The index of an element along an axis."""
+    inner = math.prod(aval.shape[axis + 1 :])
+    if math.prod(aval.shape[:axis]) == 1:
+        return "0" if aval.shape[axis] == 1 else f"{{i}} / {inner}"
+    return f"{{i}} / {inner} % {aval.shape[axis]}"
+
+
+def _loop(index: str, end: str, lines: Sequence[str]) -> list[str]:
+    """A loop whose iterations are independent of each other, which compilers can't see."""
+    head = f"INDEPENDENT for (int {index} = 0; {index} < {end}; {index}++) {{"
+    return [head, *("  " + x for x in lines), "}"]
+
+
+def _load(dtype: str, stored: str) -> str:
+    return f"widened({stored})" if dtype == "bfloat16" else stored
+
+
+def _store(dtype: str, value: str) -> str:
+    return f"upper_half({value})" if dtype == "bfloat16" else value
+
+
+def _constant(x: Any, dtype: str) -> str:
+    """A constant in C."""
+    if dtype not in FLOATS:
+        return f"(({TYPES[dtype]}){int(x)}{'u' if dtype.startswith('u') else ''})"
+    suffix = "" if dtype == "float64" else "f"
+    x = float(x)
+    if math.isnan(x):
+        return f'__builtin_nan{suffix}("")'
+    if math.isinf(x):
+        return f"({'-' if x < 0 else ''}__builtin_inf{suffix}())"
+    return f"({x.hex()}{suffix})"
+
+
+def _converted(before: str, after: str) -> str:
+    """The conversion of a number; to an integer, as in XLA, the nearest one that exists."""
+    if after == "bool":
+        return "{0} != 0"
+    if before not in FLOATS or after in FLOATS:
+        return "{0}"
+    limits = np.iinfo(after)
+    if after in ("int32", "uint32"):
+        above = f"{float(limits.max + 1).hex()}f"
+        nearest = f"{{0}} >= {above} ? {limits.max}u : ({TYPES[after]}){{0}}"
+    else:
+        nearest = f"{{0}} > {limits.max} ? {limits.max} : (int32_t){{0}}"
+    least = f"({TYPES[after]})({limits.min})" if limits.min else "0"
+    return f"{{0}} != {{0}} ? 0 : {{0}} <= {limits.min}.0f ? {least} : ({nearest})"
+
+
+def _same_bits(before: str, after: str) -> str:
+    """The same bits in another dtype of the same size."""
+    if before == after:
+        return "{0}"
+    if before == "bfloat16" and after in ("int16", "uint16"):
+        return "upper_half({0})"
+    if before in ("int16", "uint16") and after == "bfloat16":
+        return "widened((uint16_t){0})"
+    if before in ("int32", "uint32") and after == "float32":
+        return "float_of_bits({0})"
+    if before == "float32" and after in ("int32", "uint32"):
+        return "bits_of_float({0})"
+    if before not in FLOATS and after not in FLOATS:
+        return "{0}"
+    raise Untranslatable(f"bits of {before} as {after}")
+
+
+def _power(exponent: int) -> str:
+    if not 1 <= abs(exponent) <= 4:
+        raise Untranslatable(f"the power {exponent}")
+    product = " * ".join(["{0}"] * abs(exponent))
+    return product if exponent > 0 else f"1 / ({product})"
+
+
+LARGEST = ("float32", "float64", "int8", "uint8", "int32", "uint32")
+"""Dtypes of which ``frame.c`` has a maximum."""
+
+FLOATS = ("float32", "float64", "bfloat16")
+OF_NUMBERS = ("exp", "log", "pow")
+"""Primitives that the kernel computes of numbers only: loops over them would be slow."""
+
+
+def _of_float(form: str) -> Callable[[str], str]:
+    """A function of C's library, whose name ends with f for float."""
+
+    def of(dtype: str) -> str:
+        if dtype not in FLOATS:
+            raise Untranslatable(f"{form} of {dtype}")
+        return form.replace("*", "" if dtype == "float64" else "f")
+
+    return of
+
+
+def _abs(dtype: str) -> str:
+    return _of_float("__builtin_fabs*({0})")(dtype) if dtype in FLOATS else "{0} < 0 ? -{0} : {0}"
+
+
+def _div(dtype: str) -> str:
+    return _of_float("{0} / {1}")(dtype)
+
+
+def _not(dtype: str) -> str:
+    return "!{0}" if dtype == "bool" else "~{0}"
+
+
+def _shift(operator: str, *, logical: bool) -> Callable[[str], str]:
+    def of(dtype: str) -> str:
+        width = 8 * np.dtype(dtype).itemsize
+        unsigned = f"(uint{width}_t){{0}}"
+        if not logical:
+            return f"{{0}} >> ({{1}} < {width} ? {{1}} : {width - 1})"
+        return f"{{1}} < {width} ? {unsigned} {operator} {{1}} : 0"
+
+    return of
+
+
+FORMS: dict[str, str | Callable[[str], str]] = {
+    "abs": _abs,
+    "add": "{0} + {1}",
+    "and": "{0} & {1}",
+    "clamp": "{1} < {0} ? {0} : ({1} > {2} ? {2} : {1})",
+    "div": _div,
+    "eq": "{0} == {1}",
+    "exp": _of_float("__builtin_exp*({0})"),
+    "ge": "{0} >= {1}",
+    "gt": "{0} > {1}",
+    "is_finite": "{0} - {0} == 0",
+    "le": "{0} <= {1}",
+    "log": _of_float("__builtin_log*({0})"),
+    "lt": "{0} < {1}",
+    "max": "({0} > {1} || {0} != {0}) ? {0} : {1}",
+    "min": "({0} < {1} || {0} != {0}) ? {0} : {1}",
+    "mul": "{0} * {1}",
+    "ne": "{0} != {1}",
+    "neg": "-{0}",
+    "not": _not,
+    "or": "{0} | {1}",
+    "pow": _of_float("__builtin_pow*({0}, {1})"),
+    "rsqrt": _of_float("1 / __builtin_sqrt*({0})"),
+    "select_n": "{0} ? {2} : {1}",
+    "shift_left": _shift("<<", logical=True),
+    "shift_right_arithmetic": _shift(">>", logical=False),
+    "shift_right_logical": _shift(">>", logical=True),
+    "sign": "{0} > 0 ? 1 : ({0} < 0 ? -1 : {0})",
+    "sqrt": _of_float("__builtin_sqrt*({0})"),
+    "square": "{0} * {0}",
+    "sub": "{0} - {1}",
+    "xor": "{0} ^ {1}",
+}
+"""C of one element, for the dtype of the first operand."""
