@@ -255,7 +255,7 @@ def test_what_a_compiler_refuses_is_left_to_xla_with_a_warning(monkeypatch, tmp_
     broken.write_text("#!/bin/sh\necho 'no such flag' >&2; exit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("ADAMX_KERNELS", "auto")
-    monkeypatch.setattr(native, "compiler", lambda: str(broken))
+    monkeypatch.setattr(native, "compiler", lambda: (str(broken),))
     opt = adamx.adamw(0.0123)
     with pytest.warns(UserWarning, match="can't compile a kernel.*XLA runs.*no such flag"):
         *_, count = trained(opt, step=True)

@@ -300,12 +300,12 @@ def test_a_benchmark_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
         returncode = 0
 
     def run(command, cwd, env):
-        given.append((command[1:], env["XLA_FLAGS"]))
+        given.append((command[1:], env["OPENBLAS_NUM_THREADS"]))
         return Done
 
     given = []
     monkeypatch.setattr(program.subprocess, "run", run)
-    assert program.start("storage-vector-width", quick=True, folder=tmp_path)
-    file = str(tmp_path / "storage-vector-width.json")
-    command = ["-m", "examples.benchmarks.storage", "--quick", "--json", file]
-    assert given == [(command, "--xla_cpu_prefer_vector_width=512")]
+    assert program.start("matrix_costs-one-thread", quick=True, folder=tmp_path)
+    file = str(tmp_path / "matrix_costs-one-thread.json")
+    command = ["-m", "examples.benchmarks.matrix_costs", *program.SOAP, "--quick", "--json", file]
+    assert given == [(command, "1")]

@@ -48,7 +48,7 @@ def test_no_float32_copy_of_the_states_is_made(found):
 def test_every_codec_is_timed_both_ways(found):
     names = {what.split(": ")[1] for what in found["steps"]}
     ways = {f"{name}, {way}" for name in storage.CODECS for way in ("stochastic", "nearest")}
-    assert names == {"optax"} | ways
+    assert names == {"float32"} | ways
     assert all(row["ratio"] > 0 for row in found["steps"].values())
     barred = {what.split(": ")[1] for what, row in found["steps"].items() if row["bar"]}
     assert barred == {"int8, stochastic", "int8, nearest"}

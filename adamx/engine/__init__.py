@@ -7,6 +7,9 @@
 ``block``    consecutive stages, as one function of one array
 ``run``      how a block of stages runs on arrays: the one seam for other ways of execution
 ``kernels``  a block as a kernel that passes once over an array
+``mosaic``   kernels for TPUs, in Pallas
+``native``   kernels for CPUs, in C
+``loops``    a jaxpr of a tile as loops in C
 ``results``  what a block computes of an array, and what it hands on
 ``gated``    the links inside of a gate
 ``kept``     the old slots of a stage, in steps that do not count

@@ -118,7 +118,7 @@ class Kernels:
 
 
 MOST = 32
-"""Small arrays that one call gets. More compile slowly, and have to wait for all of their gradients."""
+"""Small arrays that one call gets. More compile slowly, and wait for all of their gradients."""
 
 
 def _size(leaf: Entering) -> int:

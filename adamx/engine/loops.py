@@ -246,7 +246,8 @@ class _Writer:
     def note(self, x: Operation) -> None:
         """Note that the operation needs its values at its level; a maximum needs those before."""
         for name in x.given:
-            self.read.setdefault(name, set()).add(x.level - x.block_maximum)
+            before = x.block_maximum and name in self.operations
+            self.read.setdefault(name, set()).add(x.level - before)
 
     def postpone(self, x: Operation) -> None:
         """Compute a value in the loop that needs it, if that keeps no more values in memory."""

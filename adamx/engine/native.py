@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -126,9 +127,11 @@ def frame() -> str:
 
 
 @functools.cache
-def compiler() -> str | None:
-    """The path of a C compiler, if there is one: that of ``CC``, or ``cc``."""
-    return shutil.which(os.environ.get("CC", "cc"))
+def compiler() -> tuple[str, ...] | None:
+    """The command of a C compiler, if there is one: that of ``CC``, or ``cc``."""
+    words = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    path = shutil.which(words[0])
+    return None if path is None else (path, *words[1:])
 
 
 @functools.cache
@@ -142,14 +145,14 @@ def registered(source: str) -> str | None:
         path.write_text(source, "utf-8")
         flags = f"-std=gnu11 -O3 -march=native {WIDE} {ARITHMETIC} -shared -fPIC".split()
         made = subprocess.run(
-            [asked, *flags, f"-I{jax.ffi.include_dir()}", str(path), "-o", f"{folder}/block.so"],
+            [*asked, *flags, f"-I{jax.ffi.include_dir()}", str(path), "-o", f"{folder}/block.so"],
             capture_output=True,
             text=True,
             check=False,
         )
         if made.returncode:
             warnings.warn(
-                f"{asked} can't compile a kernel, and XLA runs these steps instead. "
+                f"{asked[0]} can't compile a kernel, and XLA runs these steps instead. "
                 f"ADAMX_KERNELS=off turns kernels off. {made.stderr[:1000]}",
                 stacklevel=2,
             )

@@ -41,8 +41,6 @@ class Run(NamedTuple):
 
 PYTORCH = ("torch", "pytorch_optimizer", "heavyball")
 SOAP = ("--widths", "256", "--methods", "soap")
-VECTORS = {"XLA_FLAGS": "--xla_cpu_prefer_vector_width=512"}
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 RUNS = {
     "accuracy": Run("accuracy", "updates beside float64", "5 minutes", needs=("torch",)),
@@ -69,10 +67,6 @@ RUNS = {
     "quality": Run("quality", "trainings with states of few bits", "30 minutes", ("--seeds", "5")),
     "stacks": Run("stacks", "Muon one by one, in stacks, and Optax's", "6 minutes"),
     "storage": Run("storage", "bytes and time of states of few bits", "8 minutes"),
-    "storage-vector-width": Run(
-        "storage", "the same with wide vectors (AVX-512)", "8 minutes", (), VECTORS
-    ),
-    "storage-malloc": Run("storage", "the same without returning memory", "8 minutes", (), MALLOC),
     "storage-peers": Run(
         "storage",
         "the same, and PyTorch's",

@@ -394,7 +394,7 @@ def parameters(results: Results) -> str:
 
 
 def stored_steps(results: Results) -> str:
-    """The ratios of steps to those in float32."""
+    """The ratios of steps to those of Optax in float32."""
     found = by_two(results["steps"])
     names = list(dict.fromkeys(name for rows in found.values() for name in rows))
     rows = ([tree, *(ratio(x[name]) for name in names)] for tree, x in found.items())
