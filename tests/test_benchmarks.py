@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +10,17 @@ pytest.importorskip("rich")
 
 import reference
 from examples import benchmarks
-from examples.benchmarks import accuracy, cost, gates, matrix_costs, parameters, tables, tpu, watch
+from examples.benchmarks import (
+    accuracy,
+    cost,
+    gates,
+    gpu,
+    matrix_costs,
+    parameters,
+    tables,
+    tpu,
+    watch,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -195,6 +206,16 @@ def test_the_costs_of_matrices_are_measured_in_pairs(tmp_path):
     for rows in (stored["32"]["over_adamw"], stored["32"]["over_rest"]):
         assert [row["what"] for row in rows] == ["muon", "soap"]
         assert all(row["ratio"] > 0 and row["pairs"] == 2 for row in rows)
+
+
+def test_the_steps_of_gpus_are_measured_in_pairs(tmp_path):
+    returned, stored = run(gpu.main, tmp_path / "gpu.json", "--tiny")
+    assert [row["what"] for row in stored["ratios"]] == [row.what for row in returned]
+    assert all(row.ratio > 0 and row.pairs == 2 for row in returned)
+    assert tables.gpu(stored).endswith(f"On one {stored['device']}.")
+    if jax.default_backend() != "gpu":
+        with pytest.raises(SystemExit, match="found no GPU: JAX runs on"):
+            gpu.main([])
 
 
 def test_a_plan_is_made_without_a_compiler(tmp_path):

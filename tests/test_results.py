@@ -109,6 +109,7 @@ SMALL = {
             for task in ("mnist", "cifar10", "shakespeare")
         }
     },
+    "gpu": {"device": "a GPU", "ratios": [PAIR]},
     "stacks": {"optax.contrib.muon": OF_STACKS, "in stacks": OF_STACKS},
     "storage": {
         "steps": PARTS,

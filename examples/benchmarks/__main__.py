@@ -50,6 +50,7 @@ RUNS = {
         "faithfulness", "v in formats of few bits", "10 minutes", ("--out", "docs/memory")
     ),
     "gates": Run("gates", "gates and accumulation in a training", "an hour"),
+    "gpu": Run("gpu", "steps on a GPU", "5 minutes", needs=("jax_cuda12_plugin",)),
     "matrices": Run("matrices", "steps that optimisers of matrices need", "an hour or more"),
     "matrix_costs": Run("matrix_costs", "their time", "20 minutes", ("--alone",)),
     "matrix_costs-peers": Run(

@@ -1,4 +1,4 @@
-"""Measure bytes, time and temporary memory of Adam with quantized states, beside Optax's in float32.
+"""Measure bytes, time and temporary memory of Adam with quantized states, beside Optax in float32.
 
     python -m examples.benchmarks.storage [--quick] [--json FILE]
 

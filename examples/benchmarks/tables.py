@@ -514,6 +514,10 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f}"
 
 
+def gpu(results: Results) -> str:
+    return beside(results["ratios"], "first", "second") + f"\n\nOn one {results['device']}."
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
     "accuracy": {"errors": accuracy},
     "compiling": {"steps": compiling},
@@ -531,6 +535,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[Results], str]]] = {
         "trainings": trainings,
     },
     "gates": {"ratios": gates, "memory": gates_memory},
+    "gpu": {"ratios": gpu},
     "matrices": {"steps": matrices},
     "matrix_costs": {"steps": matrix_costs, "peers": matrix_peers},
     "parameters": {"losses": parameters},
