@@ -82,10 +82,13 @@ def assert_alike(
         # XLA contracts products and sums of float32 in other ways in another program.
         error = 2e-7 * np.nanmax(np.abs(wide[0]), initial=0) if x.dtype == jnp.float32 else 0
         same = np.isclose(*wide, rtol=0, atol=error, equal_nan=True)
+        # C does not contract them, and so a few values are rounded to a neighbour. What a rounding
+        # has lost depends on every bit.
+        if kind == "auto" and "lost" in str(path):
+            continue
         if kind == "auto" and x.dtype == jnp.float32:
-            # C does not contract them. What a rounding has lost depends on every bit.
-            same = np.isclose(*wide, rtol=0, atol=5 * error, equal_nan=True) | ("lost" in str(path))
-        elif kind == "auto":  # and so a few values are rounded to a neighbour
+            same = np.isclose(*wide, rtol=0, atol=5 * error, equal_nan=True)
+        elif kind == "auto":
             assert same.mean() >= 1 - 1e-3, path
             is_code = x.dtype in (jnp.int8, jnp.uint8)
             same |= np.abs(wide[0] - wide[1]) <= (1 if is_code else np.abs(wide[0]) / 64)

@@ -77,8 +77,10 @@ def sweeping(shape: cost.Shape, rates: int, *, together: bool) -> cost.Start:
         opt = adamx.adam(rate)
         return opt.step(params, state, params)
 
-    over = jax.vmap(step) if together else partial(jax.lax.map, lambda x: step(*x))
-    run = jax.jit(lambda *x: over(*x) if together else over(x), donate_argnums=(1, 2))
+    def steps(*members: Any) -> Any:
+        return jax.vmap(step)(*members) if together else jax.lax.map(lambda x: step(*x), members)
+
+    run = jax.jit(steps, donate_argnums=(1, 2))
 
     def start() -> cost.Loop:
         params = jax.vmap(lambda rate: shape.full(1.0))(values)
