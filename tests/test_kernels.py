@@ -6,9 +6,13 @@ Those for CPUs run here if there is a C compiler, those for TPUs in JAX's interp
 
 from __future__ import annotations
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -154,11 +158,14 @@ def test_a_kernel_takes_the_steps_of_every_axis(name, monkeypatch):
     assert_alike(opt, monkeypatch, **how)
 
 
-# Kernels for CPUs. Of the five arrays, the one with rows of 100 has no whole blocks of a codec.
+# Kernels for CPUs.
 
 in_c = pytest.mark.skipif(native.compiler() is None, reason="needs a C compiler")
 WITHOUT = ("adam_atan2",)  # C computes arctangents one by one
 LEFT = ("lamb", "float16", "watch behind", "two codecs", "no packed slots")  # "two codecs": fp8
+
+
+IN_C = {"accumulate": 8, "per_layer": 3}
 
 
 @in_c
@@ -171,9 +178,9 @@ def test_a_kernel_in_c_takes_the_steps_of_every_recipe_of_elements(name, monkeyp
 @in_c
 @pytest.mark.parametrize("codec", ["bf16", "int8", adamx.int8(128, rounding="nearest")], ids=repr)
 def test_a_kernel_in_c_encodes_as_codecs_do(codec, monkeypatch):
-    assert_alike(
-        adamx.quantize_state(ADAMW, codec), monkeypatch, 5 if codec == "bf16" else 4, "auto"
-    )
+    # Rows of 100 are divided into blocks of 64 and 36, and are one block of 128.
+    count = 4 if codec == "int8" else 5
+    assert_alike(adamx.quantize_state(ADAMW, codec), monkeypatch, count, "auto")
     assert_alike(adamx.quantize_state(ADAMW, "fp8"), monkeypatch, 0, "auto")
 
 
@@ -181,7 +188,7 @@ def test_a_kernel_in_c_encodes_as_codecs_do(codec, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in CROSSED if name != "short blocks"])
 def test_a_kernel_in_c_takes_the_steps_of_every_axis(name, monkeypatch):
     opt, how = CROSSED[name]
-    how = how | {"count": 0 if name in LEFT else how.get("count", 4)}
+    how = how | {"count": 0 if name in LEFT else IN_C.get(name, 4)}
     assert_alike(opt, monkeypatch, kind="auto", **how)
 
 
@@ -200,6 +207,9 @@ def test_a_kernel_in_c_takes_tiles_threads_and_arrays_of_any_size(monkeypatch):
     )
     count = len(SHAPES) - 1
     assert_alike(ADAMW, monkeypatch, count, "auto", step=True)
+    # Blocks of 50, of which a tile of 4096 elements is no multiple.
+    monkeypatch.setitem(globals(), "SHAPES", {"b": (40, 1000), "c": (100_000,)})
+    assert_alike(int8(ADAMW), monkeypatch, 2, "auto")
 
 
 @in_c
@@ -252,17 +262,61 @@ def test_a_kernel_in_c_computes_as_xla_does_at_the_edges(monkeypatch):
             np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
+BROKEN = {
+    "an error": ("#!/bin/sh\necho 'no such flag \377' >&2; exit 1\n", "no such flag"),
+    "no output": ("#!/bin/sh\nexit 0\n", "block.so"),
+    "no program": ("nonsense\n", "Exec format error"),
+}
+
+
 @in_c
-def test_what_a_compiler_refuses_is_left_to_xla_with_a_warning(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_a_compiler_refuses_is_left_to_xla_with_a_warning(name, monkeypatch, tmp_path):
+    text, told = BROKEN[name]
     broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\necho 'no such flag' >&2; exit 1\n")
+    broken.write_text(text)
     broken.chmod(0o755)
     monkeypatch.setenv("ADAMX_KERNELS", "auto")
     monkeypatch.setattr(native, "compiler", lambda: (str(broken),))
-    opt = adamx.adamw(0.0123)
-    with pytest.warns(UserWarning, match="can't compile a kernel.*XLA runs.*no such flag"):
-        *_, count = trained(opt, step=True)
+    monkeypatch.setattr(native, "_known", {})
+    with pytest.warns(UserWarning, match=rf"can't compile a kernel.*XLA runs.*{told}"):
+        *_, count = trained(ADAMW, step=True)
     assert count == 0
+
+
+def test_a_compiler_is_a_command_of_several_words(monkeypatch):
+    for asked, found in (("cc -m64", True), ("/no/such/cc", False), ("gcc '", None)):
+        native.compiler.cache_clear()
+        monkeypatch.setenv("CC", asked)
+        with pytest.warns(UserWarning, match="is no command") if found is None else nullcontext():
+            made = native.compiler()
+        assert (made is not None and made[1:] == ("-m64",)) or not (found and shutil.which("cc"))
+    native.compiler.cache_clear()
+
+
+@in_c
+def test_threads_and_a_second_import_share_the_kernels_in_c(monkeypatch):
+    monkeypatch.setenv("ADAMX_KERNELS", "auto")
+    opt = adamx.adamw(0.0456)
+    params = tree(0)
+    state = opt.init(params)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: jax.jit(lambda p: opt.step(p, state, p))(params), range(4)))
+    monkeypatch.setattr(native, "_known", {})
+    made.append(jax.jit(lambda p: opt.step(p, state, p))(params))
+    for other in made[1:]:
+        jax.tree.map(np.testing.assert_array_equal, made[0], other)
+
+
+@in_c
+def test_shapes_that_an_exported_program_leaves_open_are_left_to_xla(monkeypatch):
+    monkeypatch.setenv("ADAMX_KERNELS", "auto")
+    (n,) = jax.export.symbolic_shape("n")
+    x = {"w": jax.ShapeDtypeStruct((n, 64), jnp.float32)}
+    exported = jax.export.export(jax.jit(lambda g, p: ADAMW.step(g, ADAMW.init(p), p)[0]))(x, x)
+    given = {"w": jnp.ones((8, 64))}
+    new = ADAMW.step(given, ADAMW.init(given), given)[0]
+    np.testing.assert_allclose(exported.call(given, given)["w"], new["w"], rtol=1e-6)
 
 
 def test_a_kernel_adds_the_update_where_a_step_does(monkeypatch):

@@ -375,6 +375,24 @@ def test_kernels_run_on_the_shards_of_shard_map(monkeypatch):
     assert_close(found["interpret"], found["off"])
 
 
+@needs_eight_devices
+def test_a_shard_below_the_least_size_is_quantized_as_its_array(monkeypatch):
+    """The shard has 640 elements; arrays of fewer than 4096 are not quantized."""
+    opt, x = adamx.quantize_state(adamx.adamw(RATE), "int8"), jnp.cos(jnp.arange(5120.0))
+
+    def step(x):
+        return opt.step(x, opt.init(x), x)[0]
+
+    found = {}
+    with mesh_of("automatic", (8,), ("x",)) as mesh:
+        for kind in ("off", "auto"):
+            monkeypatch.setenv("ADAMX_KERNELS", kind)
+            jax.clear_caches()
+            run = jax.shard_map(step, mesh=mesh, in_specs=P("x"), out_specs=P("x"))
+            found[kind] = jax.jit(run)(x)
+    assert_close(found["auto"], found["off"])
+
+
 def test_init_of_captured_parameters_inside_jit():
     params = jax.device_put({"w": jnp.ones(4)}, jax.devices()[0])
     state = jax.jit(lambda rate: adamx.adam(rate).init(params))(0.1)

@@ -80,7 +80,9 @@ class Kernels:
 
         Small arrays whose kernels have the same program are given to one call.
         """
-        if self.backend is None or sum(map(_size, leaves)) < self.backend.least:
+        if self.backend is None or not all(map(_has_size, leaves)):
+            return {}
+        if sum(map(_size, leaves)) < self.backend.least:
             return {}
         shared = None if self.block.numbered else _shared(self.block, leaves[0])
         calls: dict[Any, list[int]] = {}
@@ -121,6 +123,11 @@ MOST = 32
 """Small arrays that one call gets. More compile slowly, and wait for all of their gradients."""
 
 
+def _has_size(leaf: Entering) -> bool:
+    """Whether its shape is known; an exported program may leave it open."""
+    return all(isinstance(n, int) for x in jax.tree.leaves(leaf.signal) for n in np.shape(x))
+
+
 def _size(leaf: Entering) -> int:
     return np.size(jax.tree.leaves(leaf.signal)[0])
 
@@ -157,10 +164,10 @@ def _shared(block: Block, leaf: Entering) -> list[Any]:
     return jax.tree.leaves(arguments(block, leaf)[3:])
 
 
-def body(block: Block, given: tuple[Any, ...]) -> tuple[Any, list[Slots]]:
+def body(block: Block, given: tuple[Any, ...], shards: tuple[str, ...]) -> tuple[Any, list[Slots]]:
     """The block on :func:`arguments`, or on a tile of each of their arrays."""
     signal, slots, own, numbers, steps = given
-    fixed = block.stages, block.names, block.ends, ()
+    fixed = block.stages, block.names, block.ends, shards
     return through(*fixed, numbers, steps, signal, slots, own, (), None)
 
 
@@ -178,6 +185,7 @@ class Kernel:
         made: the shapes and dtypes of these, for the whole array.
         aliases: by its place among the arrays, the place of the result that takes its memory.
         tree: the tree of the arguments.
+        shards: the mesh axes along which the parameter is divided, inside of ``shard_map``.
         compiled: the program, compiled; arrays whose kernels have the same may share a call.
     """
 
@@ -189,6 +197,7 @@ class Kernel:
     made: tuple[Any, ...]
     aliases: dict[int, int]
     tree: Any
+    shards: tuple[str, ...]
     compiled: Any = None
 
     def split(self, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -228,7 +237,7 @@ def run(
             own = iter(given)
             filled = [next(own) if y else x for x, y in zip(primals, moved, strict=True)]
             return [
-                body(block, kernel.tree.unflatten([filled[i] for i in own]))
+                body(block, kernel.tree.unflatten([filled[i] for i in own]), kernel.shards)
                 for kernel, own in zip(kernels, places, strict=True)
             ]
 
@@ -260,7 +269,7 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
 
     def whole(*given: Any) -> list[Any]:
         nonlocal results
-        made = body(block, tree.unflatten(given))
+        made = body(block, tree.unflatten(given), leaf.shards)
         results = Results.of(made, given, hands=lambda x: not np.ndim(x))
         return results.computed(made)
 
@@ -271,29 +280,34 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
     found = backend.tiling(known, by_columns=_divides_rows(block))
     if found is None:
         return None
-    (rows, columns), (height, width) = matrix, tile = found
     with divided(leaf.shards):
         count = elements(given[0])
 
-    def on_tile(row: Any, column: Any, *values: Any) -> list[Any]:
-        own = iter(values[: len(arrays)]), iter(values[len(arrays) :])
-        filled = [next(own[0] if y else own[1]) for y in is_array]
-        with tiles.within(Tile(tile, matrix, (row, column), count)):
-            return results.computed(body(block, tree.unflatten(filled)))
+    def program(matrix: tuple[int, int], tile: tuple[int, int]) -> Any:
+        """The block on a tile of the parameter as a matrix; None if a codec has other blocks."""
 
-    start = jax.ShapeDtypeStruct((), jnp.int32)
-    parts = [
-        jax.ShapeDtypeStruct((height, np.size(x) // rows * width // columns), x.dtype)
-        for x in known
-    ]
-    words = [jax.ShapeDtypeStruct((), jnp.result_type(x)) for x in numbers]
-    program = jax.make_jaxpr(on_tile)(start, start, *parts[: len(arrays)], *words)
-    if program.consts or [x.shape for x in program.out_avals] != [
-        x.shape for x in parts[len(arrays) :]
-    ]:
-        return None  # a codec would divide rows of this length into other blocks
+        def on_tile(row: Any, column: Any, *values: Any) -> list[Any]:
+            own = iter(values[: len(arrays)]), iter(values[len(arrays) :])
+            filled = [next(own[0] if y else own[1]) for y in is_array]
+            with tiles.within(Tile(tile, matrix, (row, column), count)):
+                return results.computed(body(block, tree.unflatten(filled), leaf.shards))
+
+        start = jax.ShapeDtypeStruct((), jnp.int32)
+        (rows, columns), (height, width) = matrix, tile
+        parts = [
+            jax.ShapeDtypeStruct((height, np.size(x) // rows * width // columns), x.dtype)
+            for x in known
+        ]
+        words = [jax.ShapeDtypeStruct((), jnp.result_type(x)) for x in numbers]
+        traced = jax.make_jaxpr(on_tile)(start, start, *parts[: len(arrays)], *words)
+        fits = [x.shape for x in traced.out_avals] == [x.shape for x in parts[len(arrays) :]]
+        return traced if fits and not traced.consts else None
+
+    traced = program(*found)
+    if traced is None or not backend.has_whole_blocks(np.shape(given[0]), found, program):
+        return None
     aliases = _aliases(block, leaf, made)
-    kernel = Kernel(program, arrays, matrix, tile, results, tuple(made), aliases, tree)
+    kernel = Kernel(traced, arrays, *found, results, tuple(made), aliases, tree, leaf.shards)
     kernel.compiled = backend.compile(kernel)
     return None if kernel.compiled is None else kernel
 

@@ -83,13 +83,12 @@ class Operation:
         return f"const {TYPES[self.value.dtype]} {self.value.name} = {self.text};"
 
 
-def function(program: Any, tile: int, places: dict[int, int]) -> str:
+def function(program: Any, places: dict[int, int]) -> str:
     """The C function ``on_tile`` of a jaxpr.
 
     Args:
-        program: the jaxpr: of the row and the column of the tile's first element, of arrays, and
-            of numbers.
-        tile: the number of elements of a tile.
+        program: the jaxpr: of the row and the column of the tile's first element, of arrays, the
+            first of which is a matrix of all elements of the tile, and of numbers.
         places: by its place among the arrays, the place of the result that has its memory.
 
     Raises:
@@ -97,7 +96,7 @@ def function(program: Any, tile: int, places: dict[int, int]) -> str:
     """
     row, column, *rest = program.jaxpr.invars
     count = sum(x.aval.ndim > 0 for x in rest)
-    reader = _Reader(tile)
+    reader = _Reader(rest[0].aval.size)
     arrays = [Value(f"a{i}", *reader.form(x.aval)) for i, x in enumerate(rest[:count])]
     numbers = [Value(f"n{i}", *reader.form(x.aval)) for i, x in enumerate(rest[count:])]
     start = [Value("row", "int32"), Value("column", "int32")]
@@ -167,7 +166,7 @@ class _Reader:
                     _check_repeats(equation.invars[0].aval.shape, result.aval.shape, params)
                 return before
             case "iota":
-                return self.operation(_index(result.aval, params["dimension"]), dtype, of)
+                return self.operation(self.index(result.aval, params["dimension"]), dtype, of)
             case "reduce_max":
                 return self.maximum(before, equation.invars[0].aval.shape, params["axes"], of)
             case "convert_element_type":
@@ -190,6 +189,16 @@ class _Reader:
         text = form.format(*(x.name for x in given), i="i" if of == "element" else "o")
         text = f"rounded({text})" if dtype == "bfloat16" else f"({TYPES[dtype]})({text})"
         return self.add(text, dtype, of, *given)
+
+    def index(self, aval: Any, axis: int) -> str:
+        """The index of an element, or of a block, along an axis."""
+        inner, length = math.prod(aval.shape[axis + 1 :]), aval.shape[axis]
+        is_first = math.prod(aval.shape[:axis]) == 1
+        if is_first and inner == self.block:
+            return "o"
+        if inner == 1 and length == self.block:
+            return "k"
+        return f"{{i}} / {inner}" if is_first else f"{{i}} / {inner} % {length}"
 
     def maximum(self, x: Value, shape: Sequence[int], axes: Sequence[int], of: Of) -> Value:
         """The maximum over the last axes, which are those of a block."""
@@ -269,7 +278,8 @@ class _Writer:
 
     def text(self) -> str:
         """The function."""
-        lines = ["const int32_t row = 0, column = (int32_t)start;"]
+        first = ("start / " + str(self.block), "0") if self.block else ("0", "start")
+        lines = ["const int32_t row = {}, column = {};".format(*first)]
         lines += [
             f"const {STORED[x.dtype]}* {x.name}_ = (const {STORED[x.dtype]}*)in[{i}] + "
             f"{self.first(x)};"
@@ -360,14 +370,6 @@ def _check_repeats(before: Sequence[int], after: Sequence[int], params: Any) -> 
     last = max([0, *(axis + 1 for axis, length in enumerate(shape) if length > 1)])
     if shape[:last] != [*after[:last]]:
         raise Untranslatable(f"a broadcast from {tuple(before)} to {tuple(after)}")
-
-
-def _index(aval: Any, axis: int) -> str:
-    """The index of an element along an axis."""
-    inner = math.prod(aval.shape[axis + 1 :])
-    if math.prod(aval.shape[:axis]) == 1:
-        return "0" if aval.shape[axis] == 1 else f"{{i}} / {inner}"
-    return f"{{i}} / {inner} % {aval.shape[axis]}"
 
 
 def _loop(index: str, end: str, lines: Sequence[str]) -> list[str]:

@@ -85,6 +85,10 @@ class Mosaic:
         tile = tile_shape(forms, by_columns=by_columns)
         return None if tile is None else ((rows, columns), tile)
 
+    def has_whole_blocks(self, shape: Sequence[int], found: Any, program: Any) -> bool:
+        """Whether the blocks of a codec are whole in a tile, which has whole rows or lanes."""
+        return True
+
     def takes(self, x: Any) -> bool:
         """Whether a kernel reads and writes arrays, or reads numbers, like this one."""
         return jnp.result_type(x) in DTYPES if np.ndim(x) else _is_word(x)

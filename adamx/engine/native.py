@@ -14,14 +14,16 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import math
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Native"]
 
 TILE = 4096
-"""Elements of a tile."""
+"""Elements of a tile, or a few less, so that it has whole blocks."""
 
 ARITHMETIC = "-ffp-contract=off -fno-math-errno -fno-trapping-math -fwrapv"
 """Arithmetic as IEEE 754 prescribes it, but for the flags of exceptions, which nobody reads."""
@@ -56,16 +58,41 @@ class Native:
     together = 2**16
     """Elements of the largest array that shares a call with others."""
 
-    def tiling(self, known: Sequence[Any], *, by_columns: bool) -> Any:
-        """Tiles of the arrays as flat ones; None if the block needs whole rows."""
+    def tiling(
+        self, known: Sequence[Any], *, by_columns: bool
+    ) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """The shapes of the parameter as a matrix, and of its tiles; None if there are none.
+
+        Rows are the blocks of a codec, or there is one row. Arrays are flat in memory.
+        """
         size = np.size(known[0])
-        if not by_columns or size >= 2**31:
+        if not by_columns or size >= 2**31 or any(not np.size(x) for x in known):
             return None
-        if any(not np.size(x) or size % np.size(x) for x in known):
-            return None
-        if any(TILE % (size // np.size(x)) for x in known):
-            return None
-        return (1, size), (1, TILE)
+        block, *others = {size / np.size(x) for x in known} - {1} or {0}
+        if others or block != int(block) or block > TILE:
+            return None  # parts of several lengths
+        length = int(block)
+        return (
+            ((size // length, length), (TILE // length, length))
+            if length
+            else ((1, size), (1, TILE))
+        )
+
+    def has_whole_blocks(
+        self, shape: Sequence[int], found: Any, program: Callable[..., Any]
+    ) -> bool:
+        """Whether a codec divides each row of an array into blocks of one length.
+
+        Args:
+            shape: the shape of the array.
+            found: what :meth:`tiling` gave.
+            program: the jaxpr of the block for a matrix and the shape of its tiles.
+        """
+        (rows, length), columns = found[0], shape[-1]
+        if rows == 1 or length == columns:
+            return True
+        of_row = program((rows * length // columns, columns), (1, columns))
+        return of_row is not None and translated(of_row, {}) is not None
 
     def takes(self, x: Any) -> bool:
         """Whether a kernel reads and writes arrays and numbers like this one."""
@@ -73,9 +100,8 @@ class Native:
 
     def compile(self, kernel: Kernel) -> str | None:
         """The name by which XLA knows the kernel; None if it can't be written in C."""
-        try:
-            text = loops.function(kernel.program, TILE, kernel.aliases)
-        except loops.Untranslatable:
+        text = translated(kernel.program, kernel.aliases)
+        if text is None:
             return None
         count = len(kernel.arrays)
         rest = kernel.program.in_avals[2:]
@@ -83,7 +109,7 @@ class Native:
             "ARRAYS": str(count),
             "NUMBERS": str(max(1, len(rest) - count)),
             "RESULTS": str(len(kernel.made)),
-            "TILE": str(TILE),
+            "TILE": str(math.prod(kernel.tile)),
             "ARRAY_BYTES": _bytes(rest[:count]),
             "NUMBER_BYTES": _bytes(rest[count:]) or "4",
             "RESULT_BYTES": _bytes(kernel.program.out_avals),
@@ -117,6 +143,14 @@ class Native:
         return [list(itertools.islice(made, len(first.made))) for _ in many]
 
 
+def translated(program: Any, places: dict[int, int]) -> str | None:
+    """The block in C, if it can be written in C."""
+    try:
+        return loops.function(program, places)
+    except loops.Untranslatable:
+        return None
+
+
 def _bytes(avals: Sequence[Any]) -> str:
     return ", ".join(str(x.size * x.dtype.itemsize) for x in avals)
 
@@ -129,34 +163,56 @@ def frame() -> str:
 @functools.cache
 def compiler() -> tuple[str, ...] | None:
     """The command of a C compiler, if there is one: that of ``CC``, or ``cc``."""
-    words = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    try:
+        words = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError as error:
+        warnings.warn(f"CC={os.environ['CC']!r} is no command: {error}", stacklevel=2)
+        return None
     path = shutil.which(words[0])
     return None if path is None else (path, *words[1:])
 
 
-@functools.cache
+_lock = threading.Lock()
+_known: dict[str, str | None] = {}
+
+
 def registered(source: str) -> str | None:
     """The name by which XLA knows a function; None, with a warning, if it can't be compiled."""
-    asked = compiler()
-    assert asked is not None
+    with _lock:
+        if source not in _known:
+            try:
+                _known[source] = _register(source)
+            except (OSError, subprocess.SubprocessError) as error:
+                reason = getattr(error, "stderr", None) or str(error)
+                warnings.warn(
+                    f"The C compiler can't compile a kernel, and XLA runs these steps instead. "
+                    f"ADAMX_KERNELS=off turns kernels off. {reason[:1000]}",
+                    stacklevel=2,
+                )
+                _known[source] = None
+        return _known[source]
+
+
+def _register(source: str) -> str:
+    """Compile a function, and make it known to XLA. Equal sources have equal names."""
     name = f"adamx_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "block.c")
         path.write_text(source, "utf-8")
         flags = f"-std=gnu11 -O3 -march=native {WIDE} {ARITHMETIC} -shared -fPIC".split()
-        made = subprocess.run(
-            [*asked, *flags, f"-I{jax.ffi.include_dir()}", str(path), "-o", f"{folder}/block.so"],
+        given = [f"-I{jax.ffi.include_dir()}", str(path), "-o", f"{folder}/block.so"]
+        subprocess.run(
+            [*(compiler() or ()), *flags, *given],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
-            check=False,
+            errors="replace",
+            check=True,
+            timeout=60,
         )
-        if made.returncode:
-            warnings.warn(
-                f"{asked[0]} can't compile a kernel, and XLA runs these steps instead. "
-                f"ADAMX_KERNELS=off turns kernels off. {made.stderr[:1000]}",
-                stacklevel=2,
-            )
-            return None
         library = ctypes.CDLL(f"{folder}/block.so")
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library.run), platform="cpu")
+    try:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library.run), platform="cpu")
+    except jax.errors.JaxRuntimeError as error:
+        if "Duplicate" not in str(error):  # adamx was imported before, and has registered it
+            raise
     return name
