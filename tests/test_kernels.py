@@ -294,6 +294,31 @@ def test_a_compiler_is_a_command_of_several_words(monkeypatch):
     native.compiler.cache_clear()
 
 
+UNKNOWN = {
+    "a loop": lambda x: jax.lax.fori_loop(0, 3, lambda i, x: x / 2, x),
+    "a choice": lambda x: jax.lax.cond(x.ravel()[0] > 0, jnp.negative, jnp.abs, x),
+    "several results": lambda x: jax.lax.sort([x, -x], num_keys=1)[1],
+    "another order": jnp.flip,
+    "a sum": jnp.cumsum,
+    "an arctangent": jnp.arctan,
+}
+
+
+@adamx.core.stage(reach="element")
+def unknown(name: str = "a loop"):
+    def update(signal: Any, slots: Any, step: Any) -> Any:
+        made = UNKNOWN[name](signal.update)
+        return signal.with_update(made.reshape(signal.update.shape)), slots
+
+    return adamx.core.Rule(update)
+
+
+@in_c
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_c_does_not_know_is_left_to_xla(name, monkeypatch):
+    assert_alike(adamx.chain(unknown(name), adamx.adam(1e-2)), monkeypatch, 0, "auto", step=True)
+
+
 @in_c
 def test_threads_and_a_second_import_share_the_kernels_in_c(monkeypatch):
     monkeypatch.setenv("ADAMX_KERNELS", "auto")

@@ -143,7 +143,8 @@ class _Reader:
 
         for equation in jaxpr.eqns:
             given = [value_of(x) for x in equation.invars]
-            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            called = CALLS.get(equation.primitive.name)
+            inner = equation.params[called] if called else None
             if inner is None:
                 made = [self.equation(equation, given)]
             elif getattr(inner, "consts", ()):
@@ -156,7 +157,9 @@ class _Reader:
 
     def equation(self, equation: Any, given: list[Value]) -> Value:
         """The value that an equation computes."""
-        (result,), name, params = equation.outvars, equation.primitive.name, equation.params
+        name, params, (result, *others) = equation.primitive.name, equation.params, equation.outvars
+        if others:
+            raise Untranslatable(f"primitive {name}")
         before, (dtype, of) = given[0] if given else Value("", ""), self.form(result.aval)
         match name:
             case "reshape" | "squeeze" | "expand_dims" | "copy" | "stop_gradient":
@@ -441,6 +444,15 @@ def _power(exponent: int) -> str:
 
 LARGEST = ("float32", "float64", "int8", "uint8", "int32", "uint32")
 """Dtypes of which ``frame.c`` has a maximum."""
+
+CALLS = {
+    "pjit": "jaxpr",
+    "jit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+"""Primitives that run a jaxpr once, and the parameter that is this jaxpr."""
 
 FLOATS = ("float32", "float64", "bfloat16")
 OF_NUMBERS = ("exp", "log", "pow")
