@@ -27,7 +27,8 @@ def check_where_it_comes_from() -> None:
     """It is the package, and no other adamx that happens to be near."""
     assert Path(adamx.__file__).is_relative_to(sys.prefix), adamx.__file__
     assert importlib.metadata.version("adamx") == adamx.__version__
-    assert importlib.resources.files(adamx).joinpath("py.typed").is_file()
+    for name in ("py.typed", "engine/frame.c"):
+        assert importlib.resources.files(adamx).joinpath(name).is_file(), name
     assert not [name for name in OPTIONAL if importlib.util.find_spec(name)]
 
 

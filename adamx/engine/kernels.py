@@ -43,7 +43,7 @@ __all__ = ["Kernels", "asked_for"]
 
 def asked_for() -> str:
     """The value of ``ADAMX_KERNELS``."""
-    return os.environ.get("ADAMX_KERNELS", "auto")
+    return os.environ.get("ADAMX_KERNELS") or "auto"
 
 
 Backend = Mosaic | Native
