@@ -699,6 +699,7 @@ def test_an_error_in_a_refresh_names_the_stage(fails):
 
 def test_on_accelerators_quantized_arrays_take_turns(monkeypatch):
     """Otherwise XLA decodes the slots of all arrays before it encodes the first ones again."""
+    monkeypatch.setenv("ADAMX_KERNELS", "off")
     opt, state = nearest(adamx.adamw(RATE)), nearest(adamx.adamw(RATE)).init(LARGE)
     expected = jax.jit(opt.update)(SLOPES[0], state, LARGE)
     monkeypatch.setattr(engine, "platform", lambda: "tpu")
