@@ -13,7 +13,7 @@ for needed in ("flax", "matplotlib", "rich", "sklearn"):
     pytest.importorskip(needed)
 
 from examples import benchmarks  # noqa: E402
-from examples.benchmarks import faithfulness, published  # noqa: E402
+from examples.benchmarks import faithfulness, published, tables  # noqa: E402
 from helpers import is_drawn  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimised]
@@ -89,7 +89,7 @@ def test_a_square_that_became_zero_makes_the_step_infinite():
     kept = np.array([[0.0, 1.0, 1.0, 1.0]])
     setting = faithfulness.TINY._replace(elements=4, steps=1, every=1)
     row = faithfulness.fallen("it", kept, np.ones((1, 4)), setting)
-    assert faithfulness.short(row.step[0]) == "∞"
+    assert tables.short(row.step[0]) == "∞"
 
 
 def test_an_unbiased_code_is_found_to_be_so(measured):
@@ -113,16 +113,22 @@ def test_a_bias_of_a_tenth_of_a_code_is_found():
     assert row.rms > 1.3
 
 
+def told(*losses):
+    """The cells of a training with these losses, beside one in float32."""
+    exact = {"code": "float32", "losses": [0.2, 0.1, 0.3], "spikes": [1.0]}
+    rows = [exact, {"code": "it", "losses": [*losses], "spikes": [1.0]}]
+    return tables.trainings({"trainings": rows}).splitlines()[-1]
+
+
 def test_a_training_that_ends_no_better_than_a_guess_has_diverged():
-    row = faithfulness.Training("it", [1e-3, 2.4, math.nan, math.inf], [1.0] * 4)
-    assert row.diverged == 3
+    assert "| 3 of 4 diverged |" in told(1e-3, 2.4, math.nan, math.inf)
 
 
 @pytest.mark.parametrize(
-    ("loss", "where"), [(0.5, "below"), (1.0, "within"), (2.5, "within"), (3.1, "above")]
+    ("loss", "where"), [(0.05, "below"), (0.1, "within"), (0.25, "within"), (0.31, "above")]
 )
 def test_a_loss_is_beside_the_spread(loss, where):
-    assert faithfulness.beside(loss, [2.0, 1.0, 3.0]) == where
+    assert f"| {where} |" in told(loss)
 
 
 # The recipes of others, held against numbers that their programs gave.
