@@ -137,7 +137,7 @@ static void call_threads(XLA_FFI_CallFrame* frame, Job* job) {
 // those that are the same for all. A batch of parameters has as many elements of each number as it
 // has members.
 XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  __typeof__(frame->extension_start) extension = frame->extension_start;  // its type has had two names
   if (extension && extension->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
     metadata->api_version.major_version = XLA_FFI_API_MAJOR;
