@@ -117,10 +117,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
     ) -> tuple[Params, State]:
         """The parameters after one step, and the new state: ``update`` and ``apply_updates``.
 
-        The results are the same. With quantized slots on TPUs, one kernel decodes the slots, takes
-        the step and writes the new parameter, so that no array of updates is in memory
-        (:doc:`/performance`). Use it in a training step of your own; ``TrainState.apply_gradients``
-        of Flax calls ``update``.
+        The results are the same. Where the step runs as a kernel, on CPUs and, with quantized
+        slots, on TPUs, the kernel also writes the new parameter, so that no array of updates is in
+        memory (:doc:`/performance`). Use it in a training step of your own;
+        ``TrainState.apply_gradients`` of Flax calls ``update``.
 
         Args:
             grads: the gradients, as in :meth:`update`.

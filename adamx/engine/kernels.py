@@ -224,7 +224,7 @@ def run(
     kernels = [kernel for kernel, _ in given]
 
     @jax.custom_jvp
-    def run(*values: Any) -> Any:
+    def computed(*values: Any) -> Any:
         each = (
             (kernel, [values[i] for i in own]) for kernel, own in zip(kernels, places, strict=True)
         )
@@ -244,8 +244,8 @@ def run(
         points, slopes = (tuple(itertools.compress(x, moved)) for x in (primals, tangents))
         return jax.jvp(whole, points, slopes)
 
-    run.defjvp(slope, symbolic_zeros=True)
-    return run(*(jnp.asarray(x) for x in values.values()))
+    computed.defjvp(slope, symbolic_zeros=True)
+    return computed(*(jnp.asarray(x) for x in values.values()))
 
 
 def _called(backend: Backend, given: Sequence[tuple[Kernel, list[Any]]]) -> list[Any]:

@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from adamx.numerics.jaxprs import called
+
 __all__ = ["TYPES", "Untranslatable", "function"]
 
 
@@ -64,7 +66,7 @@ class Operation:
 
     Attributes:
         value: the value that it computes.
-        text: its expression.
+        text: its expression; of a maximum, the name of the function.
         given: the names of the values of blocks and elements from which it computes it.
         level: the level at which it is computed.
         block_maximum: whether it is a maximum over the elements of a block.
@@ -77,10 +79,6 @@ class Operation:
     level: int = 0
     block_maximum: bool = False
     is_index: bool = False
-
-    @property
-    def line(self) -> str:
-        return f"const {TYPES[self.value.dtype]} {self.value.name} = {self.text};"
 
 
 def function(program: Any, places: dict[int, int]) -> str:
@@ -143,14 +141,13 @@ class _Reader:
 
         for equation in jaxpr.eqns:
             given = [value_of(x) for x in equation.invars]
-            called = CALLS.get(equation.primitive.name)
-            inner = equation.params[called] if called else None
-            if inner is None:
+            closed = called(equation)
+            if closed is None:
                 made = [self.equation(equation, given)]
-            elif getattr(inner, "consts", ()):
+            elif closed.consts:
                 raise Untranslatable("constant arrays")
             else:
-                inner = getattr(inner, "jaxpr", inner)
+                inner = closed.jaxpr
                 made = self.values(inner, dict(zip(inner.invars, given, strict=True)))
             known.update(zip(equation.outvars, made, strict=True))
         return [value_of(x) for x in jaxpr.outvars]
@@ -210,8 +207,7 @@ class _Reader:
             raise Untranslatable(f"the maximum over axes {axes} of {shape}")
         if x.dtype not in LARGEST:
             raise Untranslatable(f"the maximum of {x.dtype}")
-        text = f"largest_{TYPES[x.dtype]}({x.name}, {self.block})"
-        return self.add(text, x.dtype, of, x, block_maximum=True)
+        return self.add(f"largest_{TYPES[x.dtype]}", x.dtype, of, x, block_maximum=True)
 
     def add(
         self, text: str, dtype: str, of: Of, *given: Value, block_maximum: bool = False
@@ -295,7 +291,7 @@ class _Writer:
         for i, x in enumerate(self.numbers):
             read = _load(x.dtype, f"((const {STORED[x.dtype]}*)number[{i}])[0]")
             lines.append(f"const {TYPES[x.dtype]} {x.name} = {read};")
-        lines += [x.line for x in self.operations.values() if x.value.of == "number"]
+        lines += [self.line(x) for x in self.operations.values() if x.value.of == "number"]
         levels = [line for level in range(self.levels) for line in self.level(level)]
         if self.block:
             kept = [x.value for x in self.operations.values() if self.is_kept(x)]
@@ -321,7 +317,7 @@ class _Writer:
             lines += [self.load(x, "o") for x in self.arrays if x.of == "block"]
         for x in own:
             if x.value.of == "block":
-                lines.append(self.maximum(x) if x.block_maximum else x.line)
+                lines.append(self.line(x))
         lines += self.stores(level, "block", "o")
         given = [x for x in self.arrays if x.of == "element" and level in self.read.get(x.name, ())]
         inner = [self.load(x, "i") for x in given]
@@ -331,7 +327,7 @@ class _Writer:
                 inner.append(f"const {TYPES[x.value.dtype]} {name} = {name}_[k];")
         for x in own:
             if x.value.of == "element":
-                inner.append(x.line)
+                inner.append(self.line(x))
                 if self.is_kept(x):
                     inner.append(f"{x.value.name}_[k] = {x.value.name};")
         inner += self.stores(level, "element", "i")
@@ -347,11 +343,13 @@ class _Writer:
     def load(self, x: Value, index: str) -> str:
         return f"const {TYPES[x.dtype]} {x.name} = {_load(x.dtype, f'{x.name}_[{index}]')};"
 
-    def maximum(self, x: Operation) -> str:
-        """The line of a maximum over a block, whose values are in memory."""
-        (name,) = x.given
-        start = f"{name}_" if name in self.operations else f"{name}_ + o * {self.block}"
-        return x.line.replace(f"({name},", f"({start},")
+    def line(self, x: Operation) -> str:
+        text = x.text
+        if x.block_maximum:
+            (name,) = x.given
+            start = f"{name}_" if name in self.operations else f"{name}_ + o * {self.block}"
+            text = f"{text}({start}, {self.block})"
+        return f"const {TYPES[x.value.dtype]} {x.value.name} = {text};"
 
     def stores(self, level: int, of: Of, index: str) -> list[str]:
         return [
@@ -444,15 +442,6 @@ def _power(exponent: int) -> str:
 
 LARGEST = ("float32", "float64", "int8", "uint8", "int32", "uint32")
 """Dtypes of which ``frame.c`` has a maximum."""
-
-CALLS = {
-    "pjit": "jaxpr",
-    "jit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-"""Primitives that run a jaxpr once, and the parameter that is this jaxpr."""
 
 FLOATS = ("float32", "float64", "bfloat16")
 OF_NUMBERS = ("exp", "log", "pow")

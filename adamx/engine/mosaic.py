@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from adamx.numerics.jaxprs import primitives
 from adamx.numerics.shards import like
 
 if TYPE_CHECKING:
@@ -212,18 +213,3 @@ def tile_shape(forms: Sequence[Any], *, by_columns: bool) -> tuple[int, int] | N
 def _rows(rows: int, wanted: int) -> int:
     """The number of rows of a tile."""
     return min(rows, max(ROWS, wanted // ROWS * ROWS))
-
-
-def primitives(jaxpr: Any) -> set[str]:
-    """The names of all primitives of a jaxpr, and of those that its equations call."""
-    found = set()
-    for equation in jaxpr.eqns:
-        found.add(equation.primitive.name)
-        for value in jax.tree.leaves([*equation.params.values()], is_leaf=_is_jaxpr):
-            if _is_jaxpr(value):
-                found |= primitives(getattr(value, "jaxpr", value))
-    return found
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return hasattr(x, "eqns") or hasattr(x, "jaxpr")

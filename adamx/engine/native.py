@@ -171,7 +171,11 @@ def compiler() -> tuple[str, ...] | None:
     try:
         words = shlex.split(os.environ.get("CC", "")) or ["cc"]
     except ValueError as error:
-        warnings.warn(f"CC={os.environ['CC']!r} is no command: {error}", stacklevel=2)
+        warnings.warn(
+            f"CC={os.environ['CC']!r} is no command: {error}. XLA runs all steps; without CC, "
+            "adamx uses cc.",
+            stacklevel=2,
+        )
         return None
     path = shutil.which(words[0])
     return None if path is None else (path, *words[1:])
@@ -190,8 +194,9 @@ def registered(source: str) -> str | None:
             except (OSError, subprocess.SubprocessError) as error:
                 reason = getattr(error, "stderr", None) or str(error)
                 warnings.warn(
-                    f"The C compiler can't compile a kernel, and XLA runs these steps instead. "
-                    f"ADAMX_KERNELS=off turns kernels off. {reason[:1000]}",
+                    f"The C compiler, {shlex.join(compiler() or ())}, can't compile a kernel, and "
+                    f"XLA runs these steps instead. ADAMX_KERNELS=off turns kernels off. It said: "
+                    f"{reason[:1000]}",
                     stacklevel=2,
                 )
                 _known[source] = None

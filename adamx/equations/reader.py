@@ -21,6 +21,7 @@ import numpy as np
 
 from adamx.equations import formulas as F
 from adamx.equations.formulas import ONE, STEP, ZERO, Expression, Number, Symbol, as_power, is_a
+from adamx.numerics.jaxprs import called, inner
 from adamx.numerics.named import CALLS, PREFIX, filled, recorded
 
 __all__ = ["Line", "number", "read"]
@@ -149,7 +150,6 @@ class _Reader:
     def known(self, equation: Any, inputs: list[Any]) -> Sequence[Any] | None:
         """The results of an equation; None if there is no formula for them."""
         name, given = equation.primitive.name, equation.params
-        inner = given.get("call_jaxpr") or given.get("jaxpr") or given.get("fun_jaxpr")
         label = str(given.get("name") or "")
         if label.startswith(PREFIX):
             call = CALLS[int(label.removeprefix(PREFIX))]
@@ -158,9 +158,9 @@ class _Reader:
                 own, named = filled(call, inputs)
                 found = meaning(*own, **named)
                 return found if isinstance(found, tuple) else (found,)
-        if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"):
-            return self.run(inner, inputs)
-        if inner is not None or not inputs or not equation.outvars:
+        if (jaxpr := called(equation)) is not None:
+            return self.run(jaxpr, inputs)
+        if inner(equation) is not None or not inputs or not equation.outvars:
             return None
         before, after = equation.invars[0].aval, equation.outvars[0].aval
         if name == "reduce_sum":

@@ -7,7 +7,7 @@ and writes the tables of the documentation.
 measures bfloat16 parameters. `.matrices` compares how many steps optimisers of matrices need,
 `.matrix_costs` their time, and `.stacks` that of Muon's. `.compiling` measures how long steps on
 many arrays compile. `.gates` measures what gates and accumulation cost in a training. `.tpu`
-compiles steps for TPUs.
+compiles steps for TPUs, and `.gpu` times them on a GPU.
 """
 
 import argparse

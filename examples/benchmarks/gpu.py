@@ -109,27 +109,6 @@ def peers() -> dict[str, Callable[[Any], Any]]:
     return fused | storage.peers()
 
 
-def on_torch(make: Callable[..., Any], shape: cost.Shape) -> cost.Start:
-    """A step of a PyTorch optimiser on the GPU."""
-    torch = importlib.import_module("torch")
-
-    def start() -> cost.Loop:
-        ones = partial(torch.full, (shape.size,), device="cuda")
-        params = [torch.nn.Parameter(ones(1.0)) for _ in range(shape.leaves)]
-        for param in params:
-            param.grad = torch.full_like(param, 0.1)
-        opt = make(params)
-
-        def loop(runs: int) -> None:
-            for _ in range(runs):
-                opt.step()
-            torch.cuda.synchronize()
-
-        return loop
-
-    return start
-
-
 def measure(setting: Setting) -> Iterator[cost.Ratio]:
     compare = partial(cost.compare, setting=setting.timing)
     large, many, one = setting.large, setting.many, setting.one
@@ -145,7 +124,7 @@ def measure(setting: Setting) -> Iterator[cost.Ratio]:
     vmapped, single = (sweeping(small, setting.rates, together=x) for x in (True, False))
     yield compare(f"{setting.rates} rates: vmap / one by one", vmapped, single)
     for name, make in peers().items():
-        yield compare(f"{large}: float32 / {name}", step, on_torch(make, large))
+        yield compare(f"{large}: float32 / {name}", step, storage.stepping(make, large, "cuda"))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[cost.Ratio]:

@@ -166,12 +166,13 @@ def peers() -> dict[str, Callable[[Any], Any]]:
     return found
 
 
-def stepping(make: Callable[..., Any], shape: cost.Shape) -> cost.Start:
+def stepping(make: Callable[..., Any], shape: cost.Shape, device: str = "cpu") -> cost.Start:
     """A step of a PyTorch optimiser, with parameters and gradients."""
     torch = importlib.import_module("torch")
 
     def start() -> cost.Loop:
-        params = [torch.nn.Parameter(torch.full((shape.size,), 1.0)) for _ in range(shape.leaves)]
+        ones = partial(torch.full, (shape.size,), 1.0, device=device)
+        params = [torch.nn.Parameter(ones()) for _ in range(shape.leaves)]
         for param in params:
             param.grad = torch.full_like(param, 0.1)
         opt = make(params)
@@ -179,6 +180,8 @@ def stepping(make: Callable[..., Any], shape: cost.Shape) -> cost.Start:
         def loop(runs: int) -> None:
             for _ in range(runs):
                 opt.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
 
         return loop
 
