@@ -46,6 +46,9 @@ RUNS = {
     "accuracy": Run("accuracy", "updates beside float64", "5 minutes", needs=("torch",)),
     "compiling": Run("compiling", "compiling a step on 302 sharded arrays", "10 minutes"),
     "cost": Run("cost", "time, compilation and memory of a step beside Optax", "4 minutes"),
+    "cost-xla": Run(
+        "cost", "the same without kernels", "4 minutes", environment={"ADAMX_KERNELS": "off"}
+    ),
     "faithfulness": Run(
         "faithfulness", "v in formats of few bits", "10 minutes", ("--out", "docs/memory")
     ),
