@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -74,6 +74,8 @@ class Kernels:
         self.block = block
         self.backend = backend() if _is_possible(block) else None
         self.known: dict[Any, Kernel | None] = {}
+        self.functions: dict[Any, Callable[..., list[list[Any]]]] = {}
+        """Calls of kernels; those of equal groups of arrays share one trace."""
 
     def run(self, leaves: Sequence[Entering], locate: Locate) -> dict[int, Any]:
         """Run the block on all arrays that have a kernel; by their place, the results.
@@ -85,26 +87,48 @@ class Kernels:
         if sum(map(_size, leaves)) < self.backend.least:
             return {}
         shared = None if self.block.numbered else _shared(self.block, leaves[0])
-        calls: dict[Any, list[int]] = {}
         given: dict[int, tuple[Kernel, list[Any]]] = {}
-        small: dict[Any, int] = {}
         for i, leaf in enumerate(leaves):
             own, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own))
             kernel = locate(leaf.number, self.kernel, leaf, own, tree)
             if kernel is None:
                 continue
             given[i] = kernel, [*own, *(_shared(self.block, leaf) if shared is None else shared)]
-            key = i
-            if _size(leaf) <= self.backend.together:
-                small[kernel.compiled] = small.get(kernel.compiled, -1) + 1
-                key = kernel.compiled, small[kernel.compiled] // MOST
-            calls.setdefault(key, []).append(i)
-        order = [i for places in calls.values() for i in places]
-        if not order:
-            return {}
-        lengths = [len(places) for places in calls.values()]
-        made = run(self.backend, self.block, [given[i] for i in order], lengths)
-        return dict(zip(order, made, strict=True))
+        calls: list[list[int]] = []
+        alike: dict[Kernel, list[int]] = {}
+        for i, (kernel, _) in given.items():
+            if not self.backend.is_ready(kernel):
+                continue
+            if _size(leaves[i]) > self.backend.together:
+                calls.append([i])
+            else:
+                alike.setdefault(kernel, []).append(i)
+        # Arrays of one kind are together, so that many calls have the same trace.
+        small: dict[Any, list[int]] = {}
+        for kernel, places in alike.items():
+            small.setdefault(kernel.compiled, []).extend(places)
+        for places in small.values():
+            calls += (places[k : k + MOST] for k in range(0, len(places), MOST))
+        done: dict[int, Any] = {}
+        for places in calls:
+            done |= zip(places, self.called([given[i] for i in places]), strict=True)
+        return done
+
+    def called(
+        self, given: Sequence[tuple[Kernel, list[Any]]]
+    ) -> Iterator[tuple[Any, list[Slots]]]:
+        """The results of one call, which gets kernels and the leaves of their arguments."""
+        assert self.backend is not None
+        values = {id(x): x for _, leaves in given for x in leaves}  # many arrays share numbers
+        place = {key: i for i, key in enumerate(values)}
+        places = tuple(tuple(place[id(x)] for x in leaves) for _, leaves in given)
+        kernels = tuple(kernel for kernel, _ in given)
+        if (kernels, places) not in self.functions:
+            made = function_of(self.backend, self.block, kernels, places)
+            self.functions[kernels, places] = made
+        made = self.functions[kernels, places](*values.values())
+        for (kernel, leaves), computed in zip(given, made, strict=True):
+            yield kernel.results.joined(computed, leaves)
 
     def kernel(self, leaf: Entering, own: Sequence[Any], tree: Any) -> Kernel | None:
         """The kernel for arrays of this kind; None if XLA has to run the block on them."""
@@ -206,55 +230,39 @@ class Kernel:
         return arrays, [x for i, x in enumerate(given) if i not in self.arrays]
 
 
-def run(
-    backend: Backend,
-    block: Block,
-    given: Sequence[tuple[Kernel, list[Any]]],
-    lengths: Sequence[int],
-) -> list[tuple[Any, list[Slots]]]:
-    """The results of kernels. Their derivatives are those of the block.
+def function_of(
+    backend: Backend, block: Block, kernels: Sequence[Kernel], places: Sequence[Sequence[int]]
+) -> Callable[..., list[list[Any]]]:
+    """A call of kernels, as a function of values; its derivatives are those of the block.
 
     Args:
-        given: for each array, the kernel and the leaves of its arguments.
-        lengths: how many of these the calls get, one call after the other.
+        places: for each kernel, the places among the values of the leaves of its arguments.
     """
-    values = {id(x): x for _, leaves in given for x in leaves}  # many arrays share numbers
-    place = {key: i for i, key in enumerate(values)}
-    places = [[place[id(x)] for x in leaves] for _, leaves in given]
-    kernels = [kernel for kernel, _ in given]
+
+    def arguments_of(values: Sequence[Any]) -> Iterator[tuple[Kernel, list[Any]]]:
+        for kernel, own in zip(kernels, places, strict=True):
+            yield kernel, [values[i] for i in own]
 
     @jax.custom_jvp
-    def computed(*values: Any) -> Any:
-        each = (
-            (kernel, [values[i] for i in own]) for kernel, own in zip(kernels, places, strict=True)
-        )
-        return [x for n in lengths for x in _called(backend, list(itertools.islice(each, n)))]
+    def computed(*values: Any) -> list[list[Any]]:
+        return backend.call(kernels, [x.split(own) for x, own in arguments_of(values)])
 
     def slope(primals: Any, tangents: Any) -> Any:
         moved = [not isinstance(x, SymbolicZero) for x in tangents]
 
-        def whole(*given: Any) -> Any:
-            own = iter(given)
-            filled = [next(own) if y else x for x, y in zip(primals, moved, strict=True)]
+        def whole(*given: Any) -> list[list[Any]]:
+            known = iter(given)
+            filled = [next(known) if y else x for x, y in zip(primals, moved, strict=True)]
             return [
-                body(block, kernel.tree.unflatten([filled[i] for i in own]), kernel.shards)
-                for kernel, own in zip(kernels, places, strict=True)
+                kernel.results.computed(body(block, kernel.tree.unflatten(own), kernel.shards))
+                for kernel, own in arguments_of(filled)
             ]
 
         points, slopes = (tuple(itertools.compress(x, moved)) for x in (primals, tangents))
         return jax.jvp(whole, points, slopes)
 
     computed.defjvp(slope, symbolic_zeros=True)
-    return computed(*(jnp.asarray(x) for x in values.values()))
-
-
-def _called(backend: Backend, given: Sequence[tuple[Kernel, list[Any]]]) -> list[Any]:
-    """The results of one call."""
-    made = backend.call([kernel for kernel, _ in given], [x.split(y) for x, y in given])
-    return [
-        kernel.results.joined(computed, leaves)
-        for (kernel, leaves), computed in zip(given, made, strict=True)
-    ]
+    return jax.jit(computed)
 
 
 def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
@@ -265,46 +273,49 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
         return None
     arrays = tuple(itertools.compress(range(len(given)), is_array))
     numbers = [x for x, y in zip(given, is_array, strict=True) if not y]
-    results: Any = None
-
-    def whole(*given: Any) -> list[Any]:
-        nonlocal results
-        made = body(block, tree.unflatten(given), leaf.shards)
-        results = Results.of(made, given, hands=lambda x: not np.ndim(x))
-        return results.computed(made)
-
-    made = jax.eval_shape(whole, *given)
-    known = [*(given[i] for i in arrays), *made]
-    if not all(map(backend.takes, [*known, *numbers])) or any(not np.ndim(x) for x in known):
+    # A step changes neither the shape of the parameter nor the form of its slots.
+    kept = [given[0], *(x for x in jax.tree.leaves(leaf.slots) if np.ndim(x))]
+    own = [given[i] for i in arrays]
+    if not all(map(backend.takes, [*own, *numbers])):
         return None
-    found = backend.tiling(known, by_columns=_divides_rows(block))
+    found = backend.tiling([*own, *kept], by_columns=_divides_rows(block))
     if found is None:
         return None
     with divided(leaf.shards):
         count = elements(given[0])
+    results: Any = None
 
     def program(matrix: tuple[int, int], tile: tuple[int, int]) -> Any:
         """The block on a tile of the parameter as a matrix; None if a codec has other blocks."""
+        (rows, columns), (height, width) = matrix, tile
+
+        def part(x: Any) -> tuple[int, int]:
+            return height, np.size(x) // rows * width // columns
 
         def on_tile(row: Any, column: Any, *values: Any) -> list[Any]:
-            own = iter(values[: len(arrays)]), iter(values[len(arrays) :])
-            filled = [next(own[0] if y else own[1]) for y in is_array]
+            nonlocal results
+            known = iter(values[: len(arrays)]), iter(values[len(arrays) :])
+            filled = [next(known[0] if y else known[1]) for y in is_array]
             with tiles.within(Tile(tile, matrix, (row, column), count)):
-                return results.computed(body(block, tree.unflatten(filled), leaf.shards))
+                made = body(block, tree.unflatten(filled), leaf.shards)
+            results = Results.of(made, filled, hands=lambda x: not np.ndim(x))
+            return results.computed(made)
 
         start = jax.ShapeDtypeStruct((), jnp.int32)
-        (rows, columns), (height, width) = matrix, tile
-        parts = [
-            jax.ShapeDtypeStruct((height, np.size(x) // rows * width // columns), x.dtype)
-            for x in known
-        ]
+        parts = [jax.ShapeDtypeStruct(part(x), x.dtype) for x in own]
         words = [jax.ShapeDtypeStruct((), jnp.result_type(x)) for x in numbers]
-        traced = jax.make_jaxpr(on_tile)(start, start, *parts[: len(arrays)], *words)
-        fits = [x.shape for x in traced.out_avals] == [x.shape for x in parts[len(arrays) :]]
+        traced = jax.make_jaxpr(on_tile)(start, start, *parts, *words)
+        fits = [x.shape for x in traced.out_avals] == [part(x) for x in kept]
         return traced if fits and not traced.consts else None
 
     traced = program(*found)
     if traced is None or not backend.has_whole_blocks(np.shape(given[0]), found, program):
+        return None
+    made = [
+        jax.ShapeDtypeStruct(np.shape(x), tile.dtype)
+        for x, tile in zip(kept, traced.out_avals, strict=True)
+    ]
+    if not all(map(backend.takes, made)):
         return None
     aliases = _aliases(block, leaf, made)
     kernel = Kernel(traced, arrays, *found, results, tuple(made), aliases, tree, leaf.shards)

@@ -94,6 +94,10 @@ class Mosaic:
         """Whether a kernel reads and writes arrays, or reads numbers, like this one."""
         return jnp.result_type(x) in DTYPES if np.ndim(x) else _is_word(x)
 
+    def is_ready(self, kernel: Kernel) -> bool:
+        """Whether the kernel is compiled; XLA compiles it with the program."""
+        return True
+
     def call(
         self, kernels: Sequence[Kernel], given: Sequence[tuple[list[Any], list[Any]]]
     ) -> list[list[Any]]:

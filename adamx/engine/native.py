@@ -24,6 +24,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,10 @@ class Native:
         return str(jnp.result_type(x)) in loops.TYPES
 
     def compile(self, kernel: Kernel) -> str | None:
-        """The name by which XLA knows the kernel; None if it can't be written in C."""
+        """The name by which XLA will know the kernel; None if it can't be written in C.
+
+        The C compiler works while JAX traces on.
+        """
         text = translated(kernel.program, kernel.aliases)
         if text is None:
             return None
@@ -117,7 +121,11 @@ class Native:
         source = frame().replace("// ON_TILE", text)
         for name, value in constants.items():
             source = source.replace(f"@{name}@", value)
-        return registered(source)
+        return begun(source)
+
+    def is_ready(self, kernel: Kernel) -> bool:
+        """Whether the kernel is compiled; waits until it is known."""
+        return registered(kernel.compiled)
 
     def call(
         self, kernels: Sequence[Kernel], given: Sequence[tuple[list[Any], list[Any]]]
@@ -182,30 +190,49 @@ def compiler() -> tuple[str, ...] | None:
 
 
 _lock = threading.Lock()
-_known: dict[str, str | None] = {}
+_begun: dict[str, Future[str | None]] = {}
+"""By the name of a function, why it can't be compiled, or None if XLA knows it."""
+_told: set[str] = set()
 
 
-def registered(source: str) -> str | None:
-    """The name by which XLA knows a function; None, with a warning, if it can't be compiled."""
-    with _lock:
-        if source not in _known:
-            try:
-                _known[source] = _register(source)
-            except (OSError, subprocess.SubprocessError) as error:
-                reason = getattr(error, "stderr", None) or str(error)
-                warnings.warn(
-                    f"The C compiler, {shlex.join(compiler() or ())}, can't compile a kernel, and "
-                    f"XLA runs these steps instead. ADAMX_KERNELS=off turns kernels off. It said: "
-                    f"{reason[:1000]}",
-                    stacklevel=2,
-                )
-                _known[source] = None
-        return _known[source]
-
-
-def _register(source: str) -> str:
-    """Compile a function, and make it known to XLA. Equal sources have equal names."""
+def begun(source: str) -> str:
+    """The name of a function, which a thread begins to compile. Equal sources have equal names."""
     name = f"adamx_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    with _lock:
+        if name not in _begun:
+            _begun[name] = done = Future()
+            threading.Thread(target=_compile, args=(name, source, done), daemon=True).start()
+    return name
+
+
+def registered(name: str) -> bool:
+    """Whether XLA knows a function, once it is compiled; a warning tells why it can't be."""
+    reason = _begun[name].result()
+    with _lock:
+        is_news = reason is not None and name not in _told
+        _told.add(name)
+    if is_news:
+        warnings.warn(
+            f"The C compiler, {shlex.join(compiler() or ())}, can't compile a kernel, and XLA runs "
+            f"these steps instead. ADAMX_KERNELS=off turns kernels off. It said: {reason[:1000]}",
+            stacklevel=2,
+        )
+    return reason is None
+
+
+def _compile(name: str, source: str, done: Future[str | None]) -> None:
+    """Compile a function, and make it known to XLA under a name; or tell why that fails."""
+    try:
+        _register(name, source)
+        done.set_result(None)
+    except (OSError, subprocess.SubprocessError) as error:
+        done.set_result(getattr(error, "stderr", None) or str(error))
+    except BaseException as error:
+        done.set_exception(error)
+
+
+def _register(name: str, source: str) -> None:
+    """Compile a function, and make it known to XLA under a name."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "block.c")
         path.write_text(source, "utf-8")
@@ -225,4 +252,3 @@ def _register(source: str) -> str:
     except jax.errors.JaxRuntimeError as error:
         if "Duplicate" not in str(error):  # adamx was imported before, and has registered it
             raise
-    return name
