@@ -31,7 +31,9 @@ __all__ = [
     "Ends",
     "Entering",
     "Locate",
+    "Passed",
     "Ready",
+    "Summand",
     "advance",
     "errors_of",
     "fixed",
@@ -60,6 +62,19 @@ Ends = Literal["signal", "update", "param"]
 leaves the chain; or the parameter after the update has been added to it."""
 
 
+Summand = Callable[[Signal, Any, Any], Any]
+"""``(signal, gradient, param)``: one array's terms of an observer's sums over all parameters."""
+
+
+class Passed(NamedTuple):
+    """What a block returns for one parameter."""
+
+    left: Any
+    slots: list[Slots]
+    terms: tuple[Any, ...]
+    """For each summand, its terms."""
+
+
 class Block(NamedTuple):
     """Consecutive stages, as one function of one array."""
 
@@ -75,9 +90,11 @@ class Block(NamedTuple):
     """Whether a clock's reading depends on the parameter's number, as random bits do."""
     refreshes: bool
     """Whether a stage has a costly computation of some steps."""
+    summands: tuple[Summand, ...]
+    """What observers behind its last stage sum."""
 
     @classmethod
-    def of(cls, ready: Sequence[Ready], *, ends: Ends) -> Block:
+    def of(cls, ready: Sequence[Ready], *, ends: Ends, summands: tuple[Summand, ...] = ()) -> Block:
         """The block of these stages."""
         static, numbers = Static.split([x.stage for x in ready])
         return cls(
@@ -90,6 +107,7 @@ class Block(NamedTuple):
             widest(x.rule.reach for x in ready),
             any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
             any(x.rule.refresh is not None for x in ready),
+            summands,
         )
 
     def divided(self) -> list[Block]:
@@ -101,7 +119,9 @@ class Block(NamedTuple):
         rows = [tuple(row) for _, row in itertools.groupby(self.ready, kind_of)]
         if len(rows) == 1:
             return [self]
-        return [Block.of(x, ends=self.ends if x is rows[-1] else "signal") for x in rows]
+        *inner, last = rows
+        of_inner = [Block.of(x, ends="signal") for x in inner]
+        return [*of_inner, Block.of(last, ends=self.ends, summands=self.summands)]
 
     @property
     def packs(self) -> bool:
@@ -129,6 +149,9 @@ class Entering(NamedTuple):
     """The mesh axes along which it is divided."""
     refreshed: tuple[Any, ...] = ()
     """For each stage, the results of its refresh; empty if they are not known yet."""
+    given: tuple[Any, ...] = ()
+    """The gradient that ``update`` was called with and the parameter, if a summand needs them and
+    the signal is another one."""
 
 
 Locate = Callable[..., Any]
@@ -137,7 +160,8 @@ Locate = Callable[..., Any]
 
 def fixed(block: Block, leaf: Entering) -> tuple[Any, ...]:
     """The arguments of :func:`through` that are the same for all arrays of this kind."""
-    return block.stages, block.names, block.ends, leaf.shards, block.numbers, block.steps
+    static = block.stages, block.names, block.ends, leaf.shards, block.summands
+    return *static, block.numbers, block.steps
 
 
 def through(
@@ -145,16 +169,19 @@ def through(
     names: tuple[str, ...],
     ends: Ends,
     shards: tuple[str, ...],
+    summands: tuple[Summand, ...],
     numbers: list[Any],
     steps: list[Step],
     signal: Any,
     slots: list[Slots],
     own: list[Any],
+    given: tuple[Any, ...],
     refreshed: tuple[Any, ...],
     index: Any,
-) -> tuple[Any, list[Slots]]:
+) -> Passed:
     """Run stages on one array; ``index`` is its number, or None if no reading depends on it."""
     if not isinstance(signal, Signal):
+        given = given or signal
         signal = Signal.enter(*signal)
     done = []
     with promotion(signal.update), divided(shards):
@@ -178,16 +205,19 @@ def through(
                 made, after = update(_seen(signal, rule), before, step)
                 signal = _checked(made, shape, signal.update.dtype)
                 done.append(keep(before, after))
+        with divided(shards, sums_later=True):
+            terms = tuple(summand(signal, *given) for summand in summands)
         match ends:
             case "signal":
-                return signal, done
+                left = signal
             case "update":
-                return signal.output, done
+                left = signal.output
             case "param":
-                return signal.new_param, done
+                left = signal.new_param
+        return Passed(left, done, terms)
 
 
-advance = jax.jit(through, static_argnums=(0, 1, 2, 3))
+advance = jax.jit(through, static_argnums=(0, 1, 2, 3, 4))
 
 
 def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:

@@ -10,12 +10,6 @@
 
 #include "xla/ffi/api/c_api.h"
 
-#if defined(__clang__)
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define INDEPENDENT _Pragma("GCC ivdep")
-#endif
-
 #define ALIGNED __attribute__((aligned(64)))
 
 static inline float float_of_bits(uint32_t x) {
@@ -69,6 +63,7 @@ enum { CHUNK = 16 * TILE };  // elements that a thread takes at a time
 static const int array_bytes[] = {@ARRAY_BYTES@};   // of each array, for one tile
 static const int number_bytes[] = {@NUMBER_BYTES@};  // of each number
 static const int result_bytes[] = {@RESULT_BYTES@};  // of each result, for one tile
+enum { SCALARS = @SCALARS@ };  // the place among the results of the scalars of each tile, or -1
 
 // Successive elements of one parameter, or of one member of a batch of them.
 typedef struct {
@@ -113,6 +108,11 @@ static int64_t elements(const XLA_FFI_Buffer* x) {
   int64_t n = 1;
   for (int64_t i = 0; i < x->rank; i++) n *= x->dims[i];
   return n;
+}
+
+// The bytes of a result for a parameter of n elements.
+static int64_t bytes_of_result(int i, int64_t n) {
+  return i == SCALARS ? (n + TILE - 1) / TILE * result_bytes[i] : n * result_bytes[i] / TILE;
 }
 
 static void call_threads(XLA_FFI_CallFrame* frame, Job* job) {
@@ -176,7 +176,7 @@ XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
         for (int i = 0; i < ARRAYS; i++)
           chunk->in[i] = (char*)in[p * ARRAYS + i]->data + b * (each * array_bytes[i] / TILE);
         for (int i = 0; i < RESULTS; i++)
-          chunk->out[i] = (char*)out[p * RESULTS + i]->data + b * (each * result_bytes[i] / TILE);
+          chunk->out[i] = (char*)out[p * RESULTS + i]->data + b * bytes_of_result(i, each);
         for (int i = 0; i < NUMBERS; i++)
           chunk->number[i] = (char*)numbers[p * own + i]->data + b * number_bytes[i];
         chunk->start = start;

@@ -26,11 +26,10 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from adamx.engine import mosaic, native
-from adamx.engine.block import Block, Entering, Locate, of_parameter, through
+from adamx.engine.block import Block, Entering, Locate, Passed, of_parameter, through
 from adamx.engine.mosaic import Mosaic
 from adamx.engine.native import Native
 from adamx.engine.results import Results
-from adamx.links.slots import Slots
 from adamx.numerics import tiles
 from adamx.numerics.meshes import device_kind, is_undivided, platform
 from adamx.numerics.shards import divided, elements
@@ -89,7 +88,7 @@ class Kernels:
         shared = None if self.block.numbered else _shared(self.block, leaves[0])
         given: dict[int, tuple[Kernel, list[Any]]] = {}
         for i, leaf in enumerate(leaves):
-            own, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own))
+            own, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own, leaf.given))
             kernel = locate(leaf.number, self.kernel, leaf, own, tree)
             if kernel is None:
                 continue
@@ -114,9 +113,7 @@ class Kernels:
             done |= zip(places, self.called([given[i] for i in places]), strict=True)
         return done
 
-    def called(
-        self, given: Sequence[tuple[Kernel, list[Any]]]
-    ) -> Iterator[tuple[Any, list[Slots]]]:
+    def called(self, given: Sequence[tuple[Kernel, list[Any]]]) -> Iterator[Passed]:
         """The results of one call, which gets kernels and the leaves of their arguments."""
         assert self.backend is not None
         values = {id(x): x for _, leaves in given for x in leaves}  # many arrays share numbers
@@ -134,7 +131,8 @@ class Kernels:
         """The kernel for arrays of this kind; None if XLA has to run the block on them."""
         if self.backend is None or (leaf.shards and self.block.reach == "row"):
             return None
-        pays = not self.backend.packed_only and self.block.ends == "param"
+        fuses = self.block.ends == "param" or bool(self.block.summands)
+        pays = fuses and not self.backend.packed_only
         if not pays and not _has_packed(leaf):
             return None
         key = tree, tuple(map(kind, own)), leaf.shards
@@ -180,19 +178,19 @@ def arguments(block: Block, leaf: Entering) -> tuple[Any, ...]:
     """The arguments of a kernel for this array: arrays of its shape, and numbers."""
     index = np.uint32(leaf.number) if block.numbered else None
     steps = [of_parameter(x.rule, x.step, index, x.name, leaf.shards) for x in block.ready]
-    return leaf.signal, leaf.slots, leaf.own, block.numbers, steps
+    return leaf.signal, leaf.slots, leaf.own, leaf.given, block.numbers, steps
 
 
 def _shared(block: Block, leaf: Entering) -> list[Any]:
     """The leaves of those arguments that are the same for all arrays, if no clock is numbered."""
-    return jax.tree.leaves(arguments(block, leaf)[3:])
+    return jax.tree.leaves(arguments(block, leaf)[4:])
 
 
-def body(block: Block, given: tuple[Any, ...], shards: tuple[str, ...]) -> tuple[Any, list[Slots]]:
+def body(block: Block, given: tuple[Any, ...], shards: tuple[str, ...]) -> Passed:
     """The block on :func:`arguments`, or on a tile of each of their arrays."""
-    signal, slots, own, numbers, steps = given
-    fixed = block.stages, block.names, block.ends, shards
-    return through(*fixed, numbers, steps, signal, slots, own, (), None)
+    signal, slots, own, seen, numbers, steps = given
+    fixed = block.stages, block.names, block.ends, shards, block.summands
+    return through(*fixed, numbers, steps, signal, slots, own, seen, (), None)
 
 
 @dataclasses.dataclass(eq=False)
@@ -211,6 +209,8 @@ class Kernel:
         tree: the tree of the arguments.
         shards: the mesh axes along which the parameter is divided, inside of ``shard_map``.
         compiled: the program, compiled; arrays whose kernels have the same may share a call.
+        scalars: the array of scalars of all tiles, in C.
+        is_sum: which of these are sums, of which the parameter has the sum over all tiles.
     """
 
     program: Any
@@ -223,6 +223,8 @@ class Kernel:
     tree: Any
     shards: tuple[str, ...]
     compiled: Any = None
+    scalars: Any = None
+    is_sum: tuple[bool, ...] = ()
 
     def split(self, given: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The arrays and the numbers among the leaves of the arguments."""
@@ -305,7 +307,8 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
         parts = [jax.ShapeDtypeStruct(part(x), x.dtype) for x in own]
         words = [jax.ShapeDtypeStruct((), jnp.result_type(x)) for x in numbers]
         traced = jax.make_jaxpr(on_tile)(start, start, *parts, *words)
-        fits = [x.shape for x in traced.out_avals] == [part(x) for x in kept]
+        (*shapes,) = (x.shape for x in traced.out_avals)
+        fits = shapes[: len(kept)] == [part(x) for x in kept] and not any(shapes[len(kept) :])
         return traced if fits and not traced.consts else None
 
     traced = program(*found)
@@ -313,9 +316,10 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
         return None
     made = [
         jax.ShapeDtypeStruct(np.shape(x), tile.dtype)
-        for x, tile in zip(kept, traced.out_avals, strict=True)
+        for x, tile in zip(kept, traced.out_avals, strict=False)
     ]
-    if not all(map(backend.takes, made)):
+    has_scalars = len(traced.out_avals) > len(made)
+    if not all(map(backend.takes, made)) or (has_scalars and not backend.takes_sums):
         return None
     aliases = _aliases(block, leaf, made)
     kernel = Kernel(traced, arrays, *found, results, tuple(made), aliases, tree, leaf.shards)

@@ -8,6 +8,10 @@ Without blocks, all equations become one loop. With blocks, the function goes fr
 and computes what a block has once, such as its scale, before the loop over the block's elements. A
 maximum over the block begins a new level: what depends on it is computed in another loop over the
 same block, whose values are still in the fastest memory of the core.
+
+Scalars of the jaxpr are sums over the tile, and what is computed of them and of numbers. A loop
+adds to its sums in any order, so that it can use vectors. One more array takes the scalars of all
+tiles.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import numpy as np
 
 from adamx.numerics.jaxprs import called
 
-__all__ = ["TYPES", "Untranslatable", "function"]
+__all__ = ["TYPES", "Function", "Untranslatable", "function"]
 
 
 HEAD = """\
@@ -48,8 +52,23 @@ TYPES = {
 STORED = {**TYPES, "bfloat16": "uint16_t"}
 
 
-Of = Literal["number", "block", "element"]
-"""What a value exists once for: a whole parameter, a block, or an element."""
+Of = Literal["number", "tile", "block", "element"]
+"""What a value exists once for: a whole parameter, a tile, a block, or an element."""
+
+
+class Function(NamedTuple):
+    """A function in C.
+
+    Attributes:
+        text: its source.
+        scalars: for each scalar among the results, whether it is a sum over the tile; else it is
+            the same for all tiles.
+        dtype: the dtype of the array of scalars.
+    """
+
+    text: str
+    scalars: tuple[bool, ...]
+    dtype: str
 
 
 class Value(NamedTuple):
@@ -66,10 +85,11 @@ class Operation:
 
     Attributes:
         value: the value that it computes.
-        text: its expression; of a maximum, the name of the function.
+        text: its expression; of a maximum, the name of the function; of a sum, what it adds.
         given: the names of the values of blocks and elements from which it computes it.
         level: the level at which it is computed.
         block_maximum: whether it is a maximum over the elements of a block.
+        is_sum: whether it is a sum over the elements of the tile.
         is_index: whether it depends on nothing but indices and numbers, as random bits do.
     """
 
@@ -78,15 +98,17 @@ class Operation:
     given: tuple[str, ...]
     level: int = 0
     block_maximum: bool = False
+    is_sum: bool = False
     is_index: bool = False
 
 
-def function(program: Any, places: dict[int, int]) -> str:
+def function(program: Any, places: dict[int, int]) -> Function:
     """The C function ``on_tile`` of a jaxpr.
 
     Args:
         program: the jaxpr: of the row and the column of the tile's first element, of arrays, the
-            first of which is a matrix of all elements of the tile, and of numbers.
+            first of which is a matrix of all elements of the tile, and of numbers. Its scalar
+            results come last.
         places: by its place among the arrays, the place of the result that has its memory.
 
     Raises:
@@ -104,7 +126,13 @@ def function(program: Any, places: dict[int, int]) -> str:
         dtype, of = reader.form(aval)
         is_made = value.name in reader.operations and value.of == of
         results.append(value if is_made else reader.operation("{0}", dtype, of, value))
-    return _Writer(reader, arrays, numbers, results, places).text()
+    arrays_made = sum(x.ndim > 0 for x in program.out_avals)
+    made, scalars = results[:arrays_made], results[arrays_made:]
+    if len({x.dtype for x in scalars}) > 1 or any(x.ndim for x in program.out_avals[arrays_made:]):
+        raise Untranslatable("scalars of several dtypes, or in front of arrays")
+    text = _Writer(reader, arrays, numbers, made, scalars, places).text()
+    dtype = scalars[0].dtype if scalars else ""
+    return Function(text, tuple(x.of == "tile" for x in scalars), dtype)
 
 
 class _Reader:
@@ -167,6 +195,10 @@ class _Reader:
                 return before
             case "iota":
                 return self.operation(self.index(result.aval, params["dimension"]), dtype, of)
+            case "reduce_sum":
+                if before.of != "element" or of != "number" or dtype not in ("float32", "float64"):
+                    raise Untranslatable("a sum that is not over all elements")
+                return self.add(before.name, dtype, "tile", before, is_sum=True)
             case "reduce_max":
                 return self.maximum(before, equation.invars[0].aval.shape, params["axes"], of)
             case "convert_element_type":
@@ -186,6 +218,10 @@ class _Reader:
 
     def operation(self, form: str, dtype: str, of: Of, *given: Value) -> Value:
         """The value of an operation, for each element that has one."""
+        if any(x.of == "tile" for x in given):
+            if of != "number":
+                raise Untranslatable("an array computed from a sum")
+            of = "tile"
         text = form.format(*(x.name for x in given), i="i" if of == "element" else "o")
         text = f"rounded({text})" if dtype == "bfloat16" else f"({TYPES[dtype]})({text})"
         return self.add(text, dtype, of, *given)
@@ -210,7 +246,13 @@ class _Reader:
         return self.add(f"largest_{TYPES[x.dtype]}", x.dtype, of, x, block_maximum=True)
 
     def add(
-        self, text: str, dtype: str, of: Of, *given: Value, block_maximum: bool = False
+        self,
+        text: str,
+        dtype: str,
+        of: Of,
+        *given: Value,
+        block_maximum: bool = False,
+        is_sum: bool = False,
     ) -> Value:
         value = Value(f"x{len(self.operations)}", dtype, of)
         names = tuple(dict.fromkeys(x.name for x in given if x.of != "number"))
@@ -219,7 +261,7 @@ class _Reader:
         known = [self.operations[x] for x in names if x in self.operations]
         level = max([0, *(x.level for x in known)]) + block_maximum
         is_index = len(known) == len(names) and all(x.is_index for x in known)
-        made = Operation(value, text, names, level, block_maximum, is_index)
+        made = Operation(value, text, names, level, block_maximum, is_sum, is_index)
         self.operations[value.name] = made
         return value
 
@@ -233,10 +275,12 @@ class _Writer:
         arrays: Sequence[Value],
         numbers: Sequence[Value],
         results: Sequence[Value],
+        scalars: Sequence[Value],
         places: dict[int, int],
     ):
-        self.block, self.operations = reader.block, reader.operations
+        self.tile, self.block, self.operations = reader.tile, reader.block, reader.operations
         self.arrays, self.numbers, self.results = arrays, numbers, results
+        self.scalars = scalars
         self.levels = 1 + max([0, *(x.level for x in self.operations.values())])
         self.read: dict[str, set[int]] = {}  # the levels at which a value of elements is needed
         for x in self.operations.values():
@@ -292,13 +336,26 @@ class _Writer:
             read = _load(x.dtype, f"((const {STORED[x.dtype]}*)number[{i}])[0]")
             lines.append(f"const {TYPES[x.dtype]} {x.name} = {read};")
         lines += [self.line(x) for x in self.operations.values() if x.value.of == "number"]
+        sums = [x for x in self.operations.values() if x.is_sum]
+        lines += [f"{TYPES[x.value.dtype]} {x.value.name} = 0;" for x in sums]
         levels = [line for level in range(self.levels) for line in self.level(level)]
         if self.block:
             kept = [x.value for x in self.operations.values() if self.is_kept(x)]
             buffers = [f"{TYPES[x.dtype]} {x.name}_[{self.block}] ALIGNED;" for x in kept]
             blocks = f"for (int o = 0; o < n / {self.block}; o++) {{"
             levels = [blocks, *_indented([*buffers, *levels]), "}"]
-        return "\n".join([HEAD, *_indented([*lines, *levels]), "}"])
+        return "\n".join([HEAD, *_indented([*lines, *levels, *self.of_tile()]), "}"])
+
+    def of_tile(self) -> list[str]:
+        """What is computed of sums, and the scalars of the tile."""
+        lines = [
+            self.line(x) for x in self.operations.values() if x.value.of == "tile" and not x.is_sum
+        ]
+        if self.scalars:
+            dtype, count = TYPES[self.scalars[0].dtype], len(self.scalars)
+            place = f"start / {self.tile} * {count}"
+            lines.append(f"{dtype}* scalars = ({dtype}*)out[{len(self.results)}] + {place};")
+        return [*lines, *(f"scalars[{i}] = {x.name};" for i, x in enumerate(self.scalars))]
 
     def first(self, x: Value) -> str:
         return "start" if x.of == "element" else f"start / {self.block}"
@@ -330,15 +387,15 @@ class _Writer:
                 inner.append(self.line(x))
                 if self.is_kept(x):
                     inner.append(f"{x.value.name}_[k] = {x.value.name};")
+        sums = [x.value.name for x in own if x.is_sum]
+        inner += [f"{x.value.name} += {x.text};" for x in own if x.is_sum]
         inner += self.stores(level, "element", "i")
         if not inner:
             return lines
         if not self.block:
-            return [*lines, *_loop("i", "n", inner)]
-        return [
-            *lines,
-            *_loop("k", str(self.block), [f"const int i = o * {self.block} + k;", *inner]),
-        ]
+            return [*lines, *_loop("i", "n", inner, sums)]
+        inner = [f"const int i = o * {self.block} + k;", *inner]
+        return [*lines, *_loop("k", str(self.block), inner, sums)]
 
     def load(self, x: Value, index: str) -> str:
         return f"const {TYPES[x.dtype]} {x.name} = {_load(x.dtype, f'{x.name}_[{index}]')};"
@@ -373,10 +430,11 @@ def _check_repeats(before: Sequence[int], after: Sequence[int], params: Any) -> 
         raise Untranslatable(f"a broadcast from {tuple(before)} to {tuple(after)}")
 
 
-def _loop(index: str, end: str, lines: Sequence[str]) -> list[str]:
-    """A loop whose iterations are independent of each other, which compilers can't see."""
-    head = f"INDEPENDENT for (int {index} = 0; {index} < {end}; {index}++) {{"
-    return [head, *("  " + x for x in lines), "}"]
+def _loop(index: str, end: str, lines: Sequence[str], sums: Sequence[str]) -> list[str]:
+    """A loop whose iterations are independent of each other but for sums, as compilers are told."""
+    how = f" reduction(+ : {', '.join(sums)})" if sums else ""
+    head = f"for (int {index} = 0; {index} < {end}; {index}++) {{"
+    return [f"#pragma omp simd{how}", head, *("  " + x for x in lines), "}"]
 
 
 def _load(dtype: str, stored: str) -> str:

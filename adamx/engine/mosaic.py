@@ -63,6 +63,7 @@ class Mosaic:
 
     packed_only = True  # XLA fuses what does not decode slots
     least = together = 0
+    takes_sums = False
 
     def __init__(self, *, interpret: bool = False):
         self.interpret = interpret

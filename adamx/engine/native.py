@@ -43,8 +43,9 @@ __all__ = ["Native"]
 TILE = 4096
 """Elements of a tile, or a few less, so that it has whole blocks."""
 
-ARITHMETIC = "-ffp-contract=off -fno-math-errno -fno-trapping-math -fwrapv"
-"""Arithmetic as IEEE 754 prescribes it, but for the flags of exceptions, which nobody reads."""
+ARITHMETIC = "-ffp-contract=off -fno-math-errno -fno-trapping-math -fwrapv -fopenmp-simd"
+"""Arithmetic as IEEE 754 prescribes it, but for the flags of exceptions, which nobody reads, and
+for the order of the terms of sums."""
 
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 WIDE = "-mprefer-vector-width=512" if IS_X86 else ""
@@ -54,6 +55,7 @@ class Native:
     """Kernels in C, for arrays on a CPU."""
 
     packed_only = False
+    takes_sums = True
     least = 512
     """Elements of all arrays together for which a kernel is compiled."""
     together = 2**16
@@ -104,21 +106,31 @@ class Native:
 
         The C compiler works while JAX traces on.
         """
-        text = translated(kernel.program, kernel.aliases)
-        if text is None:
+        found = translated(kernel.program, kernel.aliases)
+        if found is None:
             return None
         count = len(kernel.arrays)
         rest = kernel.program.in_avals[2:]
+        made = [x for x in kernel.program.out_avals if x.ndim]
+        sizes = [x.size * x.dtype.itemsize for x in made]
+        tile = math.prod(kernel.tile)
+        if found.scalars:
+            scalar = np.dtype(found.dtype)
+            sizes.append(scalar.itemsize * len(found.scalars))
+            tiles = -(-math.prod(kernel.matrix) // tile)
+            kernel.scalars = jax.ShapeDtypeStruct((tiles, len(found.scalars)), scalar)
+            kernel.is_sum = found.scalars
         constants = {
             "ARRAYS": str(count),
             "NUMBERS": str(max(1, len(rest) - count)),
-            "RESULTS": str(len(kernel.made)),
-            "TILE": str(math.prod(kernel.tile)),
+            "RESULTS": str(len(sizes)),
+            "SCALARS": str(len(made) if found.scalars else -1),
+            "TILE": str(tile),
             "ARRAY_BYTES": _bytes(rest[:count]),
             "NUMBER_BYTES": _bytes(rest[count:]) or "4",
-            "RESULT_BYTES": _bytes(kernel.program.out_avals),
+            "RESULT_BYTES": ", ".join(map(str, sizes)),
         }
-        source = frame().replace("// ON_TILE", text)
+        source = frame().replace("// ON_TILE", found.text)
         for name, value in constants.items():
             source = source.replace(f"@{name}@", value)
         return begun(source)
@@ -132,15 +144,16 @@ class Native:
     ) -> list[list[Any]]:
         """The results of kernels that share a program, for their arrays and numbers."""
         first = kernels[0]
+        count = len(first.made) + (first.scalars is not None)
         of_each = [numbers or [jnp.zeros((), jnp.int32)] for _, numbers in given]
         if all(list(map(id, x)) == list(map(id, of_each[0])) for x in of_each):
             of_each = of_each[:1]
         many = range(len(kernels))
         call = jax.ffi.ffi_call(
             first.compiled,
-            [x for kernel in kernels for x in kernel.made],
+            [x for kernel in kernels for x in [*kernel.made, kernel.scalars] if x is not None],
             input_output_aliases={
-                i * len(first.arrays) + array: i * len(first.made) + result
+                i * len(first.arrays) + array: i * count + result
                 for i in many
                 for array, result in first.aliases.items()
             },
@@ -148,10 +161,19 @@ class Native:
         )
         arrays, numbers = [x for own, _ in given for x in own], itertools.chain(*of_each)
         made = iter(call(*arrays, *numbers))
-        return [list(itertools.islice(made, len(first.made))) for _ in many]
+        return [_with_scalars(kernel, list(itertools.islice(made, count))) for kernel in kernels]
 
 
-def translated(program: Any, places: dict[int, int]) -> str | None:
+def _with_scalars(kernel: Kernel, made: list[Any]) -> list[Any]:
+    """The results of a kernel, with the scalars of the parameter in place of those of its tiles."""
+    if kernel.scalars is None:
+        return made
+    *arrays, of_tiles = made
+    sums = jnp.sum(of_tiles, axis=0)
+    return [*arrays, *(sums[i] if x else of_tiles[0, i] for i, x in enumerate(kernel.is_sum))]
+
+
+def translated(program: Any, places: dict[int, int]) -> loops.Function | None:
     """The block in C, if it can be written in C."""
     try:
         return loops.function(program, places)
@@ -209,9 +231,9 @@ def registered(name: str) -> bool:
     """Whether XLA knows a function, once it is compiled; a warning tells why it can't be."""
     reason = _begun[name].result()
     with _lock:
-        is_news = reason is not None and name not in _told
+        is_news = name not in _told
         _told.add(name)
-    if is_news:
+    if reason is not None and is_news:
         warnings.warn(
             f"The C compiler, {shlex.join(compiler() or ())}, can't compile a kernel, and XLA runs "
             f"these steps instead. ADAMX_KERNELS=off turns kernels off. It said: {reason[:1000]}",

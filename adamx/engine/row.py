@@ -142,6 +142,17 @@ class _Waiting(NamedTuple):
         return self._replace(ready=[made[id(x)] for x in self.ready])
 
 
+class _Watching(NamedTuple):
+    """An observer that waits for its sums, which the waiting stages in front of it compute, too."""
+
+    name: str
+    link: Observer
+    here: list[bool] | None
+
+    def sees(self, i: int) -> bool:
+        return self.here is None or self.here[i]
+
+
 class Row:
     """The signals of all parameters in one step, and the new state."""
 
@@ -185,6 +196,7 @@ class Row:
             for pair in zip(self.gradients, thetas, strict=True)
         ]
         self.waiting: list[_Waiting] = []
+        self.watching: list[_Watching] = []
         self.after: State = {}
         # By gate, whether this step counts for the links inside, and whether it seldom does.
         self.open: dict[str, Any] = {}
@@ -267,6 +279,8 @@ class Row:
 
     def append(self, name: str, stage: Stage, here: list[bool] | None) -> None:
         """Tick a stage's clocks and let it wait; compute its global sum behind earlier stages."""
+        if self.watching:
+            self.advance()
         if missing := [x for x in stage.takes if x not in self.extra]:
             if self.glances:
                 return
@@ -351,15 +365,26 @@ class Row:
         return _Columns(self.tree, self.extra)
 
     def show(self, name: str, link: Observer, here: list[bool] | None) -> None:
-        """Run an observer."""
-        if self.looks:
+        """Run an observer, or let it wait if it looks."""
+        check_scalars(name, self.kept(name))
+        watching = _Watching(name, link, here)
+        if not self.looks:
+            self.tell(watching, ())
+            return
+        self.watching.append(watching)
+        if self.inside is not None or self.glances:
             self.advance()
+
+    def tell(self, watching: _Watching, terms: Sequence[Any]) -> None:
+        """Let an observer see its terms of every parameter."""
+        name, link, here = watching
         before = self.kept(name)
-        check_scalars(name, before)
-        seen = link.observe(self.view(name, link, here), before, self.looks)
+        seen = link.observe(self.view(name, link, here, terms), before, self.looks)
         self.after[name] = seen if self.glances else self.unless_skipped(seen, before)
 
-    def view(self, name: str, link: Observer, here: list[bool] | None) -> View:
+    def view(
+        self, name: str, link: Observer, here: list[bool] | None, terms: Sequence[Any]
+    ) -> View:
         """What an observer sees."""
         links, count = list(self.named.values()), len(self.signals)
         names_of_links = list(self.named)
@@ -378,8 +403,8 @@ class Row:
             leaves=[self.leaves[i] for i in chosen],
             idle=self.idle,
             gradients=[None if is_missing(x := self.gradients[i]) else x for i in chosen],
-            signals=[self.signals[i] for i in chosen],
-            params=None if self.params is None else [self.params[i] for i in chosen],
+            terms=[terms[i] for i in chosen] if self.looks else [],
+            sizes=[np.size(self.places[i]) for i in chosen],
             hyperparams=hyperparams,
             scheduled=frozenset(scheduled),
             shards=[shards_of(self.axes[i], [own[i]]) for i in chosen],
@@ -471,18 +496,25 @@ class Row:
         return slots if is_mine and jax.tree.leaves(slots) else None
 
     def advance(self, *, ends: Ends = "signal") -> None:
-        """Run the waiting stages, each on the parameters that it applies to."""
+        """Run the waiting stages, each on the parameters that it applies to, and observers."""
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
-        leaves: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+        terms: list[list[Any]] = [[None] * len(self.signals) for _ in self.watching]
+        leaves: dict[Any, list[int]] = {}
         for i, signal in enumerate(self.signals):
             mine = tuple(k for k, x in enumerate(self.waiting) if x.slots[i] is not None)
             # A parameter without a gradient: every stage gets an update of zero, whatever another
             # one made of it.
             for some in [mine] if signal is not None else [(k,) for k in mine]:
                 which = tuple(id(self.waiting[k].ready[i]) for k in some)
-                leaves.setdefault((some, which), []).append(i)
-        for (mine, _), places in leaves.items():
-            block = Block.of([self.waiting[k].ready[places[0]] for k in mine], ends=ends)
+                looking = signal is not None
+                eyes = tuple(k for k, x in enumerate(self.watching) if looking and x.sees(i))
+                leaves.setdefault((some, which, eyes), []).append(i)
+        for (mine, _, eyes), places in leaves.items():
+            block = Block.of(
+                [self.waiting[k].ready[places[0]] for k in mine],
+                ends=ends,
+                summands=tuple(self.watching[k].link.summand for k in eyes),
+            )
             stages = [ready.stage for ready in block.ready]
             entering = [
                 Entering(
@@ -491,13 +523,16 @@ class Row:
                     self.slots_of(i, mine),
                     [self.waiting[k].own[i] for k in mine],
                     shards_of(self.axes[i], stages),
+                    given=self.given(i) if eyes else (),
                 )
                 for i in places
             ]
-            for i, (left, after) in zip(places, run(block, entering, self.at_leaf), strict=True):
-                self.signals[i] = None if self.signals[i] is None else left
-                for k, slots in zip(mine, after, strict=True):
+            for i, passed in zip(places, run(block, entering, self.at_leaf), strict=True):
+                self.signals[i] = None if self.signals[i] is None else passed.left
+                for k, slots in zip(mine, passed.slots, strict=True):
                     done[k][i] = slots
+                for k, sums in zip(eyes, passed.terms, strict=True):
+                    terms[k][i] = sums
         for waiting, slots in zip(self.waiting, done, strict=True):
             for slot, column in waiting.kept.items():
                 new = [
@@ -505,7 +540,15 @@ class Row:
                     for kept, after in zip(column, slots, strict=True)
                 ]
                 self.after[waiting.name][slot] = tree_of(self.tree, new, self.wholes)
-        self.waiting = []
+        watching, self.waiting, self.watching = self.watching, [], []
+        for x, sums in zip(watching, terms, strict=True):
+            self.tell(x, sums)
+
+    def given(self, i: int) -> tuple[Any, ...]:
+        """A parameter's gradient and itself, for observers, unless they are its signal."""
+        if not isinstance(self.signals[i], Signal):
+            return ()
+        return self.gradients[i], None if self.params is None else self.params[i]
 
     def slots_of(self, i: int, mine: tuple[int, ...]) -> list[Slots]:
         """The slots of one parameter, for the waiting stages that run on it."""

@@ -21,6 +21,7 @@ from adamx.engine.block import (
     Block,
     Entering,
     Locate,
+    Passed,
     advance,
     errors_of,
     fixed,
@@ -46,13 +47,16 @@ from adamx.trees.arrays import kind, kinds
 __all__ = ["run"]
 
 
-def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
+def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[Passed]:
     """Run the block on each array; for each, its output and the new slots of its stages."""
     axes = free_axes() if block.stacks or block.refreshes else ()
     if not axes and not (block.stacks and len(leaves) > 1 and stacking_pays()):
         return each(block, leaves, locate)
     signals: list[Any] = [leaf.signal for leaf in leaves]
     done: list[list[Slots]] = [[] for _ in leaves]
+    terms: list[tuple[Any, ...]] = [()] * len(leaves)
+    if block.summands:  # the last part gets another signal than the first one
+        leaves = [x if x.given else x._replace(given=x.signal) for x in leaves]
     for part in block.divided():
         these = slice(len(done[0]), len(done[0]) + len(part.ready))
         entering = [
@@ -65,26 +69,27 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[
             found = stacked(part, entering, locate, axes)
         else:
             found = each(part, entering, locate)
-        for i, (signal, slots) in enumerate(found):
-            signals[i] = signal
-            done[i] += slots
-    return list(zip(signals, done, strict=True))
+        for i, passed in enumerate(found):
+            signals[i], terms[i] = passed.left, passed.terms
+            done[i] += passed.slots
+    return list(map(Passed, signals, done, terms))
 
 
-def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[tuple[Any, list[Slots]]]:
+def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[Passed]:
     """One array at a time; arrays of one shape and dtype share one trace."""
     takes_turns = block.packs and platform() != "cpu"
     of_kernels = Kernels(block).run(leaves, locate)
-    done: list[tuple[Any, list[Slots]]] = []
+    done: list[Passed] = []
     for i, leaf in enumerate(leaves):
         if i in of_kernels:
             done.append(of_kernels[i])
             continue
         if takes_turns and done:
-            leaf = _after(leaf, done[-1][1])
+            leaf = _after(leaf, done[-1].slots)
         made = locate(
             leaf.number,
-            *(advance, *fixed(block, leaf), leaf.signal, leaf.slots, leaf.own, leaf.refreshed),
+            *(advance, *fixed(block, leaf), leaf.signal, leaf.slots, leaf.own, leaf.given),
+            leaf.refreshed,
             np.uint32(leaf.number) if block.numbered else None,
         )
         done.append(made)
@@ -116,7 +121,7 @@ _MOST = 2**24
 
 def stacked(
     block: Block, leaves: Sequence[Entering], locate: Locate, axes: tuple[str, ...] = ()
-) -> list[tuple[Any, list[Slots]]]:
+) -> list[Passed]:
     """Arrays of one shape, dtype and kind in stacks.
 
     On a mesh with these axes, a stack is divided along them: each device runs the block on its
@@ -124,7 +129,9 @@ def stacked(
     """
     alike: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        arrays, tree = jax.tree.flatten((leaf.signal, leaf.slots, leaf.own, leaf.refreshed))
+        arrays, tree = jax.tree.flatten(
+            (leaf.signal, leaf.slots, leaf.own, leaf.given, leaf.refreshed)
+        )
         alike.setdefault((tree, tuple(map(kind, arrays)), leaf.shards), []).append(i)
     done: list[Any] = [None] * len(leaves)
     most = _MOST * parts_along(axes)
@@ -154,7 +161,7 @@ def _on_stack(block: Block, some: Sequence[Entering], axes: tuple[str, ...]) -> 
 
     What a stage only hands on does not pass through the stack.
     """
-    entering = [(x.signal, x.slots, x.own, x.refreshed) for x in some]
+    entering = [(x.signal, x.slots, x.own, x.given, x.refreshed) for x in some]
     results: Any = None
 
     def of_one(given: Any, number: Any) -> list[Any]:

@@ -26,8 +26,9 @@ class View:
         idle: the paths of parameters that are known to have no gradient in this step; None if
             all have one.
         gradients: the gradients that ``update`` was called with; None for a parameter without one.
-        signals: the signals at the observer's place; None for a parameter without a gradient.
-        params: the parameters, or None if ``update`` was called without them.
+        terms: what :meth:`Observer.summand` gave; None for a parameter without a gradient, and no
+            terms if the observer does not look.
+        sizes: the numbers of elements of the signals.
         hyperparams: every hyperparameter of the chain at this step, by name.
         scheduled: the names of the hyperparameters that come from a schedule.
         shards: for every parameter, the mesh axes along which it is divided, of which this device
@@ -38,15 +39,15 @@ class View:
     leaves: Sequence[Leaf]
     idle: frozenset[str] | None
     gradients: Sequence[Values | None]
-    signals: Sequence[Signal | None]
-    params: Sequence[Values | None] | None
+    terms: Sequence[Any]
+    sizes: Sequence[int]
     hyperparams: dict[str, Any]
     scheduled: frozenset[str]
     shards: Sequence[tuple[str, ...]]
 
 
 class Observer(Link):
-    """The link; its entry in the state is a tree of scalars, computed from the signals."""
+    """The link; its entry in the state is a tree of scalars, computed from sums over arrays."""
 
     def start(self, beginning: Beginning, name: str, here: list[bool] | None) -> None:
         beginning.observers.append(name)
@@ -54,11 +55,24 @@ class Observer(Link):
     def run(self, row: Row, name: str, here: list[bool] | None) -> None:
         row.show(name, self, here)
 
+    @staticmethod
+    def summand(signal: Signal, gradient: Values, param: Values | None) -> Any:
+        """One array's terms of the observer's sums: a tree of scalars of one dtype.
+
+        It may get a part of the array, whose terms are then added. A scalar that is no sum must not
+        depend on arrays.
+
+        Args:
+            signal: the signal at the observer's place.
+            gradient: the gradient that ``update`` was called with.
+            param: the parameter, if ``update`` was called with it.
+        """
+        raise NotImplementedError
+
     def observe(self, view: View, before: Any, looks: bool) -> Any:
         """The link's entry in the state after this step.
 
-        ``before`` is the entry before this step, or None when only shapes are computed. Unless it
-        ``looks``, it must not use the signals, which then belong to another place.
+        ``before`` is the entry before this step, or None when only shapes are computed.
         """
         raise NotImplementedError
 

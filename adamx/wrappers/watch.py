@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -49,52 +49,50 @@ class Watch(Observer):
         """It looks in every step whose count is a multiple of this number."""
         return self.structure.value[1]
 
+    @staticmethod
+    def summand(signal: Signal, gradient: Values, param: Values | None) -> dict[str, Any]:
+        bias = signal.notes.get("correction", signal.bias)
+        return {
+            "grad_norm": _squares(gradient),
+            "grad_rms": _squares(signal.gradient),
+            "update_rms": _squares(signal.update),
+            "param_rms": None if param is None else _squares(param),
+            "snr": _squares(signal.notes["direction"]) if "direction" in signal.notes else None,
+            "bias": None if bias is None else bias.astype(clock_dtype()),
+        }
+
     def observe(self, view: View, before: Any, looks: bool) -> Any:
-        params = view.params or [None] * len(view.signals)
-
-        def look() -> Any:
-            sums = [
-                None if signal is None else _sums(signal, param, gradient)
-                for signal, param, gradient in zip(
-                    view.signals, params, view.gradients, strict=True
-                )
-            ]
-            _count_nonfinite(sums, [None if x is None else x.gradient for x in view.signals])
-            groups = self.members(view).items()
-            seen = {
-                "all": _readings(sums, view.shards),
-                "groups": {
-                    label: _readings([sums[i] for i in own], [view.shards[i] for i in own])
-                    for label, own in groups
-                },
-            }
-            # A group may have no known parameter if some have no gradient in this step.
-            if before is not None and view.idle is not None:
-                silent = {k for k, own in groups if not any(view.signals[i] for i in own)}
-                unseen = dict.fromkeys(kept["groups"], _readings([], []))
-                shown = {k: x for k, x in seen["groups"].items() if k not in silent}
-                seen["groups"] = unseen | shown
-            return seen if before is None else _as_kept(seen, kept)
-
         if before is None:
-            readings = look()
+            readings = self.readings(view)
         else:
             readings = kept = {"all": before["all"], "groups": before["groups"]}
-            due = view.count % self.every == 0
-            if looks and self.every == 1:
-                readings = look()
-            elif looks:
-                seen = zip(view.signals, params, view.gradients, view.shards, strict=True)
-                axes = axes_of(kept).union(*(axes_of(x) - {*own} for *x, own in seen))
-                readings = jax.lax.cond(
-                    due, lambda: varying(look(), axes), lambda: varying(kept, axes)
-                )
+            if looks:
+                readings = _as_kept(self.readings(view, kept["groups"]), kept)
+            if looks and self.every > 1:
+                due = view.count % self.every == 0
+                readings = jax.tree.map(functools.partial(jnp.where, due), readings, kept)
         numbers = {
             name: jnp.asarray(value, clock_dtype())
             for name, value in view.hyperparams.items()
             if name in view.scheduled or "learning_rate" in name
         }
         return readings | {"numbers": numbers}
+
+    def readings(self, view: View, kept: Iterable[str] = ()) -> dict[str, Any]:
+        """The readings of all parameters, and of every group; the state has those of ``kept``."""
+        sums = [
+            None if terms is None else _counted(terms, size, leaf.size)
+            for terms, size, (_, leaf) in zip(view.terms, view.sizes, view.leaves, strict=True)
+        ]
+        _count_nonfinite(sums, view.gradients)
+        groups = {
+            label: _readings([sums[i] for i in own], [view.shards[i] for i in own])
+            for label, own in self.members(view).items()
+            # A group may have no known parameter if some have no gradient in this step.
+            if view.idle is None or any(sums[i] for i in own)
+        }
+        unseen = {} if view.idle is None else dict.fromkeys(kept, _readings([], []))
+        return {"all": _readings(sums, view.shards), "groups": unseen | groups}
 
     def members(self, view: View) -> dict[str, list[int]]:
         """The indices of the parameters of every group."""
@@ -150,33 +148,24 @@ jax.tree_util.register_pytree_node(
 )
 
 
-@jax.jit
-def _sums(signal: Signal, param: Values | None, gradient: Any) -> dict[str, Any]:
-    """One array's terms of the readings: pairs (squares, number of elements), and scalars.
+def _squares(x: Any) -> Squares:
+    """Σ|x|². If clipping needs the squares of the same array, too, XLA computes them once."""
+    x = jnp.asarray(x)
+    # Parameters may have few bits.
+    return Squares.of(x.astype(wider(statistics_dtype(x.dtype), clock_dtype())))
 
-    The squares of the given gradient cost no pass of their own behind a stage that clips by a
-    global norm, which needs them, too: XLA computes equal expressions once.
-    """
 
-    def squares(x: Any) -> Any:
-        x = jnp.asarray(x)
-        # Parameters may have few bits.
-        wide = x.astype(wider(statistics_dtype(x.dtype), clock_dtype()))
-        return Squares.of(wide), float(x.size)
-
-    bias = signal.notes.get("correction", signal.bias)
+def _counted(terms: Mapping[str, Any], size: int, param_size: int) -> dict[str, Any]:
+    """One array's terms, where squares have their number beside them."""
+    sizes = {"param_rms": param_size}
     return {
-        "grad_norm": squares(gradient),
-        "grad_rms": squares(signal.gradient),
-        "update_rms": squares(signal.update),
-        "param_rms": None if param is None else squares(param),
-        "snr": squares(signal.notes["direction"]) if "direction" in signal.notes else None,
-        "bias": None if bias is None else bias.astype(clock_dtype()),
+        name: (x, float(sizes.get(name, size))) if isinstance(x, Squares) else x
+        for name, x in terms.items()
     }
 
 
 def _count_nonfinite(sums: Sequence[dict[str, Any] | None], gradients: Sequence[Any]) -> None:
-    """Add to each array's terms the number of elements that are NaN or infinite.
+    """Add to each array's terms the number of elements of its gradient that are NaN or infinite.
 
     If a sum of squares is finite, all its terms are. So they are counted only if a sum is not, and
     in one ``cond``, whose condition needs the sums of all devices: one collective.
@@ -187,7 +176,7 @@ def _count_nonfinite(sums: Sequence[dict[str, Any] | None], gradients: Sequence[
             alike.setdefault(axes_of(gradient), []).append(i)
     for axes, places in alike.items():
         of_these = [sums[i] or {} for i in places]
-        plain = jnp.stack([x["grad_rms"][0].plain for x in of_these])
+        plain = jnp.stack([x["grad_norm"][0].plain for x in of_these])
 
         def counted(arrays: list[Values]) -> list[Scalar]:
             return [jnp.sum(~jnp.isfinite(x), dtype=clock_dtype()) for x in arrays]
@@ -297,7 +286,8 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
                         of Section 2.1; if a :func:`bias_correction` stands in front
     ``bias``            the bias that was divided out, or that is still to be corrected, for the
                         first parameter that has one
-    ``nonfinite``       the number of elements of the gradient that are NaN or infinite
+    ``nonfinite``       the number of elements that are NaN or infinite of the gradients that
+                        ``update`` was called with
     ``learning_rate``   its value in this step; so for every hyperparameter with a schedule
     ==================  ==========================================================================
 
@@ -309,15 +299,16 @@ def watch(groups: Groups = None, *, every: int = 1) -> Transformation:
         groups: groups of parameters with metrics of their own: a dict from a name to a selector
             (see :func:`where`), or a function from a path to its group's name,
             ``lambda path: path.split("/")[0]``.
-        every: record only in every n-th step, including the first one, and keep these metrics in
-            between; hyperparameters are read in every step.
+        every: show the metrics of every n-th step only, including the first one, and keep them in
+            between; hyperparameters are those of every step. It saves no time.
 
     Slots and updates do not change. Sums are computed in float32 (or JAX's float64), and only
     scalars are kept. Metrics without a value are NaN: all before the first step, and those for
     which no parameter has a gradient.
 
-    Recording takes a few passes over the arrays. ``update(…, observe=False)`` leaves it out of a
-    step and updates the hyperparameters only. With ``observe`` as a static argument of the training
+    Recording takes a few sums over the arrays, which a kernel computes within the step, and XLA in
+    passes of their own (:doc:`/performance`). ``update(…, observe=False)`` leaves it out of a step
+    and updates the hyperparameters only. With ``observe`` as a static argument of the training
     step, two programs are compiled, and only the logged steps pay for recording.
 
     Source: Kingma & Ba 2015 (arXiv 1412.6980), Section 2.1, for the signal-to-noise ratio.

@@ -101,7 +101,10 @@ def training(
             logits = model.network.apply(named, images)
             return digits.cross_entropy(logits, labels)  # pyright: ignore[reportArgumentType]
 
-        updates, state = given.update(jax.grad(loss)(params), state, params, **extra)
+        grads = jax.grad(loss)(params)
+        if isinstance(opt, adamx.Transformation):
+            return opt.step(grads, state, params, **extra)
+        updates, state = given.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
     def start() -> cost.Loop:
