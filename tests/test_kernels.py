@@ -214,8 +214,12 @@ def test_a_kernel_in_c_takes_tiles_threads_and_arrays_of_any_size(monkeypatch):
     count = len(SHAPES) - 1
     assert_alike(ADAMW, monkeypatch, count, "auto", step=True)
     # Blocks of 50, of which a tile of 4096 elements is no multiple.
-    monkeypatch.setitem(globals(), "SHAPES", {"b": (40, 1000), "c": (100_000,)})
-    assert_alike(int8(ADAMW), monkeypatch, 2, "auto")
+    # The others have blocks of 52, 33 and 17, which fill no vectors.
+    shapes = {"b": (40, 1000), "c": (100_000,), "d": (100, 52), "e": (125, 33), "f": (300, 17)}
+    monkeypatch.setitem(globals(), "SHAPES", shapes)
+    watched = adamx.chain(int8(ADAMW), adamx.watch())
+    for opt in (int8(ADAMW), watched, adamx.quantize_state(ADAMW, adamx.int8(rounding="nearest"))):
+        assert_alike(opt, monkeypatch, 5, "auto")
 
 
 WATCHED = {

@@ -33,20 +33,18 @@ static inline float rounded(float x) {
   return float_of_bits(x != x ? bits | 0x400000 : nearest);
 }
 
-// The maximum, or NaN if there is one. Several partial maxima let compilers use vectors.
+// The maximum of the first n values, or NaN if one is NaN; there is memory for `all` values.
 #define LARGEST(type)                                                \
-  static inline type largest_##type(const type* x, int n) {          \
-    enum { LANES = 32 };                                             \
-    type best[LANES];                                                \
-    int lanes = n < LANES ? n : LANES, i = lanes;                    \
-    for (int j = 0; j < lanes; j++) best[j] = x[j];                  \
-    for (; i + LANES <= n; i += LANES)                               \
-      for (int j = 0; j < LANES; j++)                                \
-        best[j] = (best[j] > x[i + j] || best[j] != best[j]) ? best[j] : x[i + j]; \
-    for (; i < n; i++) best[0] = (best[0] > x[i] || best[0] != best[0]) ? best[0] : x[i]; \
-    for (int j = 1; j < lanes; j++)                                  \
-      best[0] = (best[0] > best[j] || best[0] != best[0]) ? best[0] : best[j]; \
-    return best[0];                                                  \
+  static inline type largest_##type(const type* x, int n, int all) { \
+    type best = x[0];                                                \
+    int is_nan = 0;                                                  \
+    _Pragma("omp simd reduction(max : best) reduction(| : is_nan)")  \
+    for (int i = 0; i < all; i++) {                                  \
+      type value = i < n ? x[i] : x[0];                              \
+      best = value > best ? value : best;                            \
+      is_nan |= value != value;                                      \
+    }                                                                \
+    return is_nan ? (type)NAN : best;                                \
   }
 LARGEST(float)
 LARGEST(double)

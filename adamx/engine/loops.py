@@ -7,7 +7,8 @@ called, so one function serves arrays of every shape.
 Without blocks, all equations become one loop. With blocks, the function goes from block to block,
 and computes what a block has once, such as its scale, before the loop over the block's elements. A
 maximum over the block begins a new level: what depends on it is computed in another loop over the
-same block, whose values are still in the fastest memory of the core.
+same block, whose values are still in the fastest memory of the core. A block that does not fill
+vectors is copied into memory that does, so that no loop has a rest of single elements.
 
 Scalars of the jaxpr are sums over the tile, and what is computed of them and of numbers. A loop
 adds to its sums in any order, so that it can use vectors. One more array takes the scalars of all
@@ -54,6 +55,10 @@ STORED = {**TYPES, "bfloat16": "uint16_t"}
 
 Of = Literal["number", "tile", "block", "element"]
 """What a value exists once for: a whole parameter, a tile, a block, or an element."""
+
+
+VECTOR = 16
+"""Elements of the longest vectors, of 512 bits."""
 
 
 class Function(NamedTuple):
@@ -188,17 +193,21 @@ class _Reader:
         before, (dtype, of) = given[0] if given else Value("", ""), self.form(result.aval)
         match name:
             case "reshape" | "squeeze" | "expand_dims" | "copy" | "stop_gradient":
-                return before if before.of == of else self.operation("{0}", dtype, of, before)
+                is_same = before.of == of or of == "element"  # of which those of a block are equal
+                return before if is_same else self.operation("{0}", dtype, of, before)
             case "broadcast_in_dim":
                 if before.of == "block" and of == "element":
                     _check_repeats(equation.invars[0].aval.shape, result.aval.shape, params)
                 return before
             case "iota":
-                return self.operation(self.index(result.aval, params["dimension"]), dtype, of)
+                text = self.index(result.aval, params["dimension"])
+                return self.operation(text, dtype, "block" if text == "o" else of)
             case "reduce_sum":
                 if before.of != "element" or of != "number" or dtype not in ("float32", "float64"):
                     raise Untranslatable("a sum that is not over all elements")
                 return self.add(before.name, dtype, "tile", before, is_sum=True)
+            case "reduce_max" if before.of == of == "block":
+                return before  # its elements are equal
             case "reduce_max":
                 return self.maximum(before, equation.invars[0].aval.shape, params["axes"], of)
             case "convert_element_type":
@@ -212,6 +221,8 @@ class _Reader:
                 form = known(before.dtype) if callable(known) else known
             case _:
                 raise Untranslatable(f"primitive {name}")
+        if of == "element" and all(x.of in ("number", "block") for x in given):
+            of = "block" if any(x.of == "block" for x in given) else "number"
         if name == "select_n" and len(given) != 3:
             raise Untranslatable("select_n of more than two cases")
         return self.operation(form, dtype, of, *given)
@@ -341,10 +352,42 @@ class _Writer:
         levels = [line for level in range(self.levels) for line in self.level(level)]
         if self.block:
             kept = [x.value for x in self.operations.values() if self.is_kept(x)]
-            buffers = [f"{TYPES[x.dtype]} {x.name}_[{self.block}] ALIGNED;" for x in kept]
+            given = [x for x in self.arrays if x.of == "element"]
+            made = [(i, x) for i, x in enumerate(self.results) if x.of == "element"]
+            buffers = [f"{TYPES[x.dtype]} {x.name}_[{self.length}] ALIGNED;" for x in kept]
+            if self.is_padded:
+                lines += [f"{STORED[x.dtype]} {x.name}_own[{self.length}] = {{0}};" for x in given]
+                buffers += [f"{STORED[x.dtype]} r{i}_own[{self.length}] ALIGNED;" for i, x in made]
+                buffers += [f"const int left = n - o * {self.block};"]
+                buffers += [self.padded(x) for x in given]
+                for i, x in made:
+                    size = self.block * np.dtype(x.dtype).itemsize
+                    levels.append(f"memcpy(r{i} + o * {self.block}, r{i}_own, {size});")
             blocks = f"for (int o = 0; o < n / {self.block}; o++) {{"
             levels = [blocks, *_indented([*buffers, *levels]), "}"]
         return "\n".join([HEAD, *_indented([*lines, *levels, *self.of_tile()]), "}"])
+
+    @property
+    def length(self) -> int:
+        """The length of the memory of a block's values."""
+        return -(-self.block // VECTOR) * VECTOR
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the loops over a block go on to the end of its last vector."""
+        return self.length != self.block
+
+    def padded(self, x: Value) -> str:
+        """A block of an array with memory for whole vectors: what follows it in the tile, or zeros.
+
+        Values beyond the block are computed, but neither stored nor summed.
+        """
+        name, size = x.name, self.block * np.dtype(x.dtype).itemsize
+        start = f"{name}_ + o * {self.block}"
+        return (
+            f"const {STORED[x.dtype]}* {name}_padded = left >= {self.length} ? {start} : "
+            f"memcpy({name}_own, {start}, {size});"
+        )
 
     def of_tile(self) -> list[str]:
         """What is computed of sums, and the scalars of the tile."""
@@ -378,6 +421,8 @@ class _Writer:
         lines += self.stores(level, "block", "o")
         given = [x for x in self.arrays if x.of == "element" and level in self.read.get(x.name, ())]
         inner = [self.load(x, "i") for x in given]
+        if self.is_padded:
+            inner = [self.load(x, "k", "padded") for x in given]
         for x in self.operations.values():
             name = x.value.name
             if x.value.of == "element" and x.level < level and level in self.read[name]:
@@ -388,29 +433,34 @@ class _Writer:
                 if self.is_kept(x):
                     inner.append(f"{x.value.name}_[k] = {x.value.name};")
         sums = [x.value.name for x in own if x.is_sum]
-        inner += [f"{x.value.name} += {x.text};" for x in own if x.is_sum]
+        term = f"k < {self.block} ? {{}} : 0" if self.is_padded else "{}"
+        inner += [f"{x.value.name} += {term.format(x.text)};" for x in own if x.is_sum]
         inner += self.stores(level, "element", "i")
         if not inner:
             return lines
         if not self.block:
             return [*lines, *_loop("i", "n", inner, sums)]
         inner = [f"const int i = o * {self.block} + k;", *inner]
-        return [*lines, *_loop("k", str(self.block), inner, sums)]
+        return [*lines, *_loop("k", str(self.length), inner, sums)]
 
-    def load(self, x: Value, index: str) -> str:
-        return f"const {TYPES[x.dtype]} {x.name} = {_load(x.dtype, f'{x.name}_[{index}]')};"
+    def load(self, x: Value, index: str, memory: str = "") -> str:
+        stored = f"{x.name}_{memory}[{index}]"
+        return f"const {TYPES[x.dtype]} {x.name} = {_load(x.dtype, stored)};"
 
     def line(self, x: Operation) -> str:
         text = x.text
         if x.block_maximum:
             (name,) = x.given
-            start = f"{name}_" if name in self.operations else f"{name}_ + o * {self.block}"
-            text = f"{text}({start}, {self.block})"
+            memory = f"{name}_" if name in self.operations else f"{name}_ + o * {self.block}"
+            memory = f"{name}_padded" if self.is_padded and name not in self.operations else memory
+            text = f"{text}({memory}, {self.block}, {self.length})"
         return f"const {TYPES[x.value.dtype]} {x.value.name} = {text};"
 
     def stores(self, level: int, of: Of, index: str) -> list[str]:
+        is_own = of == "element" and self.is_padded
+        target = "r{}_own[k]" if is_own else f"r{{}}[{index}]"
         return [
-            f"r{i}[{index}] = {_store(x.dtype, x.name)};"
+            f"{target.format(i)} = {_store(x.dtype, x.name)};"
             for i, (x, at) in enumerate(zip(self.results, self.stored, strict=True))
             if at == level and x.of == of
         ]
