@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adamx.numerics import tiles
 from adamx.numerics.formats import largest_square, limited, limited_to
 from adamx.numerics.meshes import current_mesh, platform
 from adamx.numerics.named import named
@@ -170,7 +171,7 @@ def squares_of(x: Values, axis: int | tuple[int, ...] | None) -> Squares:
     def from_plain() -> list[Any]:
         return [plain * (1 / unit) * (1 / unit) for unit in _UNITS[: 1 + is_double]]
 
-    is_large = axis is None and x.size > 2**15
+    is_large = axis is None and x.size > 2**15 and tiles.current() is None
     if is_large and platform() == "cpu" and current_mesh() is None:
         # XLA does not fuse these sums on CPU, where they would cost two more passes.
         large, *huge = jax.lax.cond(jnp.isfinite(plain), from_plain, in_units)
