@@ -198,6 +198,31 @@ def test_a_kernel_in_c_takes_the_steps_of_every_axis(name, monkeypatch):
     assert_alike(opt, monkeypatch, kind="auto", **how)
 
 
+GATED = {
+    "skip_nonfinite": (adamx.skip_nonfinite(ADAMW), {"bad": 1}),
+    "clip inside": (
+        adamx.skip_nonfinite(adamx.chain(adamx.clip_by_global_norm(1.0), ADAMW)),
+        {"bad": 1},
+    ),
+    "two gates": (adamx.skip_nonfinite(adamx.accumulate(ADAMW, 2)), {"bad": 1, "count": 10}),
+    "one group": (
+        adamx.partition({"b": adamx.skip_nonfinite(ADAMW), "*": adamx.lion(1e-2)}),
+        {"bad": 1},
+    ),
+    "in front": (
+        adamx.chain(adamx.skip_nonfinite(adamx.scale_by_momentum(0.9)), ADAMW),
+        {"bad": 1},
+    ),
+}
+
+
+@in_c
+@pytest.mark.parametrize("name", GATED)
+def test_a_kernel_in_c_chooses_what_leaves_a_gate(name, monkeypatch):
+    opt, how = GATED[name]
+    assert_alike(opt, monkeypatch, kind="auto", step=True, **{"count": 5, **how})
+
+
 @in_c
 def test_a_kernel_in_c_takes_tiles_threads_and_arrays_of_any_size(monkeypatch):
     """Sizes around a tile and around what a thread takes, and many small arrays in one call."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.arguments import hyper
-from adamx.engine.kept import kept_unless, without_slope
+from adamx.engine.kept import chosen, kept_unless, still, without_slope
 from adamx.errors import StageError, described
 from adamx.identity import Static
 from adamx.links.rule import Clock, Reach, Refresh, Rule, Step, keep, widest
@@ -92,9 +92,18 @@ class Block(NamedTuple):
     """Whether a stage has a costly computation of some steps."""
     summands: tuple[Summand, ...]
     """What observers behind its last stage sum."""
+    counts: Any
+    """Whether anything leaves it in this step; None if it does in every step."""
 
     @classmethod
-    def of(cls, ready: Sequence[Ready], *, ends: Ends, summands: tuple[Summand, ...] = ()) -> Block:
+    def of(
+        cls,
+        ready: Sequence[Ready],
+        *,
+        ends: Ends,
+        summands: tuple[Summand, ...] = (),
+        counts: Any = None,
+    ) -> Block:
         """The block of these stages."""
         static, numbers = Static.split([x.stage for x in ready])
         return cls(
@@ -108,6 +117,7 @@ class Block(NamedTuple):
             any(clock.of_parameter for x in ready for clock in x.rule.clocks.values()),
             any(x.rule.refresh is not None for x in ready),
             summands,
+            counts,
         )
 
     def divided(self) -> list[Block]:
@@ -121,7 +131,8 @@ class Block(NamedTuple):
             return [self]
         *inner, last = rows
         of_inner = [Block.of(x, ends="signal") for x in inner]
-        return [*of_inner, Block.of(last, ends=self.ends, summands=self.summands)]
+        says = {"ends": self.ends, "summands": self.summands, "counts": self.counts}
+        return [*of_inner, Block.of(last, **says)]
 
     @property
     def packs(self) -> bool:
@@ -161,7 +172,7 @@ Locate = Callable[..., Any]
 def fixed(block: Block, leaf: Entering) -> tuple[Any, ...]:
     """The arguments of :func:`through` that are the same for all arrays of this kind."""
     static = block.stages, block.names, block.ends, leaf.shards, block.summands
-    return *static, block.numbers, block.steps
+    return *static, block.numbers, block.steps, block.counts
 
 
 def through(
@@ -172,6 +183,7 @@ def through(
     summands: tuple[Summand, ...],
     numbers: list[Any],
     steps: list[Step],
+    counts: Any,
     signal: Any,
     slots: list[Slots],
     own: list[Any],
@@ -209,11 +221,13 @@ def through(
             terms = tuple(summand(signal, *given) for summand in summands)
         match ends:
             case "signal":
-                left = signal
+                left, old = signal, None
             case "update":
-                left = signal.output
+                left, old = signal.output, None
             case "param":
-                left = signal.new_param
+                left, old = signal.new_param, signal.param.astype(signal.param_dtype)
+        if counts is not None:
+            left = chosen(counts, left, still(left, old))
         return Passed(left, done, terms)
 
 

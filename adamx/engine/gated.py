@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +11,7 @@ import numpy as np
 
 from adamx.arguments import hyper
 from adamx.engine.block import Ends
+from adamx.engine.kept import chosen, still
 from adamx.links.link import Link
 from adamx.links.observer import Observer
 from adamx.links.rule import CONSECUTIVE
@@ -25,7 +24,7 @@ from adamx.numerics.types import State
 if TYPE_CHECKING:
     from adamx.engine.row import Row
 
-__all__ = ["chosen", "pass_gate"]
+__all__ = ["pass_gate"]
 
 
 def pass_gate(row: Row, name: str, here: list[bool] | None, places: range) -> None:
@@ -37,8 +36,7 @@ def pass_gate(row: Row, name: str, here: list[bool] | None, places: range) -> No
         here: for every parameter, whether the gate applies to it; None for all.
         places: those of the links inside.
     """
-    # No parameter leaves the links inside, as the update may become zero.
-    ends = "update" if places.stop == len(row.named) and here is None else "signal"
+    ends = row.ends if places.stop == len(row.named) and here is None else "signal"
     mine = [i for i in range(len(row.signals)) if here is None or here[i]]
     if row.glances or not mine:
         row.pass_along(places)
@@ -49,10 +47,12 @@ def pass_gate(row: Row, name: str, here: list[bool] | None, places: range) -> No
         row.inside = own if outer is None else own & outer
         row.pass_along(places)
         if not row.is_done:
-            row.advance(ends=ends)
-        for i in mine:
-            row.signals[i] = chosen(own, row.signals[i], _still(row.signals[i]))
-        row.inside, row.is_done = outer, ends == "update"
+            row.advance(ends=ends, counts=own, mine=here)
+        else:
+            for i in mine:
+                old = still(row.signals[i], row.old_param(i, ends))
+                row.signals[i] = chosen(own, row.signals[i], old)
+        row.inside, row.is_done = outer, ends != "signal"
 
 
 def _resting_pays(row: Row, places: range) -> bool:
@@ -102,10 +102,14 @@ def _pass_or_rest(row: Row, name: str, mine: list[int], places: range, ends: End
     forms, _ = jax.eval_shape(taken)
     kept = {k: row.state[k] for k in own if k in row.state}
     count = gate.ready[0].step.clock[CONSECUTIVE]
+
+    def rested() -> list[Any]:
+        return [still(x, row.old_param(i, ends)) for i, x in zip(mine, forms, strict=True)]
+
     (signals, after), count = jax.lax.cond(
         row.open[name],
         lambda: (jax.tree.map(varying, taken(), axes), jnp.zeros_like(count)),
-        lambda: (jax.tree.map(varying, ([*map(_still, forms)], kept), axes), count),
+        lambda: (jax.tree.map(varying, (rested(), kept), axes), count),
     )
     # A number that comes from the links inside makes XLA write the new slots of the gate after the
     # old ones have been read there, and so in place.
@@ -115,31 +119,4 @@ def _pass_or_rest(row: Row, name: str, mine: list[int], places: range, ends: End
         is_signal = isinstance(signal, Signal)
         row.signals[i] = signal.of_param(row.signals[i]) if is_signal else signal
     row.after |= after
-    row.is_done = ends == "update"
-
-
-def chosen(counts: Any, new: Any, old: Any) -> Any:
-    """The first of two trees if the step counts, else the second.
-
-    Of signals, the parameter is that of the first.
-    """
-    choose = functools.partial(jnp.where, counts)
-    if not isinstance(new, Signal):
-        return jax.tree.map(choose, new, old)
-    return jax.tree.map(choose, new.of_param(None), old.of_param(None)).of_param(new)
-
-
-def _still(form: Any) -> Any:
-    """The signal behind a gate in a step that does not count: zeros.
-
-    Numbers, such as the weight of an average, are 1, as later stages may divide by them.
-    """
-
-    def blank(x: Any, number: int = 0) -> Any:
-        return jnp.full(x.shape, 0 if x.shape else number, x.dtype)
-
-    if not isinstance(form, Signal):  # the update itself, or no gradient
-        return jax.tree.map(blank, form)
-    still = jax.tree.map(functools.partial(blank, number=1), form)
-    update, gradient = blank(form.update), blank(form.gradient)
-    return dataclasses.replace(still, update=update, gradient=gradient)
+    row.is_done = ends != "signal"

@@ -1,8 +1,10 @@
-"""Keep the old slots of a stage in a step that does not count for it."""
+"""Keep what a step must not change that does not count."""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from adamx.links.rule import Step, keep
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 
-__all__ = ["kept_unless", "without_slope"]
+__all__ = ["chosen", "kept_unless", "still", "without_slope"]
 
 
 def kept_unless(
@@ -65,6 +67,41 @@ def kept_unless(
             _slope_of(counts, outputs[i], y) if is_kept else jnp.where(counts, outputs[i], y)
         )
     return jax.tree_util.tree_unflatten(jax.tree.structure(forms), outputs)
+
+
+def chosen(counts: Any, new: Any, old: Any) -> Any:
+    """The first of two trees if the step counts, else the second.
+
+    Of signals, the parameter is that of the first.
+    """
+    choose = functools.partial(jnp.where, counts)
+    if not isinstance(new, Signal):
+        return jax.tree.map(choose, new, old)
+    return jax.tree.map(choose, new.of_param(None), old.of_param(None)).of_param(new)
+
+
+def still(form: Any, param: Any) -> Any:
+    """What leaves a gate for one parameter in a step that does not count.
+
+    It is the old parameter, if the new one would leave it, or else an update of zero, or the signal
+    of such an update. Numbers of a signal, such as the weight of an average, are 1, as later stages
+    may divide by them.
+
+    Args:
+        form: what leaves it in a step that counts; None for a parameter without a gradient.
+        param: the old parameter; None where updates or signals leave the gate.
+    """
+
+    def blank(x: Any, number: int = 0) -> Any:
+        return jnp.full(x.shape, 0 if x.shape else number, x.dtype)
+
+    if form is None or param is not None:
+        return None if form is None else param
+    if not isinstance(form, Signal):
+        return blank(form)
+    ones = jax.tree.map(functools.partial(blank, number=1), form)
+    update, gradient = blank(form.update), blank(form.gradient)
+    return dataclasses.replace(ones, update=update, gradient=gradient)
 
 
 def without_slope(counts: Any, tree: Any) -> Any:

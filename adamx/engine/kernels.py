@@ -178,7 +178,7 @@ def arguments(block: Block, leaf: Entering) -> tuple[Any, ...]:
     """The arguments of a kernel for this array: arrays of its shape, and numbers."""
     index = np.uint32(leaf.number) if block.numbered else None
     steps = [of_parameter(x.rule, x.step, index, x.name, leaf.shards) for x in block.ready]
-    return leaf.signal, leaf.slots, leaf.own, leaf.given, block.numbers, steps
+    return leaf.signal, leaf.slots, leaf.own, leaf.given, block.numbers, steps, block.counts
 
 
 def _shared(block: Block, leaf: Entering) -> list[Any]:
@@ -188,9 +188,9 @@ def _shared(block: Block, leaf: Entering) -> list[Any]:
 
 def body(block: Block, given: tuple[Any, ...], shards: tuple[str, ...]) -> Passed:
     """The block on :func:`arguments`, or on a tile of each of their arrays."""
-    signal, slots, own, seen, numbers, steps = given
+    signal, slots, own, seen, numbers, steps, counts = given
     fixed = block.stages, block.names, block.ends, shards, block.summands
-    return through(*fixed, numbers, steps, signal, slots, own, seen, (), None)
+    return through(*fixed, numbers, steps, counts, signal, slots, own, seen, (), None)
 
 
 @dataclasses.dataclass(eq=False)

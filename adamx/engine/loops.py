@@ -131,6 +131,7 @@ def function(program: Any, places: dict[int, int]) -> Function:
         dtype, of = reader.form(aval)
         is_made = value.name in reader.operations and value.of == of
         results.append(value if is_made else reader.operation("{0}", dtype, of, value))
+    reader.drop_unread(results)
     arrays_made = sum(x.ndim > 0 for x in program.out_avals)
     made, scalars = results[:arrays_made], results[arrays_made:]
     if len({x.dtype for x in scalars}) > 1 or any(x.ndim for x in program.out_avals[arrays_made:]):
@@ -275,6 +276,16 @@ class _Reader:
         made = Operation(value, text, names, level, block_maximum, is_sum, is_index)
         self.operations[value.name] = made
         return value
+
+    def drop_unread(self, results: Sequence[Value]) -> None:
+        """Drop operations on arrays that no result depends on."""
+        read = {x.name for x in results}
+        for name, x in reversed(self.operations.items()):
+            if name in read:
+                read.update(x.given)
+        self.operations = {
+            name: x for name, x in self.operations.items() if name in read or x.value.of == "number"
+        }
 
 
 class _Writer:

@@ -244,9 +244,9 @@ def _step(
     def run(
         numbers: Any, gradients: Any, params: Any, state: Any, extra: Any
     ) -> tuple[list[Any], State]:
-        row = Row(static.join(numbers), tree, gradients, params, state, looks, extra)
+        row = Row(static.join(numbers), tree, gradients, params, state, looks, extra, applies)
         row.pass_along()
-        return row.finish(applies=applies)
+        return row.finish()
 
     def specs() -> Any:
         return jax.tree.map(spec_of, (gradients if params is None else params.own, state))

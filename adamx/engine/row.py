@@ -21,8 +21,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from adamx.arguments import hyper
 from adamx.engine.block import Block, Ends, Entering, Ready, errors_of, global_sum, reshaped
 from adamx.engine.forms import Form, check_clock, check_count, check_scalars
-from adamx.engine.gated import chosen, pass_gate
-from adamx.engine.kept import without_slope
+from adamx.engine.gated import pass_gate
+from adamx.engine.kept import chosen, without_slope
 from adamx.engine.run import run
 from adamx.errors import StageError
 from adamx.links.foreign import ABSENT, Foreign
@@ -34,7 +34,6 @@ from adamx.links.rule import Rule, Step
 from adamx.links.signal import Signal
 from adamx.links.slots import Slots
 from adamx.links.stage import Stage, joined
-from adamx.numerics.formats import add
 from adamx.numerics.shards import axes_of, bound
 from adamx.numerics.types import Array, PyTree, State
 from adamx.trees.align import Aligned, complete, is_missing
@@ -165,6 +164,7 @@ class Row:
         state: State,
         looks: bool = False,
         extra: Mapping[str, Any] = MappingProxyType({}),
+        applies: bool = False,
         glances: bool = False,
     ):
         """Start a step.
@@ -177,10 +177,12 @@ class Row:
             state: the state before the step.
             looks: whether observers look.
             extra: the extra arguments of update(), for Optax transformations.
+            applies: whether new parameters leave the chain, and not updates.
             glances: whether to run stages and observers only, for the shapes of their new state.
         """
         check_count(state["count"])
         self.state, self.looks, self.extra, self.glances = state, looks, extra, glances
+        self.ends: Ends = "param" if applies else "update"
         self.labels = labels(links)
         self.named = dict(zip(names(links), joined(links), strict=True))
         self.tree, self.gradients, self.params = complete(tree, gradients, params, self.slots)
@@ -202,7 +204,7 @@ class Row:
         self.open: dict[str, Any] = {}
         self.idles: dict[str, bool] = {}
         self.inside: Any = None  # whether the step counts for the link at hand; None outside gates
-        self.is_done = False  # whether the signals are updates already
+        self.is_done = False  # whether the signals have left the chain already
         # Inside shard_map, the mesh axes along which each parameter differs between devices.
         known = self.gradients if self.params is None else self.params
         self.axes = [frozenset[str]() if is_missing(x) else axes_of(x) for x in known]
@@ -495,33 +497,43 @@ class Row:
         slots = {slot: column[i] for slot, column in kept.items()}
         return slots if is_mine and jax.tree.leaves(slots) else None
 
-    def advance(self, *, ends: Ends = "signal") -> None:
-        """Run the waiting stages, each on the parameters that it applies to, and observers."""
+    def advance(
+        self, *, ends: Ends = "signal", counts: Any = None, mine: list[bool] | None = None
+    ) -> None:
+        """Run the waiting stages, each on the parameters that it applies to, and observers.
+
+        Args:
+            ends: what they return.
+            counts: whether it leaves a gate in this step; None if it does not leave one.
+            mine: the parameters to which the gate applies; None for all.
+        """
         done: list[list[Slots | None]] = [[None] * len(self.signals) for _ in self.waiting]
         terms: list[list[Any]] = [[None] * len(self.signals) for _ in self.watching]
         leaves: dict[Any, list[int]] = {}
         for i, signal in enumerate(self.signals):
-            mine = tuple(k for k, x in enumerate(self.waiting) if x.slots[i] is not None)
+            own = tuple(k for k, x in enumerate(self.waiting) if x.slots[i] is not None)
             # A parameter without a gradient: every stage gets an update of zero, whatever another
             # one made of it.
-            for some in [mine] if signal is not None else [(k,) for k in mine]:
+            for some in [own] if signal is not None else [(k,) for k in own]:
                 which = tuple(id(self.waiting[k].ready[i]) for k in some)
                 looking = signal is not None
                 eyes = tuple(k for k, x in enumerate(self.watching) if looking and x.sees(i))
-                leaves.setdefault((some, which, eyes), []).append(i)
-        for (mine, _, eyes), places in leaves.items():
+                gated = counts is not None and looking and (mine is None or mine[i])
+                leaves.setdefault((some, which, eyes, gated), []).append(i)
+        for (some, _, eyes, gated), places in leaves.items():
             block = Block.of(
-                [self.waiting[k].ready[places[0]] for k in mine],
+                [self.waiting[k].ready[places[0]] for k in some],
                 ends=ends,
                 summands=tuple(self.watching[k].link.summand for k in eyes),
+                counts=counts if gated else None,
             )
             stages = [ready.stage for ready in block.ready]
             entering = [
                 Entering(
                     i,
-                    self.entering(i, mine),
-                    self.slots_of(i, mine),
-                    [self.waiting[k].own[i] for k in mine],
+                    self.entering(i, some),
+                    self.slots_of(i, some),
+                    [self.waiting[k].own[i] for k in some],
                     shards_of(self.axes[i], stages),
                     given=self.given(i) if eyes else (),
                 )
@@ -529,7 +541,7 @@ class Row:
             ]
             for i, passed in zip(places, run(block, entering, self.at_leaf), strict=True):
                 self.signals[i] = None if self.signals[i] is None else passed.left
-                for k, slots in zip(mine, passed.slots, strict=True):
+                for k, slots in zip(some, passed.slots, strict=True):
                     done[k][i] = slots
                 for k, sums in zip(eyes, passed.terms, strict=True):
                     terms[k][i] = sums
@@ -543,6 +555,10 @@ class Row:
         watching, self.waiting, self.watching = self.watching, [], []
         for x, sums in zip(watching, terms, strict=True):
             self.tell(x, sums)
+
+    def old_param(self, i: int, ends: Ends) -> Any:
+        """A parameter, if new ones leave the chain; else None."""
+        return jnp.asarray(self.params[i]) if ends == "param" and self.params else None
 
     def given(self, i: int) -> tuple[Any, ...]:
         """A parameter's gradient and itself, for observers, unless they are its signal."""
@@ -599,19 +615,10 @@ class Row:
                 self.at_leaf(i, _check_passed, name, u, signal.update.shape)
                 self.signals[i] = signal.with_update(jnp.asarray(u).astype(signal.update.dtype))
 
-    def finish(self, *, applies: bool = False) -> tuple[list[Any], State]:
-        """The updates of the parameters that have a gradient, and the new state.
-
-        If the step ``applies`` the updates, they are the new parameters.
-        """
+    def finish(self) -> tuple[list[Any], State]:
+        """What leaves the chain for parameters that have a gradient, and the new state."""
         if not self.is_done:
-            self.advance(ends="param" if applies else "update")
-        elif applies:
-            assert self.params is not None
-            self.signals = [
-                x if x is None else add(jnp.asarray(theta), x)
-                for theta, x in zip(self.params, self.signals, strict=True)
-            ]
+            self.advance(ends=self.ends)
         count = self.state["count"]
         largest = jnp.iinfo(count.dtype).max
         self.after["count"] = jnp.where(count < largest, count + 1, count)
