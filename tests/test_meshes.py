@@ -35,9 +35,8 @@ needs_eight_devices = pytest.mark.skipif(
 def test_with_eight_devices():
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # XLA may run a collective inside of a `cond` beside one outside, on a thread for each device
-        # and collective. It has no more threads than devices, unless this says so, and then waits
-        # forever.
+        # XLA may run a collective inside of a `cond` beside one outside, each on a thread for each
+        # device. It has no more threads than devices, unless this says so, and then waits forever.
         "NPROC": "32",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     }
