@@ -971,3 +971,30 @@ def test_an_array_out_of_its_domain_says_how_much_of_it_and_where():
     shown = "got an array float64[3,4], in which 2 of 12 are not: the first is -0.5 at [1, 2]"
     with pytest.raises(ValueError, match=says("sgd: learning_rate", "≥ 0", shown)):
         adamx.sgd(rates)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda g, s, p: ({"w": "text", "b": g["b"]}, s, p), "not an array"),
+        (lambda g, s, p: ({"w": g["w"]}, s, p), "gradients"),
+        (lambda g, s, p: ({"w": g["w"][:1], "b": g["b"]}, s, p), "shape"),
+        (lambda g, s, p: (g, s | {"other": s["count"]}, p), "other"),
+        (lambda g, s, p: (g, p, s), "order is update"),
+        (
+            lambda g, s, p: (g, s, {"w": p["w"], "b": "text"}),
+            "it is 'text' of type str, not an array",
+        ),
+    ],
+)
+def test_a_first_step_does_not_keep_errors_from_later_ones(wrong, said):
+    """Outside jit, what was checked in a step is not checked again."""
+    opt, params = adamx.adam(1e-3), {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+    given = params, opt.init(params), params
+    with pytest.raises((adamx.StageError, TypeError), match=said) as first:
+        adamx.adam(1e-3).update(*wrong(*given))
+    for _ in range(2):
+        opt.update(*given)
+    with pytest.raises(type(first.value), match=said) as later:
+        opt.update(*wrong(*given))
+    assert str(later.value) == str(first.value)

@@ -22,8 +22,7 @@ from adamx.links.signal import Signal
 from adamx.links.slots import Slot, Slots
 from adamx.links.stage import Stage
 from adamx.numerics import random
-from adamx.numerics.arithmetic import sum_of_numbers
-from adamx.numerics.shards import divided, number_of_shard, over_shards, refusal
+from adamx.numerics.shards import divided, number_of_shard, refusal
 from adamx.trees.arrays import kind, kinds
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "advance",
     "errors_of",
     "fixed",
-    "global_sum",
     "of_parameter",
     "phase_of",
     "promotion",
@@ -57,9 +55,10 @@ class Ready(NamedTuple):
     """The rule in the precision of clocks."""
 
 
-Ends = Literal["signal", "update", "param"]
+Ends = Literal["signal", "update", "param", "sums"]
 """What a block returns beside the new slots: the signal for links behind it; the update, which
-leaves the chain; or the parameter after the update has been added to it."""
+leaves the chain; or the parameter after the update has been added to it. Or it returns, without new
+slots, the terms of one array in the sum over all parameters that its only stage needs."""
 
 
 Summand = Callable[[Signal, Any, Any], Any]
@@ -195,6 +194,9 @@ def through(
     if not isinstance(signal, Signal):
         given = given or signal
         signal = Signal.enter(*signal)
+    if ends == "sums":
+        (stage,), step = static.join(numbers), steps[0]._replace(own=own[0])
+        return Passed(_sums(stage, names[0], step, signal, slots[0], shards), [], ())
     done = []
     with promotion(signal.update), divided(shards):
         for name, stage, step, before, numbers_of, known in zip(
@@ -234,42 +236,12 @@ def through(
 advance = jax.jit(through, static_argnums=(0, 1, 2, 3, 4))
 
 
-def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:
-    """A stage's sum over all parameters, in the precision of clocks.
-
-    Shards are summed after the parameters, in one collective for each set of mesh axes.
-    """
-    of_each: dict[tuple[str, ...], list[Any]] = {}
-    for ready, leaf in leaves:
-        static, numbers = Static.split(ready.stage)
-        step = ready.step._replace(own=leaf.own[0])
-        numbers_of = locate(
-            *(leaf.number, _summand, static, ready.name, leaf.shards, numbers),
-            *(step, leaf.signal, leaf.slots[0]),
-        )
-        wide = hyper.cast(numbers_of, hyper.clock_dtype())
-        of_each.setdefault(leaf.shards, []).append(wide)
-    parts = [over_shards(_sum(terms), shards) for shards, terms in of_each.items()]
-    return parts[0] if len(parts) == 1 else _sum(parts)
-
-
-def _sum(terms: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *x: sum_of_numbers(x), *terms or [None])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _summand(
-    static: Static,
-    name: str,
-    shards: tuple[str, ...],
-    numbers: list[Any],
-    step: Step,
-    signal: Signal,
-    slots: Slots,
+def _sums(
+    stage: Stage, name: str, step: Step, signal: Signal, slots: Slots, shards: tuple[str, ...]
 ) -> Any:
-    """One array's term in a stage's sum over all parameters."""
+    """One array's terms in a stage's sum over all parameters."""
     signal, slots = without_slope(step.counts, (signal, slots))
-    rule, step = _at_precision(static.join(numbers), step, signal)
+    rule, step = _at_precision(stage, step, signal)
     assert rule.global_sum is not None
     errors = errors_of(name, "global_sum", lambda: f"its gradient is {kind(signal.gradient)}")
     with errors, promotion(signal.update), divided(shards, sums_later=True):

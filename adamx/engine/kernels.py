@@ -131,7 +131,7 @@ class Kernels:
         """The kernel for arrays of this kind; None if XLA has to run the block on them."""
         if self.backend is None or (leaf.shards and self.block.reach == "row"):
             return None
-        fuses = self.block.ends == "param" or bool(self.block.summands)
+        fuses = self.block.ends in ("param", "sums") or bool(self.block.summands)
         pays = fuses and not self.backend.packed_only
         if not pays and not _has_packed(leaf):
             return None
@@ -209,6 +209,7 @@ class Kernel:
         tree: the tree of the arguments.
         shards: the mesh axes along which the parameter is divided, inside of ``shard_map``.
         compiled: the program, compiled; arrays whose kernels have the same may share a call.
+        gets: the places of the arrays, and of the numbers, that it gets, in C.
         scalars: the array of scalars of all tiles, in C.
         is_sum: which of these are sums, of which the parameter has the sum over all tiles.
     """
@@ -223,6 +224,7 @@ class Kernel:
     tree: Any
     shards: tuple[str, ...]
     compiled: Any = None
+    gets: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
     scalars: Any = None
     is_sum: tuple[bool, ...] = ()
 
@@ -277,6 +279,7 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
     numbers = [x for x, y in zip(given, is_array, strict=True) if not y]
     # A step changes neither the shape of the parameter nor the form of its slots.
     kept = [given[0], *(x for x in jax.tree.leaves(leaf.slots) if np.ndim(x))]
+    kept = [] if block.ends == "sums" else kept
     own = [given[i] for i in arrays]
     if not all(map(backend.takes, [*own, *numbers])):
         return None
@@ -321,7 +324,7 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
     has_scalars = len(traced.out_avals) > len(made)
     if not all(map(backend.takes, made)) or (has_scalars and not backend.takes_sums):
         return None
-    aliases = _aliases(block, leaf, made)
+    aliases = _aliases(block, leaf, made) if made else {}
     kernel = Kernel(traced, arrays, *found, results, tuple(made), aliases, tree, leaf.shards)
     kernel.compiled = backend.compile(kernel)
     return None if kernel.compiled is None else kernel

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -66,12 +67,16 @@ class Function(NamedTuple):
 
     Attributes:
         text: its source.
+        arrays: the places of the arrays that it gets; it does not get those that it does not read.
+        numbers: the places of the numbers that it gets.
         scalars: for each scalar among the results, whether it is a sum over the tile; else it is
             the same for all tiles.
         dtype: the dtype of the array of scalars.
     """
 
     text: str
+    arrays: tuple[int, ...]
+    numbers: tuple[int, ...]
     scalars: tuple[bool, ...]
     dtype: str
 
@@ -91,7 +96,8 @@ class Operation:
     Attributes:
         value: the value that it computes.
         text: its expression; of a maximum, the name of the function; of a sum, what it adds.
-        given: the names of the values of blocks and elements from which it computes it.
+        needs: the names of the values from which it computes it.
+        given: those of them that are not numbers.
         level: the level at which it is computed.
         block_maximum: whether it is a maximum over the elements of a block.
         is_sum: whether it is a sum over the elements of the tile.
@@ -100,6 +106,7 @@ class Operation:
 
     value: Value
     text: str
+    needs: tuple[str, ...]
     given: tuple[str, ...]
     level: int = 0
     block_maximum: bool = False
@@ -126,19 +133,31 @@ def function(program: Any, places: dict[int, int]) -> Function:
     numbers = [Value(f"n{i}", *reader.form(x.aval)) for i, x in enumerate(rest[count:])]
     start = [Value("row", "int32"), Value("column", "int32")]
     known = dict(zip([row, column, *rest], [*start, *arrays, *numbers], strict=True))
-    results = []
+    results, all_sums = [], True
     for value, aval in zip(reader.values(program.jaxpr, known), program.out_avals, strict=True):
         dtype, of = reader.form(aval)
         is_made = value.name in reader.operations and value.of == of
+        is_sum = value.name in reader.operations and reader.operations[value.name].is_sum
+        all_sums &= is_sum or value.name == _constant(0, dtype)
         results.append(value if is_made else reader.operation("{0}", dtype, of, value))
-    reader.drop_unread(results)
+    read = reader.drop_unread(results)
+    owned = [i in places or x.name in read for i, x in enumerate(arrays)]
+    first = next(compress(arrays, owned), None)
+    owned[0] |= first is None or first.of != "element"  # the first array counts the elements
+    of_numbers = [x.name in read for x in numbers]
     arrays_made = sum(x.ndim > 0 for x in program.out_avals)
     made, scalars = results[:arrays_made], results[arrays_made:]
     if len({x.dtype for x in scalars}) > 1 or any(x.ndim for x in program.out_avals[arrays_made:]):
         raise Untranslatable("scalars of several dtypes, or in front of arrays")
-    text = _Writer(reader, arrays, numbers, made, scalars, places).text()
+    if not made and not all_sums:
+        raise Untranslatable("scalars that are no sums")
+    owner = {result: arrays[array].name for array, result in places.items()}
+    arrays, numbers = compress(arrays, owned), compress(numbers, of_numbers)
+    text = _Writer(reader, [*arrays], [*numbers], made, scalars, owner).text()
     dtype = scalars[0].dtype if scalars else ""
-    return Function(text, tuple(x.of == "tile" for x in scalars), dtype)
+    is_sum = tuple(x.of == "tile" for x in scalars)
+    gets = (tuple(compress(range(len(x)), x)) for x in (owned, of_numbers))
+    return Function(text, *gets, scalars=is_sum, dtype=dtype)
 
 
 class _Reader:
@@ -273,19 +292,19 @@ class _Reader:
         known = [self.operations[x] for x in names if x in self.operations]
         level = max([0, *(x.level for x in known)]) + block_maximum
         is_index = len(known) == len(names) and all(x.is_index for x in known)
-        made = Operation(value, text, names, level, block_maximum, is_sum, is_index)
+        needs = tuple(x.name for x in given)
+        made = Operation(value, text, needs, names, level, block_maximum, is_sum, is_index)
         self.operations[value.name] = made
         return value
 
-    def drop_unread(self, results: Sequence[Value]) -> None:
-        """Drop operations on arrays that no result depends on."""
+    def drop_unread(self, results: Sequence[Value]) -> set[str]:
+        """Drop the operations that no result depends on; the names of the values that are read."""
         read = {x.name for x in results}
         for name, x in reversed(self.operations.items()):
             if name in read:
-                read.update(x.given)
-        self.operations = {
-            name: x for name, x in self.operations.items() if name in read or x.value.of == "number"
-        }
+                read.update(x.needs)
+        self.operations = {name: x for name, x in self.operations.items() if name in read}
+        return read
 
 
 class _Writer:
@@ -298,7 +317,7 @@ class _Writer:
         numbers: Sequence[Value],
         results: Sequence[Value],
         scalars: Sequence[Value],
-        places: dict[int, int],
+        owner: dict[int, str],
     ):
         self.tile, self.block, self.operations = reader.tile, reader.block, reader.operations
         self.arrays, self.numbers, self.results = arrays, numbers, results
@@ -309,7 +328,6 @@ class _Writer:
             self.note(x)
         # A result is stored once the array whose memory it takes is not read any more.
         self.stored: list[int] = []
-        owner = {result: arrays[array].name for array, result in places.items()}
         for place, x in enumerate(results):
             last = max([0, *self.read.get(owner.get(place, ""), ())])
             self.stored.append(max(last, self.operations[x.name].level))

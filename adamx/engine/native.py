@@ -111,6 +111,9 @@ class Native:
             return None
         count = len(kernel.arrays)
         rest = kernel.program.in_avals[2:]
+        arrays = [rest[i] for i in found.arrays]
+        numbers = [rest[count + i] for i in found.numbers]
+        kernel.gets = found.arrays, found.numbers
         made = [x for x in kernel.program.out_avals if x.ndim]
         sizes = [x.size * x.dtype.itemsize for x in made]
         tile = math.prod(kernel.tile)
@@ -121,13 +124,13 @@ class Native:
             kernel.scalars = jax.ShapeDtypeStruct((tiles, len(found.scalars)), scalar)
             kernel.is_sum = found.scalars
         constants = {
-            "ARRAYS": str(count),
-            "NUMBERS": str(max(1, len(rest) - count)),
+            "ARRAYS": str(len(arrays)),
+            "NUMBERS": str(max(1, len(numbers))),
             "RESULTS": str(len(sizes)),
             "SCALARS": str(len(made) if found.scalars else -1),
             "TILE": str(tile),
-            "ARRAY_BYTES": _bytes(rest[:count]),
-            "NUMBER_BYTES": _bytes(rest[count:]) or "4",
+            "ARRAY_BYTES": _bytes(arrays),
+            "NUMBER_BYTES": _bytes(numbers) or "4",
             "RESULT_BYTES": ", ".join(map(str, sizes)),
         }
         source = frame().replace("// ON_TILE", found.text)
@@ -145,7 +148,9 @@ class Native:
         """The results of kernels that share a program, for their arrays and numbers."""
         first = kernels[0]
         count = len(first.made) + (first.scalars is not None)
-        of_each = [numbers or [jnp.zeros((), jnp.int32)] for _, numbers in given]
+        own_arrays, own_numbers = first.gets
+        none = [jnp.zeros((), jnp.int32)]
+        of_each = [[own[i] for i in own_numbers] or none for _, own in given]
         if all(list(map(id, x)) == list(map(id, of_each[0])) for x in of_each):
             of_each = of_each[:1]
         many = range(len(kernels))
@@ -153,13 +158,16 @@ class Native:
             first.compiled,
             [x for kernel in kernels for x in [*kernel.made, kernel.scalars] if x is not None],
             input_output_aliases={
-                i * len(first.arrays) + array: i * count + result
+                i * len(own_arrays) + own_arrays.index(array): i * count + result
                 for i in many
                 for array, result in first.aliases.items()
             },
             vmap_method="broadcast_all",
         )
-        arrays, numbers = [x for own, _ in given for x in own], itertools.chain(*of_each)
+        arrays, numbers = (
+            [own[i] for own, _ in given for i in own_arrays],
+            itertools.chain(*of_each),
+        )
         made = iter(call(*arrays, *numbers))
         return [_with_scalars(kernel, list(itertools.islice(made, count))) for kernel in kernels]
 

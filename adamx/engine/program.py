@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,20 @@ from adamx.trees.arrays import check_arrays, is_eager
 __all__ = ["Program", "update"]
 
 
+class Checked(NamedTuple):
+    """A compiled step on arguments of one structure, which have been checked.
+
+    Attributes:
+        types: the types of their leaves.
+        tree: the structure of the gradients.
+        step: the compiled step.
+    """
+
+    types: frozenset[type]
+    tree: Any
+    step: Callable[..., tuple[list[Any], State]]
+
+
 class Program:
     """The links of a chain, compared by value, as JAX does to find compiled steps.
 
@@ -43,11 +57,27 @@ class Program:
         self.links = links
         self.last: Program = self
         self._compiled: list[Program] = []  # programs that a caller's jit may have compiled
+        self.checked: dict[Hashable, Checked] = {}  # by structure of the arguments
 
     @functools.cached_property
     def split(self) -> tuple[Static, list[Any]]:
         """The static part of the links, for which a step is compiled, and their arrays."""
         return Static.split(self.links)
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the links in the state."""
+        return tuple(names(self.links))
+
+    @functools.cached_property
+    def entries(self) -> frozenset[str]:
+        """The keys that a state may have."""
+        return frozenset(("count", *self.names))
+
+    @functools.cached_property
+    def observes(self) -> bool:
+        """Whether it has observers."""
+        return any(isinstance(link, Observer) for link in self.links)
 
     @functools.cached_property
     def slots(self) -> dict[str, tuple[str, ...]] | None:
@@ -57,7 +87,7 @@ class Program:
         rules: dict[str, Rule] = {}
 
         def look(count: Any) -> None:
-            for name, link in zip(names(self.links), joined(self.links), strict=True):
+            for name, link in zip(self.names, joined(self.links), strict=True):
                 assert isinstance(link, Stage)
                 rules[name] = link.at(count).rule(hyper.clock_dtype())
 
@@ -70,7 +100,7 @@ class Program:
     def alarms(self) -> dict[str, Callable[[Mapping[str, Any]], str | None]]:
         """By the stage's name, the functions that say why training can't go on."""
         found = {}
-        for name, link in zip(names(self.links), self.links, strict=True):
+        for name, link in zip(self.names, self.links, strict=True):
             if is_gate(link) and isinstance(link, Stage):
                 alarm = link.at(np.int32(0)).rule(jnp.float32).alarm
                 found |= {name: alarm} if alarm else {}
@@ -154,47 +184,62 @@ def update(
     applies: bool = False,
 ) -> tuple[PyTree, State]:
     """Run one step; if it ``applies`` the updates, return new parameters in their place."""
-    links = program.links
+    leaves, structure = jax.tree.flatten((updates, state, params))
+    form = structure, applies, kernels.asked_for()
+    known = program.checked.get(form) if program.checked else None
+    if known is not None and not extra and known.types.issuperset(map(type, leaves)):
+        count = known.tree.num_leaves
+        own = None if params is None else Aligned(leaves[len(leaves) - count :], [])
+        outputs, state = known.step(program.split[1], leaves[:count], own, state, {})
+        return known.tree.unflatten(outputs), state
     gradients, tree = jax.tree.flatten(updates)
-    check_state(links, state)
+    _check_state(program, state)
     check_arrays(tree, gradients)
-    aligned = None if params is None else align(updates, tree, params)
-    looks, extra = _looking(links, extra)
-    seen = {k: x for k, x in extra.items() if any(_takes(link, k) for link in links)}
-    for link in links:
-        if isinstance(link, Stage):
-            _check_extra(link, seen)
+    aligned = None
+    if params is not None:
+        aligned = align(updates, tree, params)
+        check_arrays(tree, aligned.own, "it")
+    looks, seen = _looking(program, extra) if extra else (program.observes, {})
     traced = not is_eager(gradients, state, seen)
     compiles = not traced and program.lasts
-    program = program.now(traced=traced)
+    checked, program = program.checked, program.now(traced=traced)
     static, numbers = program.split
-    fixed = static, looks, applies, kernels.asked_for()
+    fixed = static, looks, *form[1:]
     if compiles and len(gradients) > MANY and program.slots is not None:
 
         def some(tree: Any, gradients: list[Any], params: Aligned | None, state: State) -> Any:
-            return _compiled_step(*fixed, tree, numbers, gradients, params, state, seen)
+            return _compiled(*fixed, tree)(numbers, gradients, params, state, seen)
 
         done = step_in_parts(some, program.slots, tree, gradients, aligned, state)
         if done is not None:
             return tree.unflatten(done[0]), done[1]
-    step = _compiled_step if compiles else _step
-    outputs, state = step(*fixed, tree, numbers, gradients, aligned, state, seen)
+    step = _compiled(*fixed, tree) if compiles else functools.partial(_step, *fixed, tree)
+    outputs, state = step(numbers, gradients, aligned, state, seen)
+    is_whole = not extra and (aligned is None or not aligned.rest)
+    if compiles and is_whole and is_eager(leaves) and not (program.open or program.alarms):
+        checked[form] = Checked(frozenset(map(type, leaves)), tree, step)
     if not traced:
         program.check(state)
     return tree.unflatten(outputs), state
 
 
-def _looking(links: Sequence[Link], extra: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Whether the observers look in this step, and the other extra arguments of update()."""
-    if not any(isinstance(link, Observer) for link in links):
-        return False, extra
-    looks = extra.get("observe", True)
-    if not isinstance(looks, bool):
-        raise StageError(
-            f"observe must be True or False, got {as_given(looks)}: two programs are compiled, one "
-            "for each value; make it a static argument of the jitted step, or use watch(every=n)"
-        )
-    return looks, {key: x for key, x in extra.items() if key != "observe"}
+def _looking(program: Program, extra: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Whether observers look in this step, and the extra arguments of update() that links use."""
+    looks = program.observes
+    if looks and "observe" in extra:
+        looks = extra["observe"]
+        if not isinstance(looks, bool):
+            raise StageError(
+                f"observe must be True or False, got {as_given(looks)}: two programs are compiled, "
+                "one for each value; make it a static argument of the jitted step, or use "
+                "watch(every=n)"
+            )
+        extra = {key: x for key, x in extra.items() if key != "observe"}
+    seen = {k: x for k, x in extra.items() if any(_takes(link, k) for link in program.links)}
+    for link in program.links:
+        if isinstance(link, Stage):
+            _check_extra(link, seen)
+    return looks, seen
 
 
 def _takes(link: Link, argument: str) -> bool:
@@ -215,17 +260,17 @@ def _check_extra(stage: Stage, given: dict[str, Any]) -> None:
                 ).within(stage=stage.name)
 
 
-def check_state(links: Sequence[Link], state: Any) -> None:
-    """Check that the state is a dict that holds a count and entries of these links only."""
+def _check_state(program: Program, state: Any) -> None:
+    """Check that the state is a dict that holds a count and entries of the program's links only."""
     if not isinstance(state, dict) or "count" not in state:
         raise StageError(
             f"the state is {described(state)}, not what this chain's init() returns; the "
             "order is update(grads, state, params)"
         )
-    if unknown := sorted(state.keys() - {"count", *names(links)}):
+    if not program.entries.issuperset(state):
         raise StageError(
-            f"the state holds {unknown}, which no stage of this chain has; its stages are "
-            f"{names(links)}. Was it made by another chain?"
+            f"the state holds {sorted(state.keys() - program.entries)}, which no stage of this "
+            f"chain has; its stages are {[*program.names]}. Was it made by another chain?"
         )
 
 
@@ -254,4 +299,11 @@ def _step(
     return automatic(run, (numbers, gradients, params, state, extra), specs)
 
 
-_compiled_step = jax.jit(_step, static_argnums=(0, 1, 2, 3, 4))
+@functools.lru_cache(maxsize=4096)
+def _compiled(*fixed: Any) -> Callable[..., tuple[list[Any], State]]:
+    """The step, compiled for values of its first arguments."""
+
+    def step(*given: Any) -> tuple[list[Any], State]:
+        return _step(*fixed, *given)
+
+    return jax.jit(step)

@@ -19,11 +19,11 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adamx.arguments import hyper
-from adamx.engine.block import Block, Ends, Entering, Ready, errors_of, global_sum, reshaped
+from adamx.engine.block import Block, Ends, Entering, Ready, errors_of, reshaped
 from adamx.engine.forms import Form, check_clock, check_count, check_scalars
 from adamx.engine.gated import pass_gate
 from adamx.engine.kept import chosen, without_slope
-from adamx.engine.run import run
+from adamx.engine.run import global_sum, run
 from adamx.errors import StageError
 from adamx.links.foreign import ABSENT, Foreign
 from adamx.links.gates import counts, gates_of, is_gate

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.arguments import hyper
 from adamx.engine.block import (
     Block,
     Entering,
     Locate,
     Passed,
+    Ready,
     advance,
     errors_of,
     fixed,
@@ -33,6 +35,7 @@ from adamx.engine.block import (
 from adamx.engine.kernels import Kernels
 from adamx.engine.results import Results
 from adamx.links.slots import Slots
+from adamx.numerics.arithmetic import sum_of_numbers
 from adamx.numerics.meshes import (
     divided_along,
     free_axes,
@@ -42,9 +45,10 @@ from adamx.numerics.meshes import (
     platform,
     whole,
 )
+from adamx.numerics.shards import over_shards
 from adamx.trees.arrays import kind, kinds
 
-__all__ = ["run"]
+__all__ = ["global_sum", "run"]
 
 
 def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[Passed]:
@@ -73,6 +77,28 @@ def run(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[Passed
             signals[i], terms[i] = passed.left, passed.terms
             done[i] += passed.slots
     return list(map(Passed, signals, done, terms))
+
+
+def global_sum(leaves: Sequence[tuple[Ready, Entering]], locate: Locate) -> Any:
+    """A stage's sum over all parameters, in the precision of clocks.
+
+    Shards are summed after the parameters, in one collective for each set of mesh axes.
+    """
+    alike: dict[int, list[tuple[Ready, Entering]]] = {}
+    for ready, leaf in leaves:
+        alike.setdefault(id(ready), []).append((ready, leaf))
+    of_each: dict[tuple[str, ...], list[Any]] = {}
+    for some in alike.values():
+        block, entering = Block.of([some[0][0]], ends="sums"), [leaf for _, leaf in some]
+        for leaf, passed in zip(entering, each(block, entering, locate), strict=True):
+            wide = hyper.cast(passed.left, hyper.clock_dtype())
+            of_each.setdefault(leaf.shards, []).append(wide)
+    parts = [over_shards(_sum(terms), shards) for shards, terms in of_each.items()]
+    return parts[0] if len(parts) == 1 else _sum(parts)
+
+
+def _sum(terms: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: sum_of_numbers(x), *terms or [None])
 
 
 def each(block: Block, leaves: Sequence[Entering], locate: Locate) -> list[Passed]:

@@ -79,14 +79,14 @@ def _instead_of(leaf: Any) -> str:
 ARRAYS = (jax.Array, np.ndarray, np.generic, float, int, complex)
 
 
-def check_arrays(tree: Any, gradients: list[Any]) -> None:
-    """Check that every gradient is an array."""
-    for index, gradient in enumerate(gradients):
-        if not isinstance(gradient, ARRAYS):
-            raise StageError(
-                f"its gradient is {described(gradient)}, not an array; pass None for a parameter "
-                "that has no gradient"
-            ).within(parameter=path_of(tree, index))
+def check_arrays(tree: Any, leaves: list[Any], what: str = "its gradient") -> None:
+    """Check that all leaves of a tree are arrays."""
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, ARRAYS):
+            remedy = "; pass None for a parameter that has no gradient" * (what == "its gradient")
+            raise StageError(f"{what} is {described(leaf)}, not an array{remedy}").within(
+                parameter=path_of(tree, index)
+            )
 
 
 def is_eager(*trees: PyTree) -> bool:
