@@ -20,6 +20,7 @@ import optax
 import pytest
 
 import adamx
+from adamx.core import Rule
 from adamx.engine import kernels, mosaic, native
 from adamx.numerics import random, tiles
 from adamx.numerics.formats import rounded
@@ -266,6 +267,36 @@ WATCHED = {
 def test_a_kernel_in_c_computes_the_sums_of_an_observer(name, monkeypatch):
     opt, how = WATCHED[name]
     assert_alike(opt, monkeypatch, kind="auto", **{"count": 5, "step": True} | how)
+
+
+READINGS = {
+    "sum": lambda xp, x: xp.sum(x),
+    "mean": lambda xp, x: xp.mean(x),
+    "maximum": lambda xp, x: xp.max(x),
+    "size": lambda xp, x: xp.float32(x.size),
+    "of a sum": lambda xp, x: 2 * xp.sum(x) + 1,
+}
+
+
+@in_c
+@pytest.mark.parametrize("name", READINGS)
+def test_a_reading_of_all_elements_that_is_no_sum_is_left_to_xla(name, monkeypatch):
+    """The means or the maxima of tiles do not add up to those of an array."""
+    monkeypatch.setenv("ADAMX_KERNELS", "auto")
+    grads = {"w": jnp.linspace(-1.0, 2.0, 10_000), "v": jnp.linspace(0.0, 1.0, 5000)}
+    reading = READINGS[name]
+
+    @adamx.stage(reach="element")
+    def scale_by_reading():
+        def update(signal, slots, step):
+            return signal.with_update(jnp.ones_like(signal.update) * step.total), slots
+
+        return Rule(update, global_sum=lambda signal, *_: reading(jnp, signal.update))
+
+    opt = scale_by_reading()
+    found = jax.jit(opt.update)(grads, opt.init(grads))[0]["w"][0]
+    expected = sum(reading(np, np.asarray(x, np.float64)) for x in grads.values())
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @in_c

@@ -278,8 +278,8 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
     arrays = tuple(itertools.compress(range(len(given)), is_array))
     numbers = [x for x, y in zip(given, is_array, strict=True) if not y]
     # A step changes neither the shape of the parameter nor the form of its slots.
-    kept = [given[0], *(x for x in jax.tree.leaves(leaf.slots) if np.ndim(x))]
-    kept = [] if block.ends == "sums" else kept
+    slots = [x for x in jax.tree.leaves(leaf.slots) if np.ndim(x)]
+    kept = [] if block.ends == "sums" else [given[0], *slots]
     own = [given[i] for i in arrays]
     if not all(map(backend.takes, [*own, *numbers])):
         return None
@@ -324,7 +324,7 @@ def kernel_for(block: Block, leaf: Entering, backend: Backend) -> Kernel | None:
     has_scalars = len(traced.out_avals) > len(made)
     if not all(map(backend.takes, made)) or (has_scalars and not backend.takes_sums):
         return None
-    aliases = _aliases(block, leaf, made) if made else {}
+    aliases = _aliases(block, leaf, made)
     kernel = Kernel(traced, arrays, *found, results, tuple(made), aliases, tree, leaf.shards)
     kernel.compiled = backend.compile(kernel)
     return None if kernel.compiled is None else kernel
@@ -335,6 +335,8 @@ def _aliases(block: Block, leaf: Entering, made: Sequence[Any]) -> dict[int, int
 
     A new slot takes that of the old one, and a new parameter that of the parameter.
     """
+    if block.ends == "sums":
+        return {}
     signal = [x for x in jax.tree.leaves(leaf.signal) if np.ndim(x)]
     slots = sum(np.ndim(x) > 0 for x in jax.tree.leaves(leaf.slots))
     same = {len(signal) + k: len(made) - slots + k for k in range(slots)}

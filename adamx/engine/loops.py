@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -124,40 +123,42 @@ def function(program: Any, places: dict[int, int]) -> Function:
         places: by its place among the arrays, the place of the result that has its memory.
 
     Raises:
-        Untranslatable: for a primitive, a dtype or a shape that can't be written in this way.
+        Untranslatable: for a primitive, a dtype or a shape that can't be written in this way, and
+            for a program of scalars alone that are no sums over the tile.
     """
-    row, column, *rest = program.jaxpr.invars
-    count = sum(x.aval.ndim > 0 for x in rest)
-    reader = _Reader(rest[0].aval.size)
-    arrays = [Value(f"a{i}", *reader.form(x.aval)) for i, x in enumerate(rest[:count])]
-    numbers = [Value(f"n{i}", *reader.form(x.aval)) for i, x in enumerate(rest[count:])]
+    row, column, *given = program.jaxpr.invars
+    count = sum(x.aval.ndim > 0 for x in given)
+    reader = _Reader(given[0].aval.size)
+    arrays = [Value(f"a{i}", *reader.form(x.aval)) for i, x in enumerate(given[:count])]
+    numbers = [Value(f"n{i}", *reader.form(x.aval)) for i, x in enumerate(given[count:])]
     start = [Value("row", "int32"), Value("column", "int32")]
-    known = dict(zip([row, column, *rest], [*start, *arrays, *numbers], strict=True))
-    results, all_sums = [], True
+    known = dict(zip([row, column, *given], [*start, *arrays, *numbers], strict=True))
+    results, are_sums = [], []
     for value, aval in zip(reader.values(program.jaxpr, known), program.out_avals, strict=True):
         dtype, of = reader.form(aval)
         is_made = value.name in reader.operations and value.of == of
-        is_sum = value.name in reader.operations and reader.operations[value.name].is_sum
-        all_sums &= is_sum or value.name == _constant(0, dtype)
+        are_sums.append(reader.is_sum(value) or value.name == _constant(0, dtype))
         results.append(value if is_made else reader.operation("{0}", dtype, of, value))
-    read = reader.drop_unread(results)
-    owned = [i in places or x.name in read for i, x in enumerate(arrays)]
-    first = next(compress(arrays, owned), None)
-    owned[0] |= first is None or first.of != "element"  # the first array counts the elements
-    of_numbers = [x.name in read for x in numbers]
     arrays_made = sum(x.ndim > 0 for x in program.out_avals)
     made, scalars = results[:arrays_made], results[arrays_made:]
     if len({x.dtype for x in scalars}) > 1 or any(x.ndim for x in program.out_avals[arrays_made:]):
         raise Untranslatable("scalars of several dtypes, or in front of arrays")
-    if not made and not all_sums:
+    if not made and not all(are_sums):
         raise Untranslatable("scalars that are no sums")
+    read = reader.drop_unread(results)
+    gets = [i for i, x in enumerate(arrays) if i in places or x.name in read]
+    if not gets or arrays[gets[0]].of != "element":
+        gets.insert(0, 0)  # the function counts the elements of the first array
+    gets_numbers = [i for i, x in enumerate(numbers) if x.name in read]
     owner = {result: arrays[array].name for array, result in places.items()}
-    arrays, numbers = compress(arrays, owned), compress(numbers, of_numbers)
-    text = _Writer(reader, [*arrays], [*numbers], made, scalars, owner).text()
-    dtype = scalars[0].dtype if scalars else ""
-    is_sum = tuple(x.of == "tile" for x in scalars)
-    gets = (tuple(compress(range(len(x)), x)) for x in (owned, of_numbers))
-    return Function(text, *gets, scalars=is_sum, dtype=dtype)
+    own, rest = [arrays[i] for i in gets], [numbers[i] for i in gets_numbers]
+    return Function(
+        _Writer(reader, own, rest, made, scalars, owner).text(),
+        tuple(gets),
+        tuple(gets_numbers),
+        tuple(x.of == "tile" for x in scalars),
+        scalars[0].dtype if scalars else "",
+    )
 
 
 class _Reader:
@@ -296,6 +297,10 @@ class _Reader:
         made = Operation(value, text, needs, names, level, block_maximum, is_sum, is_index)
         self.operations[value.name] = made
         return value
+
+    def is_sum(self, x: Value) -> bool:
+        """Whether a value is a sum over the elements of the tile."""
+        return x.name in self.operations and self.operations[x.name].is_sum
 
     def drop_unread(self, results: Sequence[Value]) -> set[str]:
         """Drop the operations that no result depends on; the names of the values that are read."""

@@ -164,11 +164,8 @@ class Native:
             },
             vmap_method="broadcast_all",
         )
-        arrays, numbers = (
-            [own[i] for own, _ in given for i in own_arrays],
-            itertools.chain(*of_each),
-        )
-        made = iter(call(*arrays, *numbers))
+        arrays = [own[i] for own, _ in given for i in own_arrays]
+        made = iter(call(*arrays, *itertools.chain(*of_each)))
         return [_with_scalars(kernel, list(itertools.islice(made, count))) for kernel in kernels]
 
 

@@ -36,13 +36,29 @@ class Checked(NamedTuple):
 
     Attributes:
         types: the types of their leaves.
-        tree: the structure of the gradients.
+        tree: the structure of the gradients, which is that of the parameters.
         step: the compiled step.
     """
 
     types: frozenset[type]
     tree: Any
     step: Callable[..., tuple[list[Any], State]]
+
+    def run(
+        self, numbers: list[Any], leaves: list[Any], state: State, params: PyTree
+    ) -> tuple[PyTree, State]:
+        """Another step.
+
+        Args:
+            numbers: the arrays among the arguments of the links.
+            leaves: those of gradients, state and parameters.
+            state: the state.
+            params: the parameters, or None.
+        """
+        count = self.tree.num_leaves
+        own = None if params is None else Aligned(leaves[len(leaves) - count :], [])
+        outputs, state = self.step(numbers, leaves[:count], own, state, {})
+        return self.tree.unflatten(outputs), state
 
 
 class Program:
@@ -185,26 +201,27 @@ def update(
 ) -> tuple[PyTree, State]:
     """Run one step; if it ``applies`` the updates, return new parameters in their place."""
     leaves, structure = jax.tree.flatten((updates, state, params))
-    form = structure, applies, kernels.asked_for()
+    asked = kernels.asked_for()
+    form = structure, applies, asked
     known = program.checked.get(form) if program.checked else None
     if known is not None and not extra and known.types.issuperset(map(type, leaves)):
-        count = known.tree.num_leaves
-        own = None if params is None else Aligned(leaves[len(leaves) - count :], [])
-        outputs, state = known.step(program.split[1], leaves[:count], own, state, {})
-        return known.tree.unflatten(outputs), state
+        made, state = known.run(program.split[1], leaves, state, params)
+        program.check(state)
+        return made, state
     gradients, tree = jax.tree.flatten(updates)
     _check_state(program, state)
-    check_arrays(tree, gradients)
+    said = "its gradient is {}, not an array; pass None for a parameter that has no gradient"
+    check_arrays(tree, gradients, said)
     aligned = None
     if params is not None:
         aligned = align(updates, tree, params)
-        check_arrays(tree, aligned.own, "it")
+        check_arrays(tree, aligned.own, "it is {}, not an array")
     looks, seen = _looking(program, extra) if extra else (program.observes, {})
     traced = not is_eager(gradients, state, seen)
     compiles = not traced and program.lasts
     checked, program = program.checked, program.now(traced=traced)
     static, numbers = program.split
-    fixed = static, looks, *form[1:]
+    fixed = static, looks, applies, asked
     if compiles and len(gradients) > MANY and program.slots is not None:
 
         def some(tree: Any, gradients: list[Any], params: Aligned | None, state: State) -> Any:
@@ -216,7 +233,7 @@ def update(
     step = _compiled(*fixed, tree) if compiles else functools.partial(_step, *fixed, tree)
     outputs, state = step(numbers, gradients, aligned, state, seen)
     is_whole = not extra and (aligned is None or not aligned.rest)
-    if compiles and is_whole and is_eager(leaves) and not (program.open or program.alarms):
+    if compiles and is_whole and is_eager(leaves) and not program.open:
         checked[form] = Checked(frozenset(map(type, leaves)), tree, step)
     if not traced:
         program.check(state)

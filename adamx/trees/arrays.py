@@ -79,14 +79,11 @@ def _instead_of(leaf: Any) -> str:
 ARRAYS = (jax.Array, np.ndarray, np.generic, float, int, complex)
 
 
-def check_arrays(tree: Any, leaves: list[Any], what: str = "its gradient") -> None:
-    """Check that all leaves of a tree are arrays."""
+def check_arrays(tree: Any, leaves: list[Any], said: str) -> None:
+    """Check that all leaves of a tree are arrays; ``said`` is the error, with ``{}`` for a leaf."""
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, ARRAYS):
-            remedy = "; pass None for a parameter that has no gradient" * (what == "its gradient")
-            raise StageError(f"{what} is {described(leaf)}, not an array{remedy}").within(
-                parameter=path_of(tree, index)
-            )
+            raise StageError(said.format(described(leaf))).within(parameter=path_of(tree, index))
 
 
 def is_eager(*trees: PyTree) -> bool:
