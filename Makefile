@@ -68,9 +68,9 @@ package: $(VENV)/.dev ## build the package, and try it where nothing else is ins
 test-oldest: ## run the tests that depend on versions, on the oldest Python and JAX
 	$(MAKE) test-compatible VENV=.venv-oldest PYTHON="$(or $(call find_python,11),$(PYTHON))"
 
-test-newest: ## the same on the newest Python found here, with the newest JAX for it
+test-newest: ## the same and kernels on the newest Python found here, with the newest JAX for it
 	@test -n "$(NEWEST)" || { echo "Found no Python newer than $(PYTHON)."; exit 1; }
-	$(MAKE) test-compatible VENV=.venv-newest PYTHON="$(NEWEST)"
+	$(MAKE) test-compatible VENV=.venv-newest PYTHON="$(NEWEST)" COMPATIBLE="$(COMPATIBLE) tests/test_kernels.py"
 
 newest: # print the Python of test-newest, or nothing where none is newer than $(PYTHON)
 	@echo $(NEWEST)

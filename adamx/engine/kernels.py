@@ -15,6 +15,7 @@ device, slowly, in JAX's interpreter of Pallas.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ from adamx.numerics.tiles import Tile
 from adamx.trees.arrays import kind
 from adamx.trees.packed import is_packed
 
-__all__ = ["Kernels", "asked_for"]
+__all__ = ["Kernels", "asked_for", "prepare"]
 
 
 def asked_for() -> str:
@@ -64,6 +65,15 @@ def backend() -> Backend | None:
     if platform() == "tpu" and not device_kind().startswith(mosaic.SMALL):
         return Mosaic()
     return Native() if platform() == "cpu" and native.compiler() else None
+
+
+def prepare() -> None:
+    """Import Pallas, if the kernels of this device need it.
+
+    If the first step imported it while it is traced, JAX 0.12 would compile the step twice.
+    """
+    if isinstance(backend(), Mosaic):
+        importlib.import_module("jax.experimental.pallas.tpu")
 
 
 class Kernels:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from adamx.engine import kernels
 from adamx.engine.row import Row, only, reshaped_places, rules_of, shards_of
 from adamx.errors import StageError
 from adamx.links.gates import gates_of
@@ -38,6 +39,8 @@ def init(links: Sequence[Link], params: PyTree) -> State:
     chosen = choose(links, functools.partial(paths_of, tree, leaves))
     if any(here is not None for here in chosen):  # selections may overlap, as chain() can't know
         check_order(links, chosen)
+    if any(around.packs for link in links for around in link.around):
+        kernels.prepare()
     gates_of(links)  # an error for links whose gate is missing
     beginning = Beginning(tree, leaves)
     for name, link, here in zip(names(links), joined(links), chosen, strict=True):
