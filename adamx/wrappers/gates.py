@@ -281,7 +281,7 @@ def skip_spikes(
         row = jnp.where(is_spike, most, x)
         # Once the window is full, only the place in it counts.
         following = jnp.where(seen >= 2 * window, seen - window, seen) + 1
-        recorded = history.at[seen % window].set(row.astype(history.dtype))
+        recorded = jnp.where(jnp.arange(window) == seen % window, row, history)
         return is_finite & ~is_spike, {
             "history": jnp.where(is_finite, recorded, history),
             "seen": jnp.where(is_finite, following, seen),
